@@ -1,0 +1,133 @@
+"""Everything that can go wrong, named by its cause.
+
+No HTTP in here: `vllama.ollama.status` maps causes to statuses.
+
+VllamaError
+├── RequestError              what the client sent cannot be served as sent
+│   ├── InvalidName           the text is no model name
+│   ├── OptionTypeError       an option has the wrong JSON type
+│   ├── FormatError           `format` is neither "json" nor a JSON Schema object
+│   └── Unsupported           the model lacks the capability asked for
+├── ModelNotFound             no manifest under this name
+├── CloudDisabled             a name that only Ollama's cloud could serve
+├── Overloaded                more requests wait than are allowed to
+├── RequestCancelled          the client left before its turn came
+├── EngineError               the model is there but could not answer
+│   ├── LoadFailed            the worker did not become ready
+│   │   └── BadEngineFlags    vLLM refused the flags it was given
+│   └── WorkerDied            the worker went away with requests in flight
+├── StoreError                the model store could not do it
+│   ├── ManifestCorrupt       a manifest or a file that it names is damaged
+│   └── SourceUnavailable     the place to pull from did not deliver
+└── ServerError               the CLI's view of a server
+    ├── ServerUnreachable     nothing answers at OLLAMA_HOST
+    └── ServerRefused         it answered with an error
+"""
+
+from __future__ import annotations
+
+
+class VllamaError(Exception):
+    """Base of all errors meant for a user's eyes; `str(error)` is the message."""
+
+
+class RequestError(VllamaError):
+    """The request cannot be served as it was sent."""
+
+
+class InvalidName(RequestError):
+    """The text does not parse as a model name (contract §3)."""
+
+    def __init__(self, message: str = "invalid model name") -> None:
+        super().__init__(message)
+
+
+class OptionTypeError(RequestError):
+    """An entry of `options` has the wrong JSON type (contract §2.10)."""
+
+
+class FormatError(RequestError):
+    """`format` is neither "json" nor a JSON Schema object (contract §2.4)."""
+
+
+class Unsupported(RequestError):
+    """The model lacks the capability that the request needs."""
+
+
+class ModelNotFound(VllamaError):
+    """No model is stored under this name. `name` is the spelling that the client used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model '{name}' not found")
+        self.name = name
+
+
+class CloudDisabled(VllamaError):
+    """Only Ollama's cloud could serve this name, and this server never calls it (contract §1.2)."""
+
+    def __init__(self, what: str = "remote model is unavailable") -> None:
+        super().__init__(f"ollama cloud is disabled: {what}")
+
+
+class Overloaded(VllamaError):
+    """The queue is full (contract §1.2; the two blanks are Ollama's)."""
+
+    def __init__(self) -> None:
+        super().__init__("server busy, please try again.  maximum pending requests exceeded")
+
+
+class RequestCancelled(VllamaError):
+    """The client left while its request waited."""
+
+    def __init__(self) -> None:
+        super().__init__("request canceled")
+
+
+class EngineError(VllamaError):
+    """The model is known but could not answer."""
+
+
+class LoadFailed(EngineError):
+    """The worker did not become ready; the message carries the end of its log."""
+
+
+class BadEngineFlags(LoadFailed):
+    """vLLM refused its command line; the message is vLLM's own."""
+
+
+class WorkerDied(EngineError):
+    """The worker went away with requests in flight (contract §1.2)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "model runner has unexpectedly stopped, this may be due to resource limitations "
+            "or an internal error, check ollama server logs for details"
+        )
+
+
+class StoreError(VllamaError):
+    """The model store could not do what was asked."""
+
+
+class ManifestCorrupt(StoreError):
+    """A manifest, or a file that it names, is damaged or missing."""
+
+
+class SourceUnavailable(StoreError):
+    """The place to pull from cannot be reached, or does not have the model."""
+
+
+class ServerError(VllamaError):
+    """What a command saw of the server."""
+
+
+class ServerUnreachable(ServerError):
+    """Nothing answers at the address."""
+
+
+class ServerRefused(ServerError):
+    """The server answered with an error. `status` is its HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,83 @@
+"""Model names: what a user types (contract §3)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vllama.errors import InvalidName
+
+DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_NAMESPACE = "library"
+DEFAULT_TAG = "latest"
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A complete name: `host/namespace/model:tag`, spelled as the user spelled it.
+
+    Two names are the same model if they differ in case only: compare `key`. A namespace may
+    hold dots, which Ollama's grammar forbids but Hugging Face's organisations need.
+    """
+
+    host: str
+    namespace: str
+    model: str
+    tag: str
+
+    @classmethod
+    def parse(cls, text: str) -> ModelName:
+        """Parse `[scheme://][host/][namespace/]model[:tag]`. Raises InvalidName."""
+        rest = text.strip()
+        if "://" in rest:
+            rest = rest.partition("://")[2]
+        path, tag = rest, DEFAULT_TAG
+        slash, colon = rest.rfind("/"), rest.rfind(":")
+        if colon > slash:
+            path, tag = rest[:colon], rest[colon + 1 :]
+        parts = path.split("/")
+        if len(parts) > 3:
+            raise InvalidName
+        model = parts[-1]
+        namespace = parts[-2] if len(parts) > 1 else DEFAULT_NAMESPACE
+        host = parts[-3] if len(parts) > 2 else DEFAULT_HOST
+        if not (
+            _HOST.fullmatch(host)
+            and _NAMESPACE.fullmatch(namespace)
+            and _PART.fullmatch(model)
+            and _PART.fullmatch(tag)
+        ) or any(".." in part for part in (host, namespace, model, tag)):
+            raise InvalidName
+        return cls(host, namespace, model, tag)
+
+    @property
+    def key(self) -> str:
+        """The identity of the model: complete and in lower case."""
+        return self.full.lower()
+
+    @property
+    def full(self) -> str:
+        """`registry.ollama.ai/library/model:tag`, as in Ollama's capability errors."""
+        return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
+
+    @property
+    def display(self) -> str:
+        """The short form of lists: default host and namespace hidden, the tag always shown."""
+        if self.host.lower() != DEFAULT_HOST:
+            return self.full
+        if self.namespace.lower() != DEFAULT_NAMESPACE:
+            return f"{self.namespace}/{self.model}:{self.tag}"
+        return f"{self.model}:{self.tag}"
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether only Ollama's cloud could serve it (`x:cloud`, `x:120b-cloud`)."""
+        tag = self.tag.lower()
+        return tag == "cloud" or tag.endswith("-cloud")
+
+    def __str__(self) -> str:
+        return self.display

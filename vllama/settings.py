@@ -1,0 +1,230 @@
+"""One table of settings: name, environment variable, default, meaning.
+
+The CLI makes its flags from it, `vllama serve --help` and `docs/configuration.md` print it, and
+`Settings.from_environment` reads it. Nothing below this module reads the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from vllama.durations import NS_PER_SECOND, parse_keep_alive
+from vllama.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 11434
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table. `parse` turns the text of the variable into the value; it raises ValueError."""
+
+    name: str
+    env: str
+    default: Any
+    parse: Callable[[str], Any]
+    meaning: str
+
+
+def parse_bool(text: str) -> bool:
+    """Return a Go boolean; what does not parse counts as true, as in Ollama (contract §6.1)."""
+    return text.lower() not in {"0", "f", "false"}
+
+
+def parse_seconds(text: str) -> float | None:
+    """Return seconds from a Go duration or bare seconds; None where it is 0 or negative: no limit."""
+    ns = parse_keep_alive(text)
+    return None if ns is None or ns <= 0 else ns / NS_PER_SECOND
+
+
+def _parse_keep_alive_env(text: str) -> int:
+    ns = parse_keep_alive(text)
+    return 5 * 60 * NS_PER_SECOND if ns is None else ns
+
+
+def _non_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        message = "must not be negative"
+        raise ValueError(message)
+    return value
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _models_directory(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "host",
+        "OLLAMA_HOST",
+        "127.0.0.1:11434",
+        str,
+        "address to listen on, and the address that the other commands talk to",
+    ),
+    Setting(
+        "origins",
+        "OLLAMA_ORIGINS",
+        (),
+        _origins,
+        "further browser origins to allow, comma separated, * as wildcard",
+    ),
+    Setting(
+        "keep_alive",
+        "OLLAMA_KEEP_ALIVE",
+        5 * 60 * NS_PER_SECOND,
+        _parse_keep_alive_env,
+        "how long an idle model stays loaded: 5m, 300, 0 (unload at once), -1 (for ever)",
+    ),
+    Setting(
+        "models",
+        "OLLAMA_MODELS",
+        Path("~/.vllama/models").expanduser(),
+        _models_directory,
+        "directory of the model store",
+    ),
+    Setting(
+        "load_timeout",
+        "OLLAMA_LOAD_TIMEOUT",
+        600.0,
+        parse_seconds,
+        "give up on a load that has made no progress for this long; 0: never",
+    ),
+    Setting(
+        "max_loaded_models",
+        "OLLAMA_MAX_LOADED_MODELS",
+        0,
+        _non_negative,
+        "models held at once; 0: three",
+    ),
+    Setting(
+        "num_parallel",
+        "OLLAMA_NUM_PARALLEL",
+        0,
+        _non_negative,
+        "most requests that one model works on at once (a cap, not a reservation); 0: vLLM decides",
+    ),
+    Setting(
+        "max_queue",
+        "OLLAMA_MAX_QUEUE",
+        512,
+        _non_negative,
+        "most requests that may wait for a model to load before 503",
+    ),
+    Setting(
+        "context_length",
+        "OLLAMA_CONTEXT_LENGTH",
+        0,
+        _non_negative,
+        "context to serve, in tokens; 0: as much as model and memory allow",
+    ),
+    Setting(
+        "debug",
+        "OLLAMA_DEBUG",
+        False,
+        parse_bool,
+        "log more",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The values in force. Durations are ns where an `int`, seconds where a `float`.
+
+    `keep_alive` is ns or FOREVER; `load_timeout` is None for no limit.
+    """
+
+    host: str
+    origins: tuple[str, ...]
+    keep_alive: int
+    models: Path
+    load_timeout: float | None
+    max_loaded_models: int
+    num_parallel: int
+    max_queue: int
+    context_length: int
+    debug: bool
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], **overrides: Any) -> Settings:
+        """Read the table's variables; an override that is not None wins.
+
+        A value that does not parse falls back to the default with a warning, as in Ollama
+        (contract §6.1).
+        """
+        values: dict[str, Any] = {}
+        for row in SETTINGS:
+            if (override := overrides.get(row.name)) is not None:
+                values[row.name] = override
+                continue
+            text = environ.get(row.env, "").strip().strip("\"'")
+            values[row.name] = row.default
+            if text:
+                try:
+                    values[row.name] = row.parse(text)
+                except (ValueError, RequestError) as error:
+                    log.warning("%s=%s ignored: %s", row.env, text, error)
+        unknown = overrides.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            message = f"no such setting: {', '.join(sorted(unknown))}"
+            raise TypeError(message)
+        return cls(**values)
+
+    @property
+    def address(self) -> Address:
+        """The parsed `host`."""
+        return Address.parse(self.host)
+
+    @property
+    def resident_limit(self) -> int:
+        """How many models may be held at once."""
+        return self.max_loaded_models or 3
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server listens: OLLAMA_HOST taken apart (contract §6.1)."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Parse `[scheme://]host[:port][/path]`; what is missing or invalid takes Ollama's default."""
+        text = text.strip().strip("\"'")
+        scheme, has_scheme, rest = text.partition("://")
+        if not has_scheme:
+            scheme, rest = "http", text
+        default_port = (
+            {"http": 80, "https": 443}[scheme] if has_scheme and scheme in {"http", "https"} else DEFAULT_PORT
+        )
+        authority, _, path = rest.partition("/")
+        if authority.count(":") > 1 and not authority.startswith("["):
+            authority = f"[{authority}]"  # a bare IPv6 address
+        parts = urlsplit(f"//{authority}")
+        try:
+            port = parts.port if parts.port is not None else default_port
+        except ValueError:
+            log.warning("invalid port in OLLAMA_HOST=%s, using %d", text, default_port)
+            port = default_port
+        return cls(scheme, parts.hostname or "127.0.0.1", port, path.rstrip("/"))
+
+    @property
+    def url(self) -> str:
+        """The base URL of a client; an unspecified address is reached over loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
+        return f"{self.scheme}://{host}:{self.port}{'/' + self.path if self.path else ''}"
