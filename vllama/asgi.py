@@ -1,0 +1,60 @@
+"""The little of ASGI that gateway and worker share: bodies in, replies out, a client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole request body. Raises asyncio.CancelledError where the client left before its end."""
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        return body
+    parts = []
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise asyncio.CancelledError
+
+
+async def reply(send: Send, status: int, content_type: str, body: bytes) -> None:
+    """Send one whole reply."""
+    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@asynccontextmanager
+async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the work inside when the client leaves, and end quietly then.
+
+    Call it after the body has been read: the next thing that `receive` can tell is the disconnect.
+    """
+    work: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # ASGI apps run in tasks
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        work.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not left or work.uncancel() > 0:
+            raise  # somebody else cancels: the server stops
+    finally:
+        watcher.cancel()

@@ -1,0 +1,89 @@
+"""Shows an answer as it streams in, its thinking set apart, and its timings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from vllama.cli.client import Record
+from vllama.cli.output import go_duration, has_color
+from vllama.durations import NS_PER_SECOND
+
+_GREY, _BOLD, _PLAIN = "\x1b[38;5;245m", "\x1b[1m", "\x1b[0m"
+
+
+@dataclass(slots=True)
+class Answer:
+    """What has come so far of one answer; after Ctrl-C that is only a part. `final` is its last record."""
+
+    text: str = ""
+    final: Record = field(default_factory=dict)
+
+    def show(self, records: Iterable[Record], out: TextIO, *, hide_thinking: bool = False) -> None:
+        """Write the pieces of a generate or chat stream as they come."""
+        thinking = Thinking(out)
+        try:
+            for record in records:
+                message = record.get("message") or record
+                text = message.get("content") or message.get("response") or ""
+                if (thought := message.get("thinking")) and not hide_thinking:
+                    thinking.write(thought)
+                if text:
+                    thinking.close()
+                    out.write(text)
+                    self.text += text
+                out.flush()
+                self.final = record
+        finally:
+            thinking.close()
+
+
+class Thinking:
+    """Frames what a model thinks before it answers, grey where the terminal has colours."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._color = has_color(out)
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        """Write a piece of it, after a heading if it is the first."""
+        if not self._last:
+            self._heading("Thinking...\n")
+            self._out.write(_GREY if self._color else "")
+        self._out.write(text)
+        self._last = text
+
+    def close(self) -> None:
+        """End the thinking, if there is any."""
+        if not self._last:
+            return
+        if not self._last.endswith("\n"):
+            self._out.write("\n")
+        self._heading("...done thinking.\n\n")
+        self._out.flush()
+        self._last = ""
+
+    def _heading(self, text: str) -> None:
+        self._out.write(f"{_GREY}{_BOLD}{text}{_PLAIN}" if self._color else text)
+
+
+def timings(final: Record) -> str:
+    """Return what `--verbose` prints of a final record; its durations are ns, its counts tokens."""
+    lines = []
+    for label, key in (("total", "total"), ("load", "load")):
+        if ns := final.get(f"{key}_duration"):
+            lines.append(_line(f"{label} duration", go_duration(ns)))
+    for label, key in (("prompt eval", "prompt_eval"), ("eval", "eval")):
+        count, ns = final.get(f"{key}_count", 0), final.get(f"{key}_duration", 0)
+        if count:
+            lines.append(_line(f"{label} count", f"{count} token(s)"))
+        if ns:
+            lines.append(_line(f"{label} duration", go_duration(ns)))
+            lines.append(_line(f"{label} rate", f"{count / ns * NS_PER_SECOND:.2f} tokens/s"))
+    return "\n".join(lines)
+
+
+def _line(label: str, value: str) -> str:
+    return f"{label + ':':<21} {value}"

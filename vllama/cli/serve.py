@@ -1,0 +1,181 @@
+"""`vllama serve`: start the server. What is no option of ours belongs to vLLM and reaches it unchanged."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vllama.cli.output import go_duration
+from vllama.durations import NS_PER_SECOND
+from vllama.errors import RequestError
+from vllama.names import ModelName
+from vllama.settings import SETTINGS, Setting, Settings
+
+_FLAG = re.compile(r"-(?![\d.]|$)")  # "-1" and "-" are values
+
+
+def split_arguments(arguments: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], list[str]]:
+    """Part a command line into our arguments and vLLM's, each in its order.
+
+    `own` says of each of our flags whether a value follows it. An argument that is no flag belongs
+    to the flag before it, so after one of vLLM's flags any number of values may stand, and after
+    `--flag=value` none. All that follows `--` is vLLM's. Raises click.UsageError for a value that
+    belongs to no flag.
+    """
+    ours: list[str] = []
+    engine: list[str] = []
+    rest = iter(arguments)
+    takes_values = False
+    for argument in rest:
+        flag, has_value, _ = argument.partition("=")
+        spelled = flag.replace("_", "-")  # vLLM takes either, so we do
+        if argument == "--":
+            own, takes_values = {}, False
+        elif not _FLAG.match(argument):
+            if not takes_values:
+                message = f"unexpected argument '{argument}'; a model is named with --model {argument}"
+                raise click.UsageError(message)
+            engine.append(argument)
+        elif spelled in own:
+            ours.append(argument.replace(flag, spelled, 1))
+            if own[spelled] and not has_value:
+                ours += [value for value in [next(rest, None)] if value is not None]
+            takes_values = False
+        else:
+            engine.append(argument)
+            takes_values = not has_value
+    return ours, engine
+
+
+class ServeCommand(click.Command):
+    """Keeps vLLM's flags out of click's sight, in `ctx.meta`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take vLLM's flags out and parse the rest strictly."""
+        own = {
+            spelling: not option.is_flag
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option)
+            for spelling in (*option.opts, *option.secondary_opts)
+        }
+        ours, ctx.meta["engine_flags"] = split_arguments(args, own)
+        return super().parse_args(ctx, ours)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Name vLLM's flags in the usage line."""
+        return [*super().collect_usage_pieces(ctx), "[VLLM FLAGS]..."]
+
+
+def _setting_option(row: Setting) -> click.Option:
+    """Return the flag of a row of the table. It stands for the variable, and takes the same texts."""
+    flag = f"--{row.name.replace('_', '-')}"
+    help_text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.env}{_default_text(row.default)}]"
+    if isinstance(row.default, bool):
+        return click.Option([f"{flag}/--no-{flag[2:]}", row.name], default=None, help=help_text)
+
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:  # noqa: ARG001
+        try:
+            if value is not None:
+                row.parse(value)
+        except (ValueError, RequestError) as error:
+            raise click.BadParameter(str(error)) from error
+        return value
+
+    return click.Option([flag, row.name], callback=check, metavar="VALUE", help=help_text)
+
+
+def _default_text(default: Any) -> str:
+    """Return the default for `--help`. Durations are seconds where a float, ns where an int; no count is as large."""
+    if isinstance(default, float):
+        text = go_duration(int(default * NS_PER_SECOND))
+    elif isinstance(default, int) and default >= NS_PER_SECOND:
+        text = go_duration(default)
+    elif isinstance(default, Path) and default.is_relative_to(Path.home()):
+        text = f"~/{default.relative_to(Path.home())}"
+    else:
+        text = str(default) if default else ""
+    return f"; default: {text}" if text else ""
+
+
+def _check_models(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> Sequence[str]:  # noqa: ARG001
+    for text in value:
+        name, has_path, path = text.partition("=")
+        ModelName.parse(name)
+        if has_path and not path:
+            message = f"'{text}': no path after the ="
+            raise click.BadParameter(message)
+    return value
+
+
+@click.pass_context
+def serve(
+    ctx: click.Context, /, models_to_load: Sequence[str], port: int | None, *, compiled: bool, **rows: Any
+) -> None:
+    """Serve models on Ollama's API.
+
+    Any other flag is passed to vLLM as it is, for every model, for example
+
+    \b
+      --gpu-memory-utilization 0.9   --max-num-seqs 256
+      --max-model-len 4096           --enable-prefix-caching
+    """
+    from vllama.scheduler.engine_flags import refuse_ours
+
+    engine_flags: list[str] = ctx.meta["engine_flags"]
+    refuse_ours(engine_flags)
+    settings = _settings(rows, port)
+    from vllama.gateway.server import serve as serve_gateway
+
+    ctx.exit(serve_gateway(settings, models=models_to_load, engine_flags=engine_flags, compile=compiled))
+
+
+def _settings(rows: Mapping[str, Any], port: int | None) -> Settings:
+    """Return the settings in force: a flag is put in the place of its variable."""
+    given = {row.env: rows[row.name] for row in SETTINGS if rows[row.name] is not None}
+    environ = {**os.environ, **{env: str(value) for env, value in given.items()}}
+    settings = Settings.from_environment(environ)
+    if port is None:
+        return settings
+    address = settings.address
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    path = f"/{address.path}" if address.path else ""
+    return replace(settings, host=f"{address.scheme}://{host}:{port}{path}")
+
+
+command = ServeCommand(
+    "serve",
+    callback=serve,
+    help=serve.__doc__,
+    params=[
+        click.Option(
+            ["--model", "models_to_load"],
+            multiple=True,
+            callback=_check_models,
+            metavar="NAME[=PATH]",
+            help="Load this model at once; with a path, serve that Hugging Face snapshot under the name. Repeatable.",
+        ),
+        *(_setting_option(row) for row in SETTINGS),
+        click.Option(
+            ["--port"],
+            metavar="PORT",
+            type=click.IntRange(0, 65535),
+            help="Port to listen on, instead of the one in --host.",
+        ),
+        click.Option(
+            ["--compile/--no-compile", "compiled"],
+            default=False,
+            help="Compile models on a CPU too: slower to start, somewhat faster after. GPUs always compile.",
+        ),
+    ],
+    epilog="""\b
+Examples:
+  vllama serve --model smollm2:135m
+  vllama serve --model qwen=/models/qwen2.5-7b --keep-alive -1 --max-num-seqs 256
+  vllama serve --host 0.0.0.0 --port 8080""",
+)

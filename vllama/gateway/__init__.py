@@ -1,0 +1,1 @@
+"""HTTP on 11434: decides which worker speaks, and carries its bytes."""

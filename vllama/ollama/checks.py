@@ -1,0 +1,48 @@
+"""Whether a model can do what a request asks, in Ollama's order (contract §1.2 "Order of checks")."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from vllama.durations import quote
+from vllama.errors import RequestError, Unsupported
+from vllama.ollama import options
+from vllama.ollama.requests import ChatRequest, Common, GenerateRequest, check_format
+
+TOO_LONG = (
+    "the prompt is longer than the context length currently available to the model; shorten the prompt, "
+    "adjust the context length in settings, or use a model with a longer context length"
+)
+
+
+def check_generate(request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
+    """Raise RequestError or Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""
+    if request.raw and (request.template or request.system or request.context):
+        raise RequestError("raw mode does not support template, system, or context")
+    _check_common(request, capabilities, "generate")
+    if request.suffix and "insert" not in capabilities:
+        raise Unsupported(f"{full_name} does not support insert")
+    if request.template:
+        raise RequestError(
+            "a template in the request is not supported yet; put the whole prompt into `prompt` with `raw`"
+        )
+    if request.images and "vision" not in capabilities:
+        raise Unsupported(f"{full_name} does not support vision")
+
+
+def check_chat(request: ChatRequest, capabilities: Collection[str], full_name: str) -> None:
+    """Raise Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""
+    _check_common(request, capabilities, "chat")
+    if request.tools and "tools" not in capabilities:
+        raise Unsupported(f"{full_name} does not support tools")
+    if "vision" not in capabilities and any(message.images for message in request.messages):
+        raise Unsupported(f"{full_name} does not support vision")
+
+
+def _check_common(request: Common, capabilities: Collection[str], verb: str) -> None:
+    if request.think and "thinking" not in capabilities:
+        raise Unsupported(f"{quote(request.model)} does not support thinking")
+    if "completion" not in capabilities:
+        raise Unsupported(f"{quote(request.model)} does not support {verb}")
+    options.check(request.options)
+    check_format(request.format)

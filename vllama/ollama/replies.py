@@ -1,0 +1,153 @@
+"""Reply records as bytes (contract §1.2, §1.3).
+
+A line is written for every token of every stream, so lines are joined from prepared bytes: one JSON
+escape of the text and one timestamp is all that happens per token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+_NS = 1_000_000_000
+
+
+class Clock:
+    """RFC 3339 times in UTC with nanoseconds, as bytes; the second's part is formatted once a second."""
+
+    __slots__ = ("_prefix", "_second")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._prefix = b""
+
+    def now(self) -> bytes:
+        """The present time, such as `2026-09-01T10:00:00.000000001Z`."""
+        second, ns = divmod(time.time_ns(), _NS)
+        if second != self._second:
+            self._second = second
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%09dZ" % (self._prefix, ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The figures of a final record: durations in ns, counts in tokens. A zero is left out on the wire."""
+
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+    prompt_eval_duration: int
+    eval_count: int
+    eval_duration: int
+
+    def to_json(self) -> bytes:
+        """The keys of a final record, each with a leading comma."""
+        pairs = (
+            (b"total_duration", self.total_duration),
+            (b"load_duration", self.load_duration),
+            (b"prompt_eval_count", self.prompt_eval_count),
+            (b"prompt_eval_duration", self.prompt_eval_duration),
+            (b"eval_count", self.eval_count),
+            (b"eval_duration", self.eval_duration),
+        )
+        return b"".join(b',"%b":%d' % pair for pair in pairs if pair[1] > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's log probability; `top` are the alternatives, most likely first."""
+
+    token: str
+    logprob: float
+    bytes: bytes
+    top: tuple[TokenLogprob, ...] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object of contract §2.9."""
+        wire: dict[str, Any] = {"token": self.token, "logprob": self.logprob, "bytes": list(self.bytes)}
+        if self.top:
+            wire["top_logprobs"] = [item.to_wire() for item in self.top]
+        return wire
+
+
+class Replies:
+    """Writes the records of one request. Subclasses differ in where the text stands.
+
+    Every method returns one JSON object without a line end; `model` echoes the request's spelling.
+    """
+
+    __slots__ = ("_clock", "_head")
+
+    def __init__(self, model: str, clock: Clock) -> None:
+        self._clock = clock
+        self._head = b'{"model":' + orjson.dumps(model) + b',"created_at":"'
+
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """A record that carries text and is not the last."""
+        record = self._head + self._clock.now() + self._text(orjson.dumps(text)) + b',"done":false'
+        return record + _logprobs(logprobs) + b"}" if logprobs else record + b"}"
+
+    def final(
+        self,
+        reason: str,
+        timings: Timings | None = None,
+        *,
+        text: str = "",
+        context: Sequence[int] = (),
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> bytes:
+        """The last record, or the only one. Of `load` and `unload` there are no timings."""
+        return b"".join(
+            (
+                self._head,
+                self._clock.now(),
+                self._text(orjson.dumps(text)),
+                b',"done":true,"done_reason":',
+                orjson.dumps(reason),
+                b',"context":' + orjson.dumps(list(context)) if context else b"",
+                timings.to_json() if timings else b"",
+                _logprobs(logprobs) if logprobs else b"",
+                b"}",
+            )
+        )
+
+    def rendered(self, prompt: str) -> bytes:
+        """The answer to `_debug_render_only`: the prompt, and nothing generated."""
+        info = orjson.dumps({"rendered_template": prompt})
+        return self._head + self._clock.now() + self._nothing() + b',"done":false,"_debug_info":' + info + b"}"
+
+    def _text(self, quoted: bytes) -> bytes:
+        raise NotImplementedError
+
+    def _nothing(self) -> bytes:
+        return self._text(b'""')
+
+
+class GenerateReplies(Replies):
+    """Records of `/api/generate`: the text is `response`."""
+
+    __slots__ = ()
+
+    def _text(self, quoted: bytes) -> bytes:
+        return b'","response":' + quoted
+
+
+class ChatReplies(Replies):
+    """Records of `/api/chat`: the text is `message.content`."""
+
+    __slots__ = ()
+
+    def _text(self, quoted: bytes) -> bytes:
+        return b'","message":{"role":"assistant","content":' + quoted + b"}"
+
+    def _nothing(self) -> bytes:
+        return b'","message":{"role":"","content":""}'  # as recorded
+
+
+def _logprobs(items: Sequence[TokenLogprob]) -> bytes:
+    return b',"logprobs":' + orjson.dumps([item.to_wire() for item in items])

@@ -1,0 +1,1 @@
+"""Who is resident: leases, loads, evictions and the workers' processes."""

@@ -1,0 +1,93 @@
+"""vLLM's command line for one worker: what the user passed, over what this machine and model want."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vllama.errors import BadEngineFlags
+from vllama.settings import Settings
+
+OURS = ("--uds", "--host", "--port", "--served-model-name", "--model")
+"""Flags that the gateway decides; a user's value for them would cut the gateway off from its worker."""
+
+
+def refuse_ours(flags: Sequence[str]) -> None:
+    """Raise BadEngineFlags where a passed-through flag is one that the gateway decides."""
+    for flag in _names(flags):
+        if flag in OURS:
+            raise BadEngineFlags(f"{flag} is decided by vllama and cannot be passed to vLLM")
+
+
+def command_line(
+    snapshot: Path,
+    names: Sequence[str],
+    socket: Path,
+    settings: Settings,
+    *,
+    user_flags: Sequence[str],
+    on_cpu: bool,
+    compiled: bool,
+) -> list[str]:
+    """The arguments of `vllama.worker.launch`. The user's flags come last and win."""
+    given = set(_names(user_flags))
+    arguments = [str(snapshot), "--uds", str(socket), "--served-model-name", *names]
+
+    def default(flag: str, *values: str, unless: Sequence[str] = ()) -> None:
+        if not given & {flag, *unless}:
+            arguments.extend([flag, *values])
+
+    # The gateway logs accesses; the worker's own lines would cost time on every request.
+    default("--disable-uvicorn-access-log")
+    if settings.num_parallel:
+        default("--max-num-seqs", str(settings.num_parallel))
+    if settings.context_length:
+        default("--max-model-len", str(settings.context_length))
+    if on_cpu and not compiled:
+        # Ready in a third of the time for 5 to 12 % less throughput (docs/architecture.md).
+        default("--enforce-eager", unless=("--no-enforce-eager", "-O", "--optimization-level"))
+        # With vLLM's own CPU kernels greedy answers differ from transformers' (docs/architecture.md).
+        default("--compilation-config", '{"custom_ops":["none"]}', unless=("-cc",))
+    return [*arguments, *user_flags]
+
+
+def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict[str, str]:
+    """The worker's environment: offline, silent towards the world, our plugin on."""
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+    }
+    ours = {
+        "VLLM_PLUGINS": ",".join(_plugins(base.get("VLLM_PLUGINS", ""))),
+        "VLLM_SKIP_MODEL_NAME_VALIDATION": "1",  # the gateway has resolved the name, however it was spelled
+        "VLLM_RPC_BASE_PATH": str(runtime),  # so that a killed worker's sockets go with our runtime directory
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",  # the gateway keeps its connections as long as the worker lives
+    }
+    cpu = {}
+    if on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in base:
+        cores = sorted(os.sched_getaffinity(0))
+        cpu["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
+    return {**base, **offline, **ours, **cpu}
+
+
+def has_gpu() -> bool:
+    """Whether workers will find an NVIDIA GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(
+        path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*")
+    )
+
+
+def _plugins(stated: str) -> Iterator[str]:
+    yield "vllama"
+    yield from (name for name in stated.split(",") if name and name != "vllama")
+
+
+def _names(flags: Sequence[str]) -> Iterator[str]:
+    for flag in flags:
+        if flag.startswith("-"):
+            yield flag.partition("=")[0].replace("_", "-")

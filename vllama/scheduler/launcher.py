@@ -1,0 +1,99 @@
+"""From a manifest to a starting worker: flags, environment, socket, log."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllama.scheduler import engine_flags
+from vllama.scheduler.process import WorkerProcess, WorkerSpec, check_flags
+from vllama.settings import Settings
+from vllama.store.description import describe
+from vllama.store.manifest import Manifest
+from vllama.worker.profile import Profile
+
+log = logging.getLogger(__name__)
+
+
+class Launcher:
+    """Starts workers for one gateway; owns the directory of their sockets."""
+
+    def __init__(self, settings: Settings, *, user_flags: Sequence[str] = (), compiled: bool = False) -> None:
+        self._settings = settings
+        self._user_flags = tuple(user_flags)
+        self._compiled = compiled
+        self._on_cpu = not engine_flags.has_gpu()
+        self._numbers = itertools.count(1)
+        self._logs = settings.models / "logs"
+        self.runtime = _new_runtime_directory()
+
+    async def check_flags(self) -> None:
+        """Ask vLLM about the user's flags. Raises BadEngineFlags."""
+        await check_flags(self._user_flags, self._environment())
+
+    async def start(self, manifest: Manifest) -> WorkerProcess:
+        """Start a worker for this model; it is not ready yet."""
+        description = describe(manifest)
+        name = manifest.name
+        socket = self.runtime / f"{next(self._numbers)}.sock"
+        profile = Profile(
+            full_name=name.full,
+            capabilities=tuple(description.capabilities),
+            parameters=manifest.parameters,
+            system=manifest.system,
+            messages=tuple((message.role, message.content) for message in manifest.messages),
+        )
+        self._logs.mkdir(parents=True, exist_ok=True)
+        arguments = engine_flags.command_line(
+            manifest.snapshot,
+            list(dict.fromkeys([name.display, name.display.removesuffix(":latest"), name.full])),
+            socket,
+            self._settings,
+            user_flags=[*manifest.engine_flags, *self._user_flags],
+            on_cpu=self._on_cpu,
+            compiled=self._compiled,
+        )
+        return await WorkerProcess.start(
+            WorkerSpec(
+                arguments=arguments,
+                environment={**self._environment(), **profile.to_environment()},
+                socket=socket,
+                log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
+            )
+        )
+
+    def close(self) -> None:
+        """Remove the directory of the sockets."""
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        return engine_flags.environment(os.environ, self.runtime, on_cpu=self._on_cpu)
+
+
+def _new_runtime_directory() -> Path:
+    """A private directory for sockets, short because a socket's path may have 107 bytes at the most.
+
+    Those that killed gateways left behind are removed.
+    """
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    for stale in base.glob("vllama-*-*"):
+        pid = stale.name.split("-")[1]
+        if pid.isdigit() and stale.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"vllama-{os.getpid()}-", dir=base))
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True

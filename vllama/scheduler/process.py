@@ -1,0 +1,182 @@
+"""One worker's process tree: start, become ready, stop, and know when it died."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
+from vllama.scheduler.probe import produce_one_token
+from vllama.worker.lifeline import PARENT_VARIABLE
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05
+_LOG_TAIL_LINES = 15
+_USAGE_EXIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All that a worker's start needs. `socket` is where it will listen, `log` gets its output."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    socket: Path
+    log: Path
+
+
+class WorkerProcess:
+    """A process tree in a session of its own; it dies with the gateway (vllama.worker.lifeline).
+
+    One-shot: once it has exited it is not started again. `exited` resolves when the main process has,
+    for whatever reason.
+    """
+
+    def __init__(self, spec: WorkerSpec, process: asyncio.subprocess.Process) -> None:
+        self._spec = spec
+        self._process = process
+        self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
+
+    @classmethod
+    async def start(cls, spec: WorkerSpec) -> WorkerProcess:
+        """Start the processes; they are not ready yet."""
+        spec.socket.unlink(missing_ok=True)
+        with spec.log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "vllama.worker.launch",
+                *spec.arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**spec.environment, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # its own group; Ctrl-C in the terminal is for the gateway alone
+            )
+        log.info("worker %d starts: %s", process.pid, " ".join(spec.arguments))
+        return cls(spec, process)
+
+    @property
+    def pid(self) -> int:
+        """The main process, which leads the group."""
+        return self._process.pid
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens once ready."""
+        return self._spec.socket
+
+    async def become_ready(self, stall_timeout: float | None) -> None:
+        """Return when it has really produced a token.
+
+        Raises LoadFailed with the end of the log where it exits, or makes no progress (its log does
+        not grow) for `stall_timeout` seconds; BadEngineFlags where vLLM refused its flags.
+        """
+        progress = _Progress(self._spec.log)
+        while True:
+            await asyncio.wait({self.exited}, timeout=_POLL_SECONDS)
+            if self.exited.done():
+                raise self._failure(self.exited.result())
+            if self._spec.socket.exists() and await produce_one_token(self._spec.socket, stall_timeout):
+                return
+            if stall_timeout is not None and progress.stalled_for() > stall_timeout:
+                await self.stop(grace=0)
+                raise LoadFailed(f"the model made no progress in loading for {stall_timeout:.0f} s\n{self.log_tail()}")
+
+    async def stop(self, grace: float) -> None:
+        """End the whole tree: politely for up to `grace` seconds, then with SIGKILL. Idempotent."""
+        if grace > 0 and not self.exited.done():
+            self._signal(signal.SIGTERM)
+            await asyncio.wait({self.exited}, timeout=grace)
+        self._signal(signal.SIGKILL)
+        await asyncio.shield(self.exited)
+        self._spec.socket.unlink(missing_ok=True)
+
+    def log_tail(self) -> str:
+        """The last lines of the log that say something, colours and progress bars removed."""
+        lines: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
+        with contextlib.suppress(OSError), self._spec.log.open(errors="replace") as text:
+            for line in text:
+                clean = _NOISE.sub("", line.rsplit("\r", 1)[-1]).rstrip()
+                if clean:
+                    lines.append(clean)
+        return "\n".join(lines)
+
+    async def _reap(self) -> int:
+        status = await self._process.wait()
+        # What the main process left behind, as EngineCore after a kill -9, is still in its group.
+        self._signal(signal.SIGKILL)
+        return status
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _failure(self, status: int) -> VllamaError:
+        tail = self.log_tail()
+        if status == _USAGE_EXIT and (refusal := _REFUSAL.search(tail)):
+            return BadEngineFlags(refusal.group(1))
+        died = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return LoadFailed(
+            f"the model's worker ended while loading ({died}); its log {self._spec.log} ends with:\n{tail}"
+        )
+
+
+_NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# what argparse prints last, after the usage
+_REFUSAL = re.compile(r"^.*?error: (.+)\Z", re.MULTILINE | re.DOTALL)
+
+
+class _Progress:
+    """Watches a log grow."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = -1
+        self._since = 0.0
+
+    def stalled_for(self) -> float:
+        """Seconds since the log last grew."""
+        now = asyncio.get_running_loop().time()
+        try:
+            size = self._path.stat().st_size
+        except OSError:
+            size = 0
+        if size != self._size:
+            self._size, self._since = size, now
+        return now - self._since
+
+
+async def check_flags(flags: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Ask vLLM whether it knows these flags; takes as long as importing it. Raises BadEngineFlags."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "vllama.worker.launch",
+        "--check-flags",
+        *flags,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**environment, PARENT_VARIABLE: str(os.getpid())},
+        start_new_session=True,
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        text = output.decode(errors="replace").strip()
+        refusal = _REFUSAL.search(text)
+        raise BadEngineFlags(refusal.group(1) if refusal else text.rsplit("\n", 1)[-1])

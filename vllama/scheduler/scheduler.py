@@ -1,0 +1,317 @@
+"""Who is resident: one load however many wait, leases while requests run, keep-alive when none do.
+
+All state belongs to the event loop's thread; every method that changes it does so between two awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from vllama.durations import NS_PER_SECOND
+from vllama.errors import EngineError, LoadFailed, Overloaded, WorkerDied
+from vllama.scheduler.policy import ResidentFacts, choose_victim
+from vllama.settings import Settings
+from vllama.store.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+_STOP_GRACE_SECONDS = 10.0
+
+
+class Worker(Protocol):
+    """What the scheduler needs of a worker's process; see vllama.scheduler.process.WorkerProcess."""
+
+    exited: asyncio.Task[int]
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+
+    async def become_ready(self, stall_timeout: float | None) -> None:
+        """Return when it can serve; raise LoadFailed otherwise."""
+
+    async def stop(self, grace: float) -> None:
+        """End it; idempotent."""
+
+
+class WorkerLauncher(Protocol):
+    """Starts workers; see vllama.scheduler.launcher.Launcher."""
+
+    async def start(self, manifest: Manifest) -> Worker:
+        """Start a worker that is not ready yet."""
+
+
+class State(StrEnum):
+    """Of a resident. Stopping residents are no longer in the table."""
+
+    LOADING = "loading"
+    READY = "ready"
+
+
+class Resident:
+    """One loaded or loading model. `keep_alive` is ns, or negative for ever; `leases` counts requests at work."""
+
+    def __init__(self, manifest: Manifest, keep_alive: int) -> None:
+        self.manifest = manifest
+        self.keep_alive = keep_alive
+        self.state = State.LOADING
+        self.leases = 0
+        self.waiting = 0
+        self.worker: Worker | None = None
+        self.load: asyncio.Task[None] | None = None
+        self.expiry: asyncio.TimerHandle | None = None
+        self.idle_since = time.time()
+
+    @property
+    def key(self) -> str:
+        """The identity of its model."""
+        return self.manifest.name.key
+
+    @property
+    def socket(self) -> Path:
+        """Where its worker listens. Raises WorkerDied where it has none any more."""
+        if self.worker is None or self.worker.exited.done():
+            raise WorkerDied
+        return self.worker.socket
+
+    @property
+    def is_idle(self) -> bool:
+        """Ready, and nobody uses it or waits for it."""
+        return self.state is State.READY and not self.leases and not self.waiting
+
+    @property
+    def expires_at(self) -> float | None:
+        """Unix seconds at which it will go if nobody asks; None for never. Counts from now while it serves."""
+        if self.keep_alive < 0:
+            return None
+        return (self.idle_since if self.is_idle else time.time()) + self.keep_alive / NS_PER_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentView:
+    """A resident as `/api/ps` shows it."""
+
+    manifest: Manifest
+    state: State
+    expires_at: float | None
+    leases: int
+
+
+class Scheduler:
+    """Gives out leases on residents; loads, evicts and expires them."""
+
+    def __init__(self, settings: Settings, launcher: WorkerLauncher) -> None:
+        self._settings = settings
+        self._launcher = launcher
+        self._residents: dict[str, Resident] = {}
+        self._stops: set[asyncio.Task[None]] = set()
+        self._load_turn = asyncio.Lock()  # loads go one at a time, in order of arrival (contract §6.4)
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    @asynccontextmanager
+    async def lease(self, manifest: Manifest, keep_alive: int | None) -> AsyncIterator[Resident]:
+        """Hold a ready resident of this model until the block ends, loading it first where needed.
+
+        `keep_alive` (ns, negative for ever) replaces the resident's own from now on; None leaves it.
+        Raises Overloaded where too many wait, LoadFailed, WorkerDied.
+        """
+        resident = await self._acquire(manifest, keep_alive)
+        try:
+            yield resident
+        finally:
+            resident.leases -= 1
+            self._rest(resident)
+
+    def unload(self, manifest: Manifest) -> None:
+        """Let the model go as soon as nobody uses it; at once where nobody does."""
+        if resident := self._residents.get(manifest.name.key):
+            resident.keep_alive = 0
+            self._rest(resident)
+
+    def residents(self) -> list[ResidentView]:
+        """All residents, the longest to stay first (contract §4.3)."""
+        views = [ResidentView(r.manifest, r.state, r.expires_at, r.leases) for r in self._residents.values()]
+        return sorted(views, key=lambda view: -(view.expires_at or float("inf")))
+
+    async def close(self, drain_seconds: float) -> None:
+        """Wait up to `drain_seconds` for leases to end, then stop every worker."""
+        self._closed = True
+        deadline = asyncio.get_running_loop().time() + drain_seconds
+        while any(resident.leases for resident in self._residents.values()):
+            remaining = deadline - asyncio.get_running_loop().time()
+            if remaining <= 0 or not await self._wait_for_change(remaining):
+                break
+        for resident in list(self._residents.values()):
+            self._drop(resident, "the server stops")
+        if self._stops:
+            await asyncio.gather(*self._stops, return_exceptions=True)
+
+    async def _acquire(self, manifest: Manifest, keep_alive: int | None) -> Resident:
+        """Find or make the resident, and take a lease on it.
+
+        1. closed → refuse                2. ready, same files → lease     3. ready, other files → replace when idle
+        4. the queue is full → refuse     5. nothing → start the load      6. loading → wait, then lease
+        """
+        while True:
+            if self._closed:  # 1
+                raise EngineError("the server is stopping")
+            resident = self._residents.get(manifest.name.key)
+            if resident is not None and resident.state is State.READY:
+                if resident.manifest.digest == manifest.digest:  # 2
+                    self._set_keep_alive(resident, keep_alive)
+                    self._take(resident)
+                    return resident
+                if not resident.is_idle:  # 3
+                    await self._wait_for_change(None)
+                    continue
+                self._drop(resident, "its files changed")
+                resident = None
+            if sum(r.waiting for r in self._residents.values()) > self._settings.max_queue:  # 4
+                raise Overloaded
+            if resident is None:  # 5
+                resident = self._begin(manifest)
+            self._set_keep_alive(resident, keep_alive)
+            await self._wait_for_load(resident)  # 6
+            return resident
+
+    def _begin(self, manifest: Manifest) -> Resident:
+        resident = Resident(manifest, self._settings.keep_alive)
+        self._residents[resident.key] = resident
+        resident.load = asyncio.create_task(self._load(resident))
+        resident.load.add_done_callback(_retrieve)
+        return resident
+
+    async def _wait_for_load(self, resident: Resident) -> None:
+        """Wait for the load and take a lease. The load goes on if the client leaves: its retry will find it further on."""
+        assert resident.load is not None  # noqa: S101 - a loading resident has a load
+        resident.waiting += 1
+        try:
+            await asyncio.shield(resident.load)
+            self._take(resident)
+        except asyncio.CancelledError:
+            if resident.load.cancelled():
+                raise EngineError("the server is stopping") from None
+            raise
+        finally:
+            resident.waiting -= 1
+            self._rest(resident)
+
+    async def _load(self, resident: Resident) -> None:
+        """Make room, start the worker, wait until it is ready. A failure takes the resident out of the table."""
+        started = time.monotonic()
+        try:
+            async with self._load_turn:
+                await self._make_room(resident)
+                resident.worker = await self._launcher.start(resident.manifest)
+                await resident.worker.become_ready(self._settings.load_timeout)
+        except BaseException as error:
+            self._forget(resident)
+            if resident.worker is not None:
+                await asyncio.shield(resident.worker.stop(grace=0))
+            if isinstance(error, EngineError | asyncio.CancelledError):
+                raise
+            log.exception("loading %s failed", resident.manifest.name)
+            raise LoadFailed(f"loading {resident.manifest.name} failed: {error}") from error
+        log.info("%s is ready after %.1f s", resident.manifest.name, time.monotonic() - started)
+        resident.state = State.READY
+        resident.worker.exited.add_done_callback(lambda _: self._on_exit(resident))
+        self._rest(resident)
+
+    async def _make_room(self, newcomer: Resident) -> None:
+        while True:
+            # Others that wait for their turn to load hold nothing yet.
+            holders = [resident for resident in self._residents.values() if resident.worker is not None]
+            if len(holders) < self._settings.resident_limit:
+                break
+            victim = choose_victim(ResidentFacts(r.key, r.is_idle, r.keep_alive) for r in holders)
+            if victim is None:
+                await self._wait_for_change(None)
+            else:
+                self._drop(self._residents[victim], f"{newcomer.manifest.name} needs the room")
+        if self._stops:
+            await asyncio.gather(*self._stops, return_exceptions=True)  # their memory is needed
+
+    @staticmethod
+    def _set_keep_alive(resident: Resident, keep_alive: int | None) -> None:
+        if keep_alive is not None:
+            resident.keep_alive = keep_alive
+
+    @staticmethod
+    def _take(resident: Resident) -> None:
+        resident.leases += 1
+        if resident.expiry:
+            resident.expiry.cancel()
+            resident.expiry = None
+
+    def _rest(self, resident: Resident) -> None:
+        """Start the keep-alive of a resident that has become idle."""
+        self._notify()
+        if not resident.is_idle or self._residents.get(resident.key) is not resident:
+            return
+        resident.idle_since = time.time()
+        if resident.expiry:
+            resident.expiry.cancel()
+            resident.expiry = None
+        if resident.keep_alive == 0:
+            self._drop(resident, "keep_alive is 0")
+        elif resident.keep_alive > 0:
+            delay = resident.keep_alive / NS_PER_SECOND
+            resident.expiry = asyncio.get_running_loop().call_later(delay, self._drop, resident, "keep_alive ended")
+
+    def _on_exit(self, resident: Resident) -> None:
+        if self._residents.get(resident.key) is resident:
+            log.error("the worker of %s died", resident.manifest.name)
+            self._forget(resident)
+
+    def _drop(self, resident: Resident, why: str) -> None:
+        """Take a resident out of the table and stop its worker."""
+        log.info("%s is unloaded: %s", resident.manifest.name, why)
+        self._forget(resident)
+        stop = asyncio.create_task(self._stop(resident))
+        self._stops.add(stop)
+        stop.add_done_callback(self._stops.discard)
+
+    async def _stop(self, resident: Resident) -> None:
+        if resident.load is not None and not resident.load.done():
+            resident.load.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EngineError):
+                await resident.load
+        if resident.worker is not None:
+            await resident.worker.stop(_STOP_GRACE_SECONDS)
+
+    def _forget(self, resident: Resident) -> None:
+        if self._residents.get(resident.key) is resident:
+            del self._residents[resident.key]
+        if resident.expiry:
+            resident.expiry.cancel()
+            resident.expiry = None
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait_for_change(self, timeout: float | None) -> bool:
+        """Wait until a lease ended or a resident came or went; False where time ran out."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def _retrieve(load: asyncio.Task[None]) -> None:
+    """Mark a failure as seen: the clients that waited were told, and there may have been none."""
+    if not load.cancelled():
+        load.exception()

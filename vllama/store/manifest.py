@@ -1,0 +1,225 @@
+"""What a name stands for: files with their checksums, where they came from, and how to serve them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import orjson
+
+from vllama.errors import InvalidName, ManifestCorrupt
+from vllama.names import ModelName
+
+FORMAT_VERSION = 1
+"""Of the JSON; raised when an older reader would misunderstand it."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One file of a snapshot: its path relative to the snapshot, its bytes and their sha256 (64 hex)."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn that is put before every conversation (a Modelfile's MESSAGE)."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the files came from.
+
+    `kind` is "package-index" (locator: the distribution, revision: its version) or "local"
+    (locator: the directory, no revision).
+    """
+
+    kind: str
+    locator: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is served under a name.
+
+    `snapshot` is the directory of the files, in Hugging Face's layout. `parameters` are Ollama
+    PARAMETER values given with the model; `system`, `template` (Jinja), `license` and `messages`
+    are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone.
+    """
+
+    name: ModelName
+    snapshot: Path
+    files: tuple[ManifestFile, ...]
+    source: Source
+    parameters: Mapping[str, Any]
+    system: str
+    template: str
+    license: str
+    messages: tuple[ChatMessage, ...]
+    engine_flags: tuple[str, ...]
+    modified_at: datetime
+
+    @property
+    def digest(self) -> str:
+        """Identity of what is served, 64 hex: equal for equal content, whatever its name, place and age."""
+        return _sha256_of_json(
+            {
+                "files": _canonical(self.files),
+                "parameters": dict(self.parameters),
+                "system": self.system,
+                "template": self.template,
+                "license": self.license,
+                "messages": [[message.role, message.content] for message in self.messages],
+                "engine_flags": list(self.engine_flags),
+            }
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def damaged_files(self) -> list[str]:
+        """Return the paths of files that are missing or have another size; contents are not read."""
+        return [file.path for file in self.files if _size_on_disk(self.snapshot / file.path) != file.size]
+
+    def to_json(self) -> bytes:
+        """Return the manifest as JSON with sorted keys; `from_json` reads it back unchanged."""
+        record = {
+            "format_version": FORMAT_VERSION,
+            "name": self.name.full,
+            "snapshot": str(self.snapshot),
+            "files": self.files,
+            "source": self.source,
+            "parameters": dict(self.parameters),
+            "system": self.system,
+            "template": self.template,
+            "license": self.license,
+            "messages": self.messages,
+            "engine_flags": self.engine_flags,
+            "modified_at": self.modified_at.isoformat(),
+        }
+        return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Read what `to_json` wrote. Raises ManifestCorrupt, which says what is wrong with it."""
+        try:
+            record = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise ManifestCorrupt(f"not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ManifestCorrupt("not a JSON object")
+        version = record.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ManifestCorrupt(
+                f"format version {version!r}; this vllama reads version {FORMAT_VERSION}"
+                + (": update vllama" if isinstance(version, int) and version > FORMAT_VERSION else "")
+            )
+        return cls(
+            name=_parse_name(_field(record, "name", str)),
+            snapshot=Path(_field(record, "snapshot", str)),
+            files=tuple(_parse_file(entry) for entry in _objects(record, "files")),
+            source=_parse_source(_field(record, "source", dict)),
+            parameters=_field(record, "parameters", dict),
+            system=_field(record, "system", str),
+            template=_field(record, "template", str),
+            license=_field(record, "license", str),
+            messages=tuple(
+                ChatMessage(_field(entry, "role", str), _field(entry, "content", str))
+                for entry in _objects(record, "messages")
+            ),
+            engine_flags=_parse_flags(_field(record, "engine_flags", list)),
+            modified_at=_parse_time(_field(record, "modified_at", str)),
+        )
+
+
+def content_digest(files: Iterable[ManifestFile]) -> str:
+    """Return the identity of a set of files, 64 hex: their paths, sizes and checksums in any order."""
+    return _sha256_of_json(_canonical(files))
+
+
+def _canonical(files: Iterable[ManifestFile]) -> list[list[str | int]]:
+    return sorted([file.path, file.size, file.sha256] for file in files)
+
+
+def _sha256_of_json(value: object) -> str:
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _size_on_disk(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _field(record: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
+    value = record.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ManifestCorrupt(f"{key!r} is {value!r}, which is not {_KINDS[kind]}")
+    return value
+
+
+_KINDS: Mapping[type, str] = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
+
+
+def _objects(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = _field(record, key, list)
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise ManifestCorrupt(f"{key!r} holds {entry!r}, which is not an object")
+    return entries
+
+
+def _parse_name(text: str) -> ModelName:
+    try:
+        return ModelName.parse(text)
+    except InvalidName as error:
+        raise ManifestCorrupt(f"'name' is {text!r}, which is no model name") from error
+
+
+def _parse_file(entry: dict[str, Any]) -> ManifestFile:
+    """Accept only a path that stays inside the snapshot: manifests may come from elsewhere."""
+    path = _field(entry, "path", str)
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise ManifestCorrupt(f"the file path {path!r} does not stay inside the snapshot")
+    size, sha256 = _field(entry, "size", int), _field(entry, "sha256", str)
+    if size < 0 or not _SHA256.fullmatch(sha256):
+        raise ManifestCorrupt(f"the file {path!r} has no valid size and sha256")
+    return ManifestFile(path, size, sha256)
+
+
+def _parse_source(entry: dict[str, Any]) -> Source:
+    return Source(*(_field(entry, key, str) for key in ("kind", "locator", "revision")))
+
+
+def _parse_flags(entries: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(entry, str) for entry in entries):
+        raise ManifestCorrupt(f"'engine_flags' is {entries!r}, which is not a list of strings")
+    return tuple(entries)
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ManifestCorrupt(f"'modified_at' is {text!r}, which is no time") from error
+    if time.tzinfo is None:
+        raise ManifestCorrupt(f"'modified_at' is {text!r}, which has no time zone")
+    return time

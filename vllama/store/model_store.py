@@ -1,0 +1,185 @@
+"""The store on disk: one small JSON per name, snapshots beside them; nothing is kept in memory.
+
+    ROOT/names/<host>/<namespace>/<model>/<tag>.json    manifests, path in lower case
+    ROOT/snapshots/<identity>/                          files of models that were pulled
+    ROOT/staging/                                       pulls under way, and their locks
+
+Several processes may use one store at a time: each change is one rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from vllama.errors import InvalidName, ManifestCorrupt, ModelNotFound, StoreError
+from vllama.names import ModelName
+from vllama.store.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
+_IDENTITY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+class ModelStore:
+    """The models under one directory, which is made when the first is stored."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def list(self) -> list[Manifest]:
+        """Return all manifests, the one modified last first; damaged ones are logged and left out."""
+        manifests = []
+        for path in (self.root / "names").glob("*/*/*/*.json"):
+            try:
+                manifests.append(self._read(path))
+            except ManifestCorrupt as error:
+                log.warning("%s", error)
+            except FileNotFoundError:
+                continue  # removed since the directory was listed
+        return sorted(manifests, key=lambda manifest: manifest.modified_at, reverse=True)
+
+    def get(self, name: ModelName) -> Manifest:
+        """Return the manifest of this name, in any case. Raises ModelNotFound or ManifestCorrupt."""
+        try:
+            return self._read(self._path(name))
+        except (FileNotFoundError, NotADirectoryError, InvalidName) as error:
+            raise ModelNotFound(name.display) from error
+        except OSError as error:
+            raise StoreError(f"cannot read the manifest of '{name.display}': {error}") from error
+
+    def put(self, manifest: Manifest) -> None:
+        """Store the manifest under its name; a reader sees the old one or the new one, never a part."""
+        inside = manifest.snapshot.is_relative_to(self.root)
+        if inside:  # so that the whole store can be moved
+            manifest = replace(manifest, snapshot=manifest.snapshot.relative_to(self.root))
+        path = self._path(manifest.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, manifest.to_json())
+        except OSError as error:
+            raise StoreError(f"cannot store '{manifest.name.display}': {error}") from error
+
+    def remove(self, name: ModelName) -> None:
+        """Forget the name. Its snapshot stays: another name may use it. Raises ModelNotFound."""
+        try:
+            path = self._path(name)
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError, InvalidName) as error:
+            raise ModelNotFound(name.display) from error
+        except OSError as error:
+            raise StoreError(f"cannot remove '{name.display}': {error}") from error
+        _sync_directory(path.parent)
+
+    def snapshot_directory(self, identity: str) -> Path:
+        """Return where the snapshot of this identity is, or would be."""
+        if not _IDENTITY.fullmatch(identity):
+            raise StoreError(f"{identity!r} cannot name a snapshot")
+        return self.root / "snapshots" / identity
+
+    @contextmanager
+    def staging(self, key: str) -> Iterator[Path]:
+        """Lend an empty directory in which a snapshot can grow, to one process at a time per key.
+
+        Waits while another process holds the key. What a killed process left under the key is
+        removed first; what is still there at the end goes as well.
+        """
+        if not _IDENTITY.fullmatch(key):
+            raise StoreError(f"{key!r} cannot name a staging directory")
+        parent = self.root / "staging"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            lock = (parent / f"{key}.lock").open("w")
+        except OSError as error:
+            raise StoreError(f"cannot write to the model store: {error}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in parent.glob(f"{key}@*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            # A fresh name each time: a converter that outlived its parent may still write to the old one.
+            directory = Path(tempfile.mkdtemp(prefix=f"{key}@", dir=parent))
+            try:
+                yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def adopt(self, staged: Path, identity: str) -> Path:
+        """Move a finished directory to its place among the snapshots and return that place.
+
+        The identity stands for the content, so where the snapshot exists already its files are
+        replaced one by one by the same bytes: that heals damage and disturbs no reader.
+        """
+        place = self.snapshot_directory(identity)
+        try:
+            for path in staged.rglob("*"):
+                _sync(path)
+            _sync(staged)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            staged.chmod(0o755)  # mkdtemp makes it private
+            with suppress(OSError):  # not empty: it is there already
+                staged.rename(place)
+                _sync_directory(place.parent)
+                return place
+            for path in sorted(staged.rglob("*")):
+                target = place / path.relative_to(staged)
+                if path.is_dir():
+                    target.mkdir(parents=True, exist_ok=True)
+                else:
+                    path.replace(target)
+            _sync_directory(place)
+        except OSError as error:
+            raise StoreError(f"cannot move the snapshot to {place}: {error}") from error
+        return place
+
+    def _path(self, name: ModelName) -> Path:
+        parts = [part.lower() for part in (name.host, name.namespace, name.model, name.tag)]
+        if not all(_SAFE.fullmatch(part) and ".." not in part and len(part) <= 250 for part in parts):
+            raise InvalidName
+        *folders, tag = parts
+        return self.root.joinpath("names", *folders, f"{tag}.json")
+
+    def _read(self, path: Path) -> Manifest:
+        data = path.read_bytes()
+        try:
+            manifest = Manifest.from_json(data)
+            if self._path(manifest.name) != path:
+                raise ManifestCorrupt(f"it is the manifest of '{manifest.name.display}'")
+        except ManifestCorrupt as error:
+            raise ManifestCorrupt(f"damaged manifest {path}: {error}; pull the model again") from error
+        return replace(manifest, snapshot=self.root / manifest.snapshot)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside it, sync, rename: a kill leaves the old file or the new."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sync_directory = _sync

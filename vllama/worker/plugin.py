@@ -1,0 +1,48 @@
+"""The entry point of group `vllm.endpoint_plugins`: adds Ollama's routes to vLLM's API server.
+
+Loaded only where VLLM_PLUGINS names `vllama` (`vllm/plugins/endpoint_plugins/interface.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from starlette.routing import Route
+
+from vllama.worker.engine import Engine
+from vllama.worker.generation import Chat, Generate, GenerationRoute
+from vllama.worker.identity import Identity
+from vllama.worker.profile import Profile
+
+
+class OllamaPlugin:
+    """Ollama's native model routes, spoken beside the engine."""
+
+    name = "vllama"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._generation_routes = {
+            "/api/generate": GenerationRoute(Generate()),
+            "/api/chat": GenerationRoute(Chat()),
+        }
+        self._identity = Identity()
+
+    def attach_router(self, app: Any) -> None:
+        """Register the routes as bare ASGI endpoints: FastAPI's request models would insist on a Content-Type."""
+        for path, endpoint in self._generation_routes.items():
+            app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+        app.router.routes.extend(self._identity.routes())
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Hand the engine to the routes."""
+        if engine_client is None:
+            return  # vLLM's render-only server has no engine
+        engine = Engine(engine_client, state)
+        given = Profile.from_environment(os.environ)
+        self._identity.serve(engine_client.model_config, args)
+        profile = given or Profile(self._identity.full_name, ("completion",))
+        for route in self._generation_routes.values():
+            route.serve(engine, profile, behind_gateway=given is not None)

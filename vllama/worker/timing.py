@@ -1,0 +1,69 @@
+"""The six figures of a final record, from the engine's own timestamps (contract §1.2).
+
+All times are of one monotonic clock, which the processes of a machine share, so they may be
+subtracted: the gateway's receipt of the request, the engine's queue, first and last token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vllama.ollama.replies import Timings
+
+RECEIVED_HEADER = b"x-vllama-received"
+"""Carries the gateway's monotonic time of receipt in ns. Believed only behind our gateway."""
+
+
+def received_at(headers: Iterable[tuple[bytes, bytes]], *, behind_gateway: bool) -> int:
+    """When the client's request came, in monotonic ns; now where no gateway says otherwise."""
+    now = time.monotonic_ns()
+    if behind_gateway:
+        for name, value in headers:
+            if name == RECEIVED_HEADER and value.isdigit():
+                return min(int(value), now)
+    return now
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """The front end's own view of a request, for engines that keep no statistics (`--disable-log-stats`)."""
+
+    received: int
+    submitted: int = 0
+    first_output: int = 0
+
+    def submit(self) -> None:
+        """Note that the request goes to the engine."""
+        self.submitted = time.monotonic_ns()
+
+    def output(self) -> None:
+        """Note the first output; later calls change nothing."""
+        if not self.first_output:
+            self.first_output = time.monotonic_ns()
+
+    def timings(self, metrics: Any, prompt_tokens: int, eval_tokens: int) -> Timings:
+        """The figures at the end of the request.
+
+        `load_duration` ends when the engine has the request; the wait in the engine's queue is in none
+        of the parts, so the parts and the queueing add up to `total_duration`.
+        """
+        end = time.monotonic_ns()
+        queued, started, first, last = self.submitted, self.submitted, self.first_output or end, end
+        if metrics is not None and metrics.first_token_ts:
+            queued, started = _ns(metrics.queued_ts), _ns(metrics.scheduled_ts)
+            first, last = _ns(metrics.first_token_ts), _ns(metrics.last_token_ts)
+        return Timings(
+            total_duration=end - self.received,
+            load_duration=max(queued - self.received, 0),
+            prompt_eval_count=prompt_tokens,
+            prompt_eval_duration=max(first - started, 0),
+            eval_count=eval_tokens,
+            eval_duration=max(last - first, 0),
+        )
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)
