@@ -19,6 +19,7 @@ from vllama.errors import RequestError
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 11434
+DEFAULT_KEEP_ALIVE = 5 * 60 * NS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def parse_seconds(text: str) -> float | None:
 
 def _parse_keep_alive_env(text: str) -> int:
     ns = parse_keep_alive(text)
-    return 5 * 60 * NS_PER_SECOND if ns is None else ns
+    return DEFAULT_KEEP_ALIVE if ns is None else ns
 
 
 def _non_negative(text: str) -> int:
@@ -82,7 +83,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "keep_alive",
         "OLLAMA_KEEP_ALIVE",
-        5 * 60 * NS_PER_SECOND,
+        DEFAULT_KEEP_ALIVE,
         _parse_keep_alive_env,
         "how long an idle model stays loaded: 5m, 300, 0 (unload at once), -1 (for ever)",
     ),

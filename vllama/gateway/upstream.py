@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._blocked: asyncio.Task[None] | None = None
         self.is_open = False
+        self.status = 0
         self.content_type = b""
         self.last_byte = b""
 
@@ -127,14 +128,12 @@ class Connection(asyncio.Protocol):
 
     def _pass_on(self) -> None:
         if not self._started:
-            status = self._parser.get_status_code()
-            if not self._headers and not self._complete and not status:
-                return
             if not (self._body or self._complete):
                 return  # the status line goes with the first bytes: until then it can still become an error
             self._started = True
+            self.status = self._parser.get_status_code()
             headers = [*self._headers, *self._extra_headers]
-            if not self._push({"type": "http.response.start", "status": status, "headers": headers}):
+            if not self._push({"type": "http.response.start", "status": self.status, "headers": headers}):
                 return
         if self._body or self._complete:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)

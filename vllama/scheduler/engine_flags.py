@@ -42,8 +42,11 @@ def command_line(
     default("--disable-uvicorn-access-log")
     if settings.num_parallel:
         default("--max-num-seqs", str(settings.num_parallel))
-    if settings.context_length:
-        default("--max-model-len", str(settings.context_length))
+    # -1 lets vLLM take the largest context that fits, where the model's own would not (contract §2.7).
+    default("--max-model-len", str(settings.context_length or -1))
+    if on_cpu:
+        # vLLM would take 92 % of the machine's memory for one model.
+        default("--kv-cache-memory-bytes", str(cpu_kv_cache_bytes()), unless=("--gpu-memory-utilization",))
     if on_cpu and not compiled:
         # Ready in a third of the time for 5 to 12 % less throughput (docs/architecture.md).
         default("--enforce-eager", unless=("--no-enforce-eager", "-O", "--optimization-level"))
@@ -73,6 +76,15 @@ def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict
         cores = sorted(os.sched_getaffinity(0))
         cpu["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
     return {**base, **offline, **ours, **cpu}
+
+
+def cpu_kv_cache_bytes() -> int:
+    """The KV cache of one model on a CPU: an eighth of the memory that is free now, 4 GiB at the most."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    return min(free // 8, 4 * 1024**3)
 
 
 def has_gpu() -> bool:

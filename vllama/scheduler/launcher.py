@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllama.scheduler import engine_flags
-from vllama.scheduler.process import WorkerProcess, WorkerSpec, check_flags
+from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec, check_flags
 from vllama.settings import Settings
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest
@@ -65,9 +65,16 @@ class Launcher:
                 arguments=arguments,
                 environment={**self._environment(), **profile.to_environment()},
                 socket=socket,
+                memory=self._memory(manifest),
                 log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
             )
         )
+
+    def _memory(self, manifest: Manifest) -> Memory:
+        """The weights, and on a CPU the KV cache that `engine_flags` reserves."""
+        if self._on_cpu:
+            return Memory(manifest.size + engine_flags.cpu_kv_cache_bytes(), 0)
+        return Memory(manifest.size, manifest.size)
 
     def close(self) -> None:
         """Remove the directory of the sockets."""

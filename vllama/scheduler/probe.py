@@ -1,4 +1,4 @@
-"""Is the worker ready? It is when it has really produced a token."""
+"""Is the worker ready, and what does it serve? It is ready when it has really produced a token."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-_BODY = b'{"model":"","prompt":"1","raw":true,"stream":false,"options":{"num_predict":1,"temperature":0}}'
-_REQUEST = (
-    b"POST /api/generate HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n"
-    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_BODY)
-) + _BODY
+import orjson
+
+_ONE_TOKEN = b'{"model":"","prompt":"1","raw":true,"stream":false,"options":{"num_predict":1,"temperature":0}}'
 
 
 async def produce_one_token(socket: Path, timeout: float | None) -> bool:
     """Have the worker behind the socket generate one token within `timeout` seconds; False where it cannot yet."""
+    body = await _exchange(socket, b"POST", b"/api/generate", _ONE_TOKEN, timeout)
+    return body is not None and b'"done":true' in body
+
+
+async def served_context(socket: Path, timeout: float | None) -> int:
+    """The context that the worker serves, in tokens; 0 where it does not say."""
+    body = await _exchange(socket, b"GET", b"/v1/models", b"", timeout)
+    if body is None:
+        return 0
+    models = orjson.loads(body).get("data") or [{}]
+    return int(models[0].get("max_model_len") or 0)
+
+
+async def _exchange(socket: Path, method: bytes, path: bytes, body: bytes, timeout: float | None) -> bytes | None:
+    """The body of a reply with status 200; None for anything else, and where nothing listens yet."""
+    request = b"%b %b HTTP/1.1\r\nhost: worker\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
     try:
         async with asyncio.timeout(timeout):
-            return await _generate(socket)
-    except TimeoutError:
-        return False
+            answer = await _talk(socket, request % (method, path, len(body), body))
+    except (OSError, TimeoutError):
+        return None
+    head, _, reply = answer.partition(b"\r\n\r\n")
+    return reply if head.startswith(b"HTTP/1.1 200") else None
 
 
-async def _generate(socket: Path) -> bool:
+async def _talk(socket: Path, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(str(socket))
     try:
-        reader, writer = await asyncio.open_unix_connection(str(socket))
-    except OSError:
-        return False  # it listens only once the engine is up
-    try:
-        writer.write(_REQUEST)
+        writer.write(request)
         await writer.drain()
-        answer = await reader.read()
-    except OSError:
-        return False
+        return await reader.read()
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return head.startswith(b"HTTP/1.1 200") and b'"done":true' in body

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
-from vllama.scheduler.probe import produce_one_token
+from vllama.scheduler.probe import produce_one_token, served_context
 from vllama.worker.lifeline import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,14 @@ _USAGE_EXIT = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """What a worker holds, in bytes: in all, and on GPUs."""
+
+    total: int
+    gpu: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All that a worker's start needs. `socket` is where it will listen, `log` gets its output."""
 
@@ -33,6 +41,7 @@ class WorkerSpec:
     environment: Mapping[str, str]
     socket: Path
     log: Path
+    memory: Memory
 
 
 class WorkerProcess:
@@ -45,6 +54,7 @@ class WorkerProcess:
     def __init__(self, spec: WorkerSpec, process: asyncio.subprocess.Process) -> None:
         self._spec = spec
         self._process = process
+        self.context_length = 0
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
 
     @classmethod
@@ -76,8 +86,13 @@ class WorkerProcess:
         """Where it listens once ready."""
         return self._spec.socket
 
+    @property
+    def memory(self) -> Memory:
+        """What it holds."""
+        return self._spec.memory
+
     async def become_ready(self, stall_timeout: float | None) -> None:
-        """Return when it has really produced a token.
+        """Return when it has really produced a token; `context_length` is known then.
 
         Raises LoadFailed with the end of the log where it exits, or makes no progress (its log does
         not grow) for `stall_timeout` seconds; BadEngineFlags where vLLM refused its flags.
@@ -88,6 +103,7 @@ class WorkerProcess:
             if self.exited.done():
                 raise self._failure(self.exited.result())
             if self._spec.socket.exists() and await produce_one_token(self._spec.socket, stall_timeout):
+                self.context_length = await served_context(self._spec.socket, stall_timeout)
                 return
             if stall_timeout is not None and progress.stalled_for() > stall_timeout:
                 await self.stop(grace=0)

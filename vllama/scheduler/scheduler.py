@@ -19,6 +19,7 @@ from typing import Protocol
 from vllama.durations import NS_PER_SECOND
 from vllama.errors import EngineError, LoadFailed, Overloaded, WorkerDied
 from vllama.scheduler.policy import ResidentFacts, choose_victim
+from vllama.scheduler.process import Memory
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 
@@ -31,10 +32,15 @@ class Worker(Protocol):
     """What the scheduler needs of a worker's process; see vllama.scheduler.process.WorkerProcess."""
 
     exited: asyncio.Task[int]
+    context_length: int
 
     @property
     def socket(self) -> Path:
         """Where it listens."""
+
+    @property
+    def memory(self) -> Memory:
+        """What it holds."""
 
     async def become_ready(self, stall_timeout: float | None) -> None:
         """Return when it can serve; raise LoadFailed otherwise."""
@@ -95,15 +101,28 @@ class Resident:
             return None
         return (self.idle_since if self.is_idle else time.time()) + self.keep_alive / NS_PER_SECOND
 
+    def view(self) -> ResidentView:
+        """How it looks from outside now."""
+        return ResidentView(
+            manifest=self.manifest,
+            state=self.state,
+            expires_at=self.expires_at,
+            leases=self.leases,
+            context_length=self.worker.context_length if self.worker else 0,
+            memory=self.worker.memory if self.worker else Memory(self.manifest.size, 0),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ResidentView:
-    """A resident as `/api/ps` shows it."""
+    """A resident as `/api/ps` shows it. `context_length` is 0 while it is not known yet."""
 
     manifest: Manifest
     state: State
     expires_at: float | None
     leases: int
+    context_length: int
+    memory: Memory
 
 
 class Scheduler:
@@ -140,17 +159,19 @@ class Scheduler:
 
     def residents(self) -> list[ResidentView]:
         """All residents, the longest to stay first (contract §4.3)."""
-        views = [ResidentView(r.manifest, r.state, r.expires_at, r.leases) for r in self._residents.values()]
+        views = [resident.view() for resident in self._residents.values()]
         return sorted(views, key=lambda view: -(view.expires_at or float("inf")))
 
-    async def close(self, drain_seconds: float) -> None:
-        """Wait up to `drain_seconds` for leases to end, then stop every worker."""
+    def refuse(self) -> None:
+        """Give out no more leases, and tell those who wait for a load; leases held go on."""
         self._closed = True
-        deadline = asyncio.get_running_loop().time() + drain_seconds
-        while any(resident.leases for resident in self._residents.values()):
-            remaining = deadline - asyncio.get_running_loop().time()
-            if remaining <= 0 or not await self._wait_for_change(remaining):
-                break
+        for resident in list(self._residents.values()):
+            if resident.state is State.LOADING:
+                self._drop(resident, "the server stops")
+
+    async def close(self) -> None:
+        """Stop every worker; whoever still holds a lease loses it."""
+        self.refuse()
         for resident in list(self._residents.values()):
             self._drop(resident, "the server stops")
         if self._stops:
@@ -192,7 +213,7 @@ class Scheduler:
         return resident
 
     async def _wait_for_load(self, resident: Resident) -> None:
-        """Wait for the load and take a lease. The load goes on if the client leaves: its retry will find it further on."""
+        """Wait for the load and take a lease. If the client leaves the load goes on: a retry finds it advanced."""
         assert resident.load is not None  # noqa: S101 - a loading resident has a load
         resident.waiting += 1
         try:

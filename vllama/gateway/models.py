@@ -1,0 +1,106 @@
+"""What models there are: `/api/tags`, `/api/show`, `/api/ps`, `/v1/models` (contract §4, §5.3)."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import unquote
+
+from vllama.asgi import read_body
+from vllama.errors import ModelNotFound, RequestError
+from vllama.gateway.replies import send_json
+from vllama.gateway.routing import Request
+from vllama.names import ModelName
+from vllama.ollama.gojson import Fields, decode, known_fields
+from vllama.scheduler.scheduler import ResidentView, Scheduler
+from vllama.store import listing
+from vllama.store.description import describe
+from vllama.store.manifest import Manifest
+from vllama.store.model_store import ModelStore
+
+_SHOW = known_fields("model", "name", "verbose", "system", "template", "options")
+_MODELS = "/v1/models/"
+# The CLI shows "Forever" beyond 20 years; Go's times on the wire end 292 years from 2026 (contract §4.3).
+_FOREVER = timedelta(days=200 * 365)
+
+
+class Models:
+    """Answers from the store and the scheduler's table, whatever the engines do meanwhile."""
+
+    def __init__(self, store: ModelStore, scheduler: Scheduler) -> None:
+        self._store = store
+        self._scheduler = scheduler
+
+    async def tags(self, request: Request) -> None:
+        """`GET /api/tags`."""
+        await send_json(request, listing.tags_reply(self._store))
+
+    async def ps(self, request: Request) -> None:
+        """`GET /api/ps`: loading models are in it too."""
+        await send_json(request, {"models": [_ps_item(view) for view in self._scheduler.residents()]})
+
+    async def show(self, request: Request) -> None:
+        """`POST /api/show`."""
+        fields = Fields(decode(await read_body(request.receive)), "ShowRequest", _SHOW)
+        asked = fields.string("model") or fields.string("name")
+        if not asked:
+            raise RequestError("model is required")
+        manifest = self._find(asked)
+        agent = request.headers.get(b"user-agent", b"")
+        reply = listing.show_reply(
+            manifest,
+            describe(manifest),
+            verbose=fields.boolean("verbose") or False,
+            system=fields.string("system"),
+            basename=asked if agent.startswith(b"GitHubCopilotChat/") else None,
+            served_context=self._served_context(manifest),
+        )
+        await send_json(request, reply)
+
+    async def openai_list(self, request: Request) -> None:
+        """`GET /v1/models`."""
+        await send_json(
+            request, {"object": "list", "data": [_openai_item(m, m.name.display) for m in self._store.list()]}
+        )
+
+    async def openai_one(self, request: Request) -> None:
+        """`GET /v1/models/NAME`; the name may hold slashes."""
+        asked = unquote(request.path[len(_MODELS) :])
+        await send_json(request, _openai_item(self._find(asked), asked))
+
+    def _find(self, asked: str) -> Manifest:
+        try:
+            return self._store.get(ModelName.parse(asked))
+        except ModelNotFound:
+            raise ModelNotFound(asked) from None
+
+    def _served_context(self, manifest: Manifest) -> int | None:
+        for view in self._scheduler.residents():
+            if view.manifest.name.key == manifest.name.key:
+                return view.context_length
+        return None
+
+
+def _ps_item(view: ResidentView) -> dict[str, Any]:
+    description = describe(view.manifest)
+    now = datetime.now().astimezone()
+    expires = datetime.fromtimestamp(view.expires_at).astimezone() if view.expires_at is not None else now + _FOREVER
+    return {
+        "name": view.manifest.name.display,
+        "model": view.manifest.name.display,
+        "size": view.memory.total,
+        "digest": view.manifest.digest,
+        "details": listing.details(description),
+        "expires_at": expires.isoformat(),
+        "size_vram": view.memory.gpu,
+        "context_length": view.context_length or description.context_length,
+    }
+
+
+def _openai_item(manifest: Manifest, shown: str) -> dict[str, Any]:
+    return {
+        "id": shown,
+        "object": "model",
+        "created": int(manifest.modified_at.timestamp()),
+        "owned_by": manifest.name.namespace,
+    }

@@ -1,0 +1,89 @@
+"""Whole replies of the gateway itself, and errors in the shape of the API that was spoken."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import orjson
+
+from vllama.errors import VllamaError
+from vllama.gateway.routing import Request
+from vllama.ollama.status import JSON, error_body, error_line, status_of
+
+_TEXT = "text/plain"
+
+
+class BrokenReply(Exception):
+    """Half a reply was sent and cannot be ended in its own format: the server closes the connection."""
+
+
+_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+
+
+async def send_bytes(
+    request: Request,
+    status: int,
+    content_type: str,
+    body: bytes,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+) -> None:
+    """Send one whole reply; without a content type where it is empty."""
+    request.status = status
+    typed = [(b"content-type", content_type.encode())] if content_type else []
+    length = [(b"content-length", b"%d" % len(body))] if status != 204 else []
+    all_headers = [*typed, *length, *headers, *request.extra_headers]
+    await request.send({"type": "http.response.start", "status": status, "headers": all_headers})
+    await request.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_json(request: Request, value: Any, status: int = 200) -> None:
+    """Send a JSON value."""
+    await send_bytes(request, status, JSON, orjson.dumps(value))
+
+
+async def send_record(request: Request, record: bytes) -> None:
+    """Send one record of Ollama's wire."""
+    await send_bytes(request, 200, JSON, record)
+
+
+async def send_text(request: Request, status: int, text: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    """Send plain text."""
+    await send_bytes(request, status, _TEXT, text.encode(), headers)
+
+
+async def send_error(request: Request, error: VllamaError) -> None:
+    """Send an error that came before the first chunk, with its status."""
+    status = status_of(error)
+    await send_bytes(request, status, JSON, shaped_error(request.path, status, str(error)))
+
+
+def shaped_error(path: str, status: int, message: str) -> bytes:
+    """The error's body in the API's own shape: Ollama's, OpenAI's or Anthropic's (contract §1.1, §5, §5.7)."""
+    if not path.startswith("/v1/"):
+        return error_body(message)
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        error = {"type": "error", "error": {"type": kind, "message": message}}
+        return orjson.dumps({**error, "request_id": f"req_{secrets.token_hex(12)}"})
+    kind = _OPENAI_TYPES.get(status, "api_error")
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+
+
+def closing_error(path: str, content_type: bytes, message: str) -> bytes | None:
+    """What ends a stream that failed after its first chunk; None where the format has no room for an error."""
+    if content_type.startswith(b"application/x-ndjson"):
+        return error_line(message)
+    if content_type.startswith(b"text/event-stream"):
+        event = b"event: error\n" if path.startswith("/v1/messages") else b""
+        return event + b"data: " + shaped_error(path, 500, message) + b"\n\n"
+    return None

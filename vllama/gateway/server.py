@@ -1,0 +1,187 @@
+"""`vllama serve`: the gateway's process, from its socket to its last worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+import vllama
+from vllama.durations import FOREVER
+from vllama.errors import BadEngineFlags, ModelNotFound, VllamaError
+from vllama.gateway.app import Gateway
+from vllama.names import ModelName
+from vllama.scheduler.launcher import Launcher
+from vllama.scheduler.scheduler import Scheduler
+from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
+from vllama.store.catalogue import closest
+from vllama.store.manifest import Manifest
+from vllama.store.model_store import ModelStore
+from vllama.store.pull import pull
+
+log = logging.getLogger("vllama")
+
+USAGE_EXIT = 2
+DRAIN_SECONDS = 30
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: ours also tell the scheduler."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings, *, models: Sequence[str], engine_flags: Sequence[str], compile: bool) -> int:  # noqa: A002
+    """Serve until SIGTERM or SIGINT; return the exit code.
+
+    `models` are names, or NAME=PATH for a snapshot on disk; they are loaded at once and stay. `engine_flags` go
+    to every vLLM. Raises VllamaError where it cannot begin.
+    """
+    _set_up_logging(debug=settings.debug)
+    store = ModelStore(settings.models)
+    manifests = [_stage(store, model) for model in models]
+    listener = _listen(settings)
+    return uvloop.run(_serve(settings, store, manifests, listener, engine_flags, compiled=compile))
+
+
+def _set_up_logging(*, debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+
+
+def _stage(store: ModelStore, model: str) -> Manifest:
+    """The manifest of `NAME`, or of `NAME=PATH` after taking the path in."""
+    text, has_path, path = model.partition("=")
+    name = ModelName.parse(text)
+    if has_path:
+        for step in pull(store, name, from_path=Path(path).expanduser()):
+            log.debug("%s: %s", name, step.status)
+    try:
+        return store.get(name)
+    except ModelNotFound as error:
+        similar = [*closest(name), *(m.name.display for m in store.list())]
+        hint = f"; known: {', '.join(dict.fromkeys(similar))}" if similar else ""
+        raise VllamaError(f"{error}: pull it first with `vllama pull {name}`{hint}") from None
+
+
+def _listen(settings: Settings) -> socket.socket:
+    address = settings.address
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{address.host}:{address.port}"
+        raise VllamaError(f"cannot listen on {where}: {error.strerror}. Is another server running there?") from error
+
+
+async def _serve(
+    settings: Settings,
+    store: ModelStore,
+    manifests: Sequence[Manifest],
+    listener: socket.socket,
+    engine_flags: Sequence[str],
+    *,
+    compiled: bool,
+) -> int:
+    launcher = Launcher(settings, user_flags=engine_flags, compiled=compiled)
+    scheduler = Scheduler(settings, launcher)
+    gateway = Gateway(settings, store, scheduler)
+    server = _Server(
+        uvicorn.Config(
+            gateway,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )
+    _handle_signals(server, scheduler)
+    port = listener.getsockname()[1]
+    log.info("vllama %s listens on %s", vllama.__version__, f"http://{settings.address.host}:{port}")
+    # What the operator names stays, unless keep-alive was set to anything but its default.
+    keep_alive = FOREVER if settings.keep_alive == DEFAULT_KEEP_ALIVE else settings.keep_alive
+    url = f"http://localhost:{port}"
+    if engine_flags and not manifests:
+        preparing = asyncio.create_task(launcher.check_flags())
+    else:
+        preparing = asyncio.create_task(_preload(scheduler, manifests, keep_alive, url))
+    preparing.add_done_callback(lambda task: _stop_on_bad_flags(task, server))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        preparing.cancel()
+        with contextlib.suppress(asyncio.CancelledError, VllamaError):
+            await preparing
+        await scheduler.close()
+        gateway.close()
+        launcher.close()
+    return USAGE_EXIT if _bad_flags(preparing) else 0
+
+
+def _handle_signals(server: _Server, scheduler: Scheduler) -> None:
+    """First signal: accept nothing more and let streams finish. Second: end them."""
+
+    def stop() -> None:
+        if server.should_exit:
+            server.force_exit = True
+            return
+        log.info("stopping: streams have %d s to finish; once more to stop at once", DRAIN_SECONDS)
+        server.should_exit = True
+        scheduler.refuse()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+async def _preload(scheduler: Scheduler, manifests: Sequence[Manifest], keep_alive: int, url: str) -> None:
+    """Load the models named on the command line.
+
+    Raises BadEngineFlags. A model that cannot be loaded for another reason is reported, and the server goes on.
+    """
+    for manifest in manifests:
+        log.info("loading %s (this takes half a minute or more)", manifest.name)
+        try:
+            async with scheduler.lease(manifest, keep_alive):
+                pass
+        except BadEngineFlags:
+            raise
+        except VllamaError as error:
+            log.error("%s could not be loaded: %s", manifest.name, error)  # noqa: TRY400 - for the user, not for us
+            continue
+        _say_how_to_use(manifest.name.display, url)
+
+
+def _say_how_to_use(model: str, url: str) -> None:
+    body = f'{{"model":"{model}","messages":[{{"role":"user","content":"What is the capital of France?"}}]}}'
+    print(f"\n{model} is ready. Try:\n\n  curl {url}/api/chat -d {shlex.quote(body)}\n", flush=True)
+
+
+def _stop_on_bad_flags(preparing: asyncio.Task[None], server: _Server) -> None:
+    if error := _bad_flags(preparing):
+        print(f"Error: vLLM does not accept its flags: {error}", file=sys.stderr, flush=True)
+        server.should_exit = True
+
+
+def _bad_flags(preparing: asyncio.Task[None]) -> BadEngineFlags | None:
+    if not preparing.done() or preparing.cancelled():
+        return None
+    error = preparing.exception()
+    if error is not None and not isinstance(error, BadEngineFlags):
+        log.error("preparing the models failed", exc_info=error)
+    return error if isinstance(error, BadEngineFlags) else None
