@@ -58,6 +58,8 @@ class Inference:
             model = Fields(decode(body), "Request", _ENVELOPE).string("model")
             if not model:
                 raise RequestError("model is required")
+            # vLLM insists on the type of what we just read as JSON; Ollama's clients may have sent another.
+            request.headers = {**request.headers, b"content-type": b"application/json"}
             await self._forward(request, self._resolve(model), None, body)
 
     def _resolve(self, text: str) -> Manifest:

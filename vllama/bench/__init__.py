@@ -1,0 +1,1 @@
+"""Measures any server from outside."""
