@@ -9,13 +9,14 @@ from typing import TextIO
 from vllama.cli.client import Record
 from vllama.cli.output import go_duration, has_color
 from vllama.durations import NS_PER_SECOND
+from vllama.errors import VllamaError
 
 _GREY, _BOLD, _PLAIN = "\x1b[38;5;245m", "\x1b[1m", "\x1b[0m"
 
 
 @dataclass(slots=True)
 class Answer:
-    """What has come so far of one answer; after Ctrl-C that is only a part. `final` is its last record."""
+    """What has come so far of one answer; after Ctrl-C that is only a part. `final` is its `done` record."""
 
     text: str = ""
     final: Record = field(default_factory=dict)
@@ -31,10 +32,14 @@ class Answer:
                     thinking.write(thought)
                 if text:
                     thinking.close()
-                    out.write(text)
                     self.text += text
+                    out.write(text)
                 out.flush()
-                self.final = record
+                if record.get("done"):
+                    self.final = record
+        except VllamaError:
+            out.write("\n" if self.text else "")  # the message of the error gets a line of its own
+            raise
         finally:
             thinking.close()
 
@@ -49,11 +54,11 @@ class Thinking:
 
     def write(self, text: str) -> None:
         """Write a piece of it, after a heading if it is the first."""
-        if not self._last:
+        is_first, self._last = not self._last, text
+        if is_first:
             self._heading("Thinking...\n")
             self._out.write(_GREY if self._color else "")
         self._out.write(text)
-        self._last = text
 
     def close(self) -> None:
         """End the thinking, if there is any."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -72,7 +72,8 @@ class Chat:
     """A session at the prompt.
 
     `read` shows a prompt and returns a line; it raises EOFError at the end and KeyboardInterrupt on
-    Ctrl-C, as `input` does. `keep_history` turns the recording of lines on and off.
+    Ctrl-C, as `input` does. `keep_history` turns the recording of lines on and off. `think_is_chosen` says that
+    the user chose the conversation's `think`, so that it outlives a change of model.
     """
 
     conversation: Conversation
@@ -83,10 +84,7 @@ class Chat:
     err: TextIO
     verbose: bool = False
     hide_thinking: bool = False
-    _think_is_chosen: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._think_is_chosen = self.conversation.think is not None
+    think_is_chosen: bool = False
 
     def run(self) -> None:
         """Talk until the user leaves."""
@@ -161,7 +159,7 @@ class Chat:
             self._say("Usage:\n  /load <model>")
             return
         info = self.client.show(words[0])
-        think = self.conversation.think if self._think_is_chosen else infer_think(info)
+        think = self.conversation.think if self.think_is_chosen else infer_think(info)
         conversation = Conversation(
             words[0],
             self.conversation.system,
@@ -213,7 +211,7 @@ class Chat:
 
     def _set_think(self, think: Think) -> None:
         self.conversation.think = think
-        self._think_is_chosen = True
+        self.think_is_chosen = True
 
     def _show(self, words: list[str]) -> None:
         what = words[0] if words else ""

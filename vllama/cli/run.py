@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def command(
     if "embedding" in capabilities and "completion" not in capabilities:
         _embed(client, conversation, text)
     elif interactive:
-        _chat(client, conversation, verbose=verbose, hide_thinking=hidethinking)
+        _chat(client, conversation, verbose=verbose, hide_thinking=hidethinking, think_is_chosen=chosen is not None)
     elif as_json:
         with Spinner():
             record = client.post("/api/generate", {**conversation.generate(text), "stream": False})
@@ -153,20 +153,11 @@ def _embed(client: Client, conversation: Conversation, text: str) -> None:
     click.echo(json.dumps(embeddings[0]))
 
 
-def _chat(client: Client, conversation: Conversation, *, verbose: bool, hide_thinking: bool) -> None:
+def _chat(client: Client, conversation: Conversation, **switches: bool) -> None:
     with Spinner(f"loading {conversation.model}"):
         client.post("/api/generate", {**conversation.load(), "stream": False})
     with _line_editor() as keep_history:
-        Chat(
-            conversation,
-            client,
-            input,
-            keep_history,
-            sys.stdout,
-            sys.stderr,
-            verbose=verbose,
-            hide_thinking=hide_thinking,
-        ).run()
+        Chat(conversation, client, input, keep_history, sys.stdout, sys.stderr, **switches).run()
 
 
 @contextmanager
@@ -178,13 +169,14 @@ def _line_editor() -> Iterator[Callable[[bool], None]]:
         yield lambda on: None  # noqa: ARG005
         return
     path = HISTORY.expanduser()
-    if path.exists():
+    with suppress(OSError):
         readline.read_history_file(path)
     readline.set_history_length(HISTORY_LINES)
-    readline.set_auto_history(not parse_bool(os.environ.get("OLLAMA_NOHISTORY", "0")))
+    readline.set_auto_history(not parse_bool(os.environ.get("OLLAMA_NOHISTORY") or "0"))
     try:
         yield readline.set_auto_history
     finally:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        readline.write_history_file(path)
+        with suppress(OSError):  # a home that cannot be written is no reason to fail a chat that is over
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)

@@ -60,6 +60,6 @@ def names() -> list[str]:
 @cache
 def _entries() -> Mapping[str, CatalogueEntry]:
     text = resources.files("vllama.store").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    optional = {"license_text": "", "chat_template": "", "parameters": {}}
+    optional = {"chat_template": "", "parameters": {}}
     entries = [CatalogueEntry(name=name, **(optional | row)) for name, row in tomllib.loads(text).items()]
     return {ModelName.parse(entry.name).key: entry for entry in entries}

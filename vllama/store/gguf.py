@@ -26,7 +26,8 @@ def convert(source: Path, destination: Path) -> None:
     the GGUF's own chat template. Same input, same libraries: same bytes. Raises StoreError with the
     last lines of the converter.
     """
-    command = [sys.executable, "-m", "vllama.store.gguf", str(source), str(destination)]
+    # -P: nothing in the working directory may stand in for a module.
+    command = [sys.executable, "-P", "-m", "vllama.store.gguf", str(source), str(destination)]
     done = subprocess.run(
         command,
         env=os.environ | _QUIET_AND_OFFLINE,
@@ -120,11 +121,11 @@ def _tidy(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
 
 def _tidy_config(config: dict[str, Any]) -> dict[str, Any]:
     """Leave out the model's path, and give GGUF's 32-bit floats their short spelling (1e-05) back."""
-    import numpy
+    import numpy as np
 
     def shorten(value: Any) -> Any:
         if isinstance(value, float):
-            return float(str(numpy.float32(value)))
+            return float(str(np.float32(value)))
         if isinstance(value, dict):
             return {key: shorten(item) for key, item in value.items()}
         return value

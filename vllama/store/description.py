@@ -1,0 +1,244 @@
+"""What a model is: read from its config.json, its templates and the headers of its weights.
+
+Never from its name, and without torch: `/api/tags` describes every model of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from vllama.errors import ManifestCorrupt
+from vllama.store.manifest import Manifest
+from vllama.store.snapshot import weight_files
+from vllama.store.weights import (
+    Tensor,
+    human_count,
+    parameter_count,
+    quantization_level,
+    read_tensors,
+)
+
+# GGUF's name for a fact (as clients of `model_info` know it) and config.json's names for the same.
+_FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("context_length", ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")),
+    ("embedding_length", ("hidden_size", "n_embd", "d_model")),
+    ("block_count", ("num_hidden_layers", "n_layer", "num_layers")),
+    ("feed_forward_length", ("intermediate_size", "n_inner", "ffn_dim", "d_ff")),
+    ("vocab_size", ("vocab_size",)),
+    ("attention.head_count", ("num_attention_heads", "n_head", "num_heads")),
+    ("attention.head_count_kv", ("num_key_value_heads", "num_kv_heads", "num_attention_heads", "n_head")),
+    ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
+    ("attention.layer_norm_epsilon", ("layer_norm_eps", "layer_norm_epsilon")),
+    ("rope.freq_base", ("rope_theta",)),
+    ("rope.dimension_count", ("head_dim",)),
+    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
+    ("expert_used_count", ("num_experts_per_tok",)),
+)
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
+"""llama.cpp's numbers, which Ollama shows as `general.file_type`."""
+
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+"""generation_config.json's names and Ollama's; `max_new_tokens` is left out on purpose (contract §2.10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The facts that `/api/tags`, `/api/show` and `/api/ps` tell of a model.
+
+    Lengths are tokens or vector elements, 0 where unknown. `template` is Jinja. `parameters` are
+    the sampling defaults in force for it: the manifest's over those of generation_config.json.
+    """
+
+    family: str
+    families: tuple[str, ...]
+    format: str
+    parameter_count: int
+    quantization_level: str
+    context_length: int
+    embedding_length: int
+    capabilities: tuple[str, ...]
+    template: str
+    license: str
+    model_info: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    parameters: Mapping[str, Any]
+
+    @property
+    def parameter_size(self) -> str:
+        """The parameter count in Ollama's style: "134.52M"."""
+        return human_count(self.parameter_count)
+
+
+def describe(manifest: Manifest) -> ModelDescription:
+    """Read the facts from the snapshot. Raises ManifestCorrupt where a file is damaged or missing."""
+    found = _describe_snapshot(manifest.snapshot, _state(manifest))
+    return replace(
+        found,
+        template=manifest.template or found.template,
+        license=manifest.license or found.license,
+        model_info={"general.basename": manifest.name.model, **found.model_info},
+        parameters={**found.parameters, **manifest.parameters},
+    )
+
+
+# A checkpoint of a large mixture of experts has 20,000 tensors, 60 ms to read, and some clients ask for
+# /api/tags every few seconds. `state` makes it forget what has changed on disk.
+@lru_cache(maxsize=256)
+def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
+    del state
+    config = _flatten(_read_json(snapshot / "config.json", required=True))
+    quantization = config.get("quantization_config") or config.get("compression_config") or {}
+    tensors = read_tensors(weight_files(snapshot))
+    level = quantization_level(tensors, quantization)
+    count = parameter_count(tensors, quantization)
+    facts = _facts(config, snapshot)
+    family = str(config.get("model_type", ""))
+    return ModelDescription(
+        family=family,
+        families=(family,) if family else (),
+        format="safetensors",
+        parameter_count=count,
+        quantization_level=level,
+        context_length=int(facts.get("context_length", 0)),
+        embedding_length=int(facts.get("embedding_length", 0)),
+        capabilities=capabilities(
+            config.get("architectures") or [],
+            is_sentence_transformer=(snapshot / "modules.json").exists(),
+        ),
+        template=_chat_template(snapshot),
+        license=_license(snapshot),
+        model_info={
+            "general.architecture": family,
+            "general.parameter_count": count,
+            "general.type": "model",
+            **({"general.file_type": _FILE_TYPES[level]} if level in _FILE_TYPES else {}),
+            **{f"{family}.{key}": value for key, value in facts.items()},
+        },
+        tensors=tensors,
+        parameters=_sampling_defaults(snapshot),
+    )
+
+
+def _state(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
+    """Return size and time of each file, and of the directory: equal as long as nothing was changed."""
+    try:
+        return tuple(
+            (path, stat.st_size, stat.st_mtime_ns)
+            for path in (".", *(file.path for file in manifest.files))
+            for stat in ((manifest.snapshot / path).stat(),)
+        )
+    except OSError as error:
+        raise ManifestCorrupt(f"{error.filename} is missing; pull the model again") from error
+
+
+def capabilities(architectures: list[str], *, is_sentence_transformer: bool) -> tuple[str, ...]:
+    """Return what the model can do (contract §4.5), as far as it is served.
+
+    `tools`, `thinking`, `vision` and `insert` need more than a template that mentions them, and a
+    wrong claim hurts clients more than a missing one: none is made yet.
+    """
+    architecture = architectures[0] if architectures else ""
+    encodes = architecture.endswith(_ENCODERS) and not architecture.endswith(_DECODERS)
+    if is_sentence_transformer or encodes:
+        return ("embedding",)
+    if architecture.endswith(_CLASSIFIERS):
+        return ()
+    return ("completion",)
+
+
+_ENCODERS = ("Model", "ForMaskedLM", "ForTextEncoding")
+_DECODERS = ("LMHeadModel", "ChatModel", "GLMModel")  # "Model" at the end, and yet they write text
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+
+
+def _flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Lift what nests: the language model of a multimodal one, and the parameters of its rope."""
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(nested := config.get(key), dict):
+            config = {**config, **nested, "model_type": config.get("model_type", nested.get("model_type"))}
+            config["architectures"] = config.get("architectures") or nested.get("architectures")
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict):
+        rope = rope.get("full_attention", rope)  # one set for each type of layer
+        config = {"rope_theta": rope.get("rope_theta"), **config}
+    return config
+
+
+def _facts(config: dict[str, Any], snapshot: Path) -> dict[str, int | float]:
+    facts: dict[str, int | float] = {}
+    for key, names in _FACTS:
+        value = next((config[name] for name in names if _is_number(config.get(name))), None)
+        if value is not None:
+            facts[key] = int(value) if value == int(value) else value
+    heads, width = facts.get("attention.head_count"), facts.get("embedding_length")
+    if "rope.freq_base" in facts and heads and width:
+        facts.setdefault("rope.dimension_count", width // heads)
+    # Sentence transformers are trained for less than their positions allow, and vLLM serves that.
+    served = _read_json(snapshot / "sentence_bert_config.json").get("max_seq_length")
+    if isinstance(served, int):
+        facts["context_length"] = served
+    return facts
+
+
+def _sampling_defaults(snapshot: Path) -> dict[str, int | float]:
+    config = _read_json(snapshot / "generation_config.json")
+    return {ours: config[theirs] for theirs, ours in _SAMPLING.items() if _is_number(config.get(theirs))}
+
+
+def _chat_template(snapshot: Path) -> str:
+    """Return the Jinja chat template, in the order in which transformers looks for it."""
+    path = snapshot / "chat_template.jinja"
+    if path.exists():
+        return _read_text(path)
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = _read_json(snapshot / name).get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default")
+        if isinstance(template, str):
+            return template
+    return ""
+
+
+def _license(snapshot: Path) -> str:
+    """Return the text of the licence file; the first by name if there are several."""
+    paths = sorted(path for path in snapshot.glob("[Ll][Ii][Cc][Ee][Nn][SsCc][Ee]*") if path.is_file())
+    return _read_text(paths[0]) if paths else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    """Return the object in the file; an empty one where an optional file is not there."""
+    try:
+        record = orjson.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        if required:
+            raise ManifestCorrupt(f"{path} is missing; pull the model again") from error
+        return {}
+    except (OSError, ValueError) as error:
+        raise ManifestCorrupt(f"cannot read {path}: {error}") from error
+    if not isinstance(record, dict):
+        raise ManifestCorrupt(f"{path} holds no JSON object")
+    return record
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ManifestCorrupt(f"cannot read {path}: {error}") from error
