@@ -27,13 +27,6 @@ async def read_body(receive: Receive) -> bytes:
     raise asyncio.CancelledError
 
 
-async def reply(send: Send, status: int, content_type: str, body: bytes) -> None:
-    """Send one whole reply."""
-    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
 @asynccontextmanager
 async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
     """Cancel the work inside when the client leaves, and end quietly then.

@@ -21,11 +21,12 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
 
-from vllama.bench.stream_client import Plan, Sample
+from vllama.bench.stream_client import Plan, Sample, Target
 
 _MODEL = "overhead"
 # Alike on both routes, and the cheapest: what the engine spends on sampling slows all of them.
@@ -45,13 +46,11 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way to the engine, and the process whose CPU time is its cost."""
+    """A way to the engine, and the processes whose CPU time is its cost, by the name of the cost."""
 
-    name: str
-    url: str
-    socket: str
+    target: Target
     body: str
-    pid: int
+    costs: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -62,6 +61,13 @@ class Cost:
     tokens: int = 0
     chunks: int = 0
     seconds: float = 0.0
+
+    def add(self, cpu: int, sample: Sample) -> None:
+        """Count a round."""
+        self.cpu += cpu
+        self.tokens += sample.tokens
+        self.chunks += sample.chunks
+        self.seconds += sample.seconds
 
     @property
     def per_token(self) -> float:
@@ -79,7 +85,7 @@ class Cost:
 @click.option("--clients", default=64, show_default=True)
 @click.option("--tokens", default=128, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--first-tokens", default=100, show_default=True, help="Requests for the time to first token, per way.")
+@click.option("--first-tokens", default=200, show_default=True, help="Requests for the time to first token, per way.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def main(model: Path, *, clients: int, tokens: int, rounds: int, first_tokens: int, as_json: bool) -> None:
     """Measure the overhead of the dialect and the gateway with the model in MODEL.
@@ -89,15 +95,18 @@ def main(model: Path, *, clients: int, tokens: int, rounds: int, first_tokens: i
     """
     with _serving(model) as server:
         costs = _measure_routes(server, clients, tokens, rounds)
-        ttft = _measure_first_tokens(server, first_tokens)
+        direct, through = _measure_first_tokens(server, first_tokens)
+    vllm, plugin, channel, gateway = (costs[name] for name in ("vllm", "plugin", "channel", "gateway"))
     result = {
-        "ours_us_per_token": costs["ours"].per_token,
-        "vllm_us_per_token": costs["vllm"].per_token,
-        "ratio": costs["ours"].per_token / costs["vllm"].per_token,
-        "gateway_us_per_chunk": costs["gateway"].per_chunk,
-        "ttft_direct_ms": ttft["direct"] * 1000,
-        "ttft_gateway_ms": ttft["gateway"] * 1000,
-        "ttft_added_ms": (ttft["gateway"] - ttft["direct"]) * 1000,
+        "vllm_us_per_token": vllm.per_token,
+        "plugin_us_per_token": plugin.per_token,
+        "plugin_ratio": plugin.per_token / vllm.per_token,
+        "channel_us_per_token": channel.per_token,
+        "channel_ratio": channel.per_token / vllm.per_token,
+        "gateway_us_per_chunk": gateway.per_chunk,
+        "ttft_direct_ms": direct * 1000,
+        "ttft_gateway_ms": through * 1000,
+        "ttft_added_ms": (through - direct) * 1000,
         "tokens_per_second": {name: cost.tokens / cost.seconds for name, cost in costs.items()},
         "tokens_per_chunk": {name: cost.tokens / max(cost.chunks, 1) for name, cost in costs.items()},
         "clients": clients,
@@ -105,6 +114,22 @@ def main(model: Path, *, clients: int, tokens: int, rounds: int, first_tokens: i
         "rounds": rounds,
     }
     print(orjson.dumps(result).decode() if as_json else _table(result))
+
+
+def _table(r: dict[str, Any]) -> str:
+    rate = r["tokens_per_second"]
+    return (
+        f"{r['clients']} clients, {r['tokens']} tokens a reply, {r['rounds']} rounds each; CPU time of one process\n\n"
+        f"vLLM's /v1/chat/completions      {r['vllm_us_per_token']:6.1f} µs per token               "
+        f"{rate['vllm']:6.0f} tok/s\n"
+        f"our /api/chat, plugin alone      {r['plugin_us_per_token']:6.1f} µs per token   "
+        f"{r['plugin_ratio']:.2f} × vLLM's  {rate['plugin']:6.0f} tok/s\n"
+        f"our /api/chat, behind gateway    {r['channel_us_per_token']:6.1f} µs per token   "
+        f"{r['channel_ratio']:.2f} × vLLM's  {rate['channel']:6.0f} tok/s\n"
+        f"the gateway                      {r['gateway_us_per_chunk']:6.1f} µs per forwarded chunk\n"
+        f"TTFT p50, 1 client               {r['ttft_direct_ms']:6.2f} ms direct, {r['ttft_gateway_ms']:.2f} ms through "
+        f"the gateway: {r['ttft_added_ms']:+.2f} ms"
+    )
 
 
 def _table(r: dict[str, object]) -> str:
@@ -134,37 +159,30 @@ def _measure_routes(server: Server, clients: int, tokens: int, rounds: int) -> d
             "stream_options": {"include_usage": True},
         }
     ).decode()
-    inside = "http://worker"
+    inside = server.worker_socket
     routes = [
-        Route("vllm", f"{inside}/v1/chat/completions", server.worker_socket, openai, server.worker),
-        Route("ours", f"{inside}/api/chat", server.worker_socket, native, server.worker),
-        Route("gateway", f"{server.url}/api/chat", "", native, server.gateway),
+        Route(Target("http://worker/v1/chat/completions", inside), openai, {"vllm": server.worker}),
+        Route(Target("http://worker/api/chat", inside), native, {"plugin": server.worker}),
+        Route(Target(f"{server.url}/api/chat", ""), native, {"channel": server.worker, "gateway": server.gateway}),
     ]
-    costs = {route.name: Cost() for route in routes}
+    costs = {name: Cost() for route in routes for name in route.costs}
     for number in range(rounds + 1):
         for route in routes:
-            before = cpu_time(route.pid)
-            sample = _run_client(Plan(route.url, route.socket, route.body, clients, 1))
-            spent = cpu_time(route.pid) - before
+            before = {name: cpu_time(pid) for name, pid in route.costs.items()}
+            sample = _run_client(Plan([route.target], route.body, clients, 1))
             if number == 0:
                 continue  # warm-up
-            cost = costs[route.name]
-            cost.cpu += spent
-            cost.tokens += sample.tokens
-            cost.chunks += sample.chunks
-            cost.seconds += sample.seconds
+            for name, pid in route.costs.items():
+                costs[name].add(cpu_time(pid) - before[name], sample)
     return costs
 
 
-def _measure_first_tokens(server: Server, count: int) -> dict[str, float]:
-    """The median time to first token of single requests, in seconds, both ways in turns."""
-    body = orjson.dumps({"model": _MODEL, "messages": _MESSAGES, "options": {"num_predict": 1}}).decode()
-    ttft: dict[str, list[float]] = {"direct": [], "gateway": []}
-    share = max(count // 10, 1)
-    for _ in range(10):
-        ttft["direct"] += _run_client(Plan("http://worker/api/chat", server.worker_socket, body, 1, share)).ttft[1:]
-        ttft["gateway"] += _run_client(Plan(f"{server.url}/api/chat", "", body, 1, share)).ttft[1:]
-    return {way: statistics.median(times) for way, times in ttft.items()}
+def _measure_first_tokens(server: Server, count: int) -> tuple[float, float]:
+    """The median time to first token of single requests, in seconds: direct and through the gateway, in turns."""
+    body = orjson.dumps({"model": _MODEL, "messages": _MESSAGES, "options": {**_SAMPLING, "num_predict": 1}}).decode()
+    targets = [Target("http://worker/api/chat", server.worker_socket), Target(f"{server.url}/api/chat", "")]
+    direct, through = _run_client(Plan(targets, body, 1, count + 5)).ttft
+    return statistics.median(direct[5:]), statistics.median(through[5:])
 
 
 def _run_client(plan: Plan) -> Sample:
@@ -172,7 +190,7 @@ def _run_client(plan: Plan) -> Sample:
     done = subprocess.run(command, check=True, capture_output=True, timeout=600)
     sample = Sample(**orjson.loads(done.stdout))
     if sample.failures or not sample.tokens:
-        message = f"{sample.failures} requests to {plan.url} failed"
+        message = f"{sample.failures} requests to {plan.targets} failed"
         raise click.ClickException(message)
     return sample
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from vllama.asgi import cancelled_on_disconnect, read_body
 from vllama.errors import CloudDisabled, ModelNotFound, RequestError, WorkerDied
+from vllama.gateway.channel import Channels
+from vllama.gateway.relay import OnSlow, Relay, RelayMaker
 from vllama.gateway.replies import BrokenReply, closing_error, send_record
 from vllama.gateway.routing import Request
-from vllama.gateway.upstream import Header, Pool, request_bytes
+from vllama.gateway.upstream import Pool, request_bytes
 from vllama.names import ModelName
 from vllama.ollama import checks
 from vllama.ollama.gojson import Fields, decode, known_fields
@@ -18,10 +20,8 @@ from vllama.scheduler.scheduler import Scheduler
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
-from vllama.worker.timing import RECEIVED_HEADER
 
 _ENVELOPE = known_fields("model")
-_FORGED = frozenset({RECEIVED_HEADER})
 
 
 class Inference:
@@ -31,6 +31,7 @@ class Inference:
         self._store = store
         self._scheduler = scheduler
         self._pool = Pool()
+        self._channels = Channels()
         self._clock = Clock()
 
     async def generate(self, request: Request) -> None:
@@ -60,7 +61,10 @@ class Inference:
                 raise RequestError("model is required")
             # vLLM insists on the type of what we just read as JSON; Ollama's clients may have sent another.
             request.headers = {**request.headers, b"content-type": b"application/json"}
-            await self._forward(request, self._resolve(model), None, body)
+            outgoing = request_bytes(request.method, request.target, request.headers.items(), body)
+            async with self._scheduler.lease(self._resolve(model), None) as resident:
+                connection = await self._pool.acquire(resident.socket)
+                await _relay(request, lambda make_relay: connection.exchange(outgoing, make_relay))
 
     def _resolve(self, text: str) -> Manifest:
         """The manifest behind what the client typed. Raises InvalidName, CloudDisabled, ModelNotFound."""
@@ -90,33 +94,38 @@ class Inference:
                 pass
             await send_record(request, replies.final("load"))
             return
-        await self._forward(request, manifest, parsed.keep_alive, body)
-
-    async def _forward(self, request: Request, manifest: Manifest, keep_alive: int | None, body: bytes) -> None:
-        headers: list[Header] = [header for header in request.headers.items() if header[0] not in _FORGED]
-        headers.append((RECEIVED_HEADER, b"%d" % request.received))
-        outgoing = request_bytes(request.method, request.target, headers, body)
-        async with self._scheduler.lease(manifest, keep_alive) as resident:
-            connection = await self._pool.acquire(resident.socket)
-            try:
-                await connection.exchange(outgoing, request.send, request.extra_headers)
-            except WorkerDied as error:
-                if not connection.started:
-                    raise
-                await _end_stream(request, connection.content_type, connection.last_byte, str(error))
-            request.status = connection.status
+        async with self._scheduler.lease(manifest, parsed.keep_alive) as resident:
+            channel = await self._channels.least_loaded(resident.channels)
+            await _relay(request, lambda make_relay: channel.exchange(request.path, request.received, body, make_relay))
 
     def close(self) -> None:
         """Close the connections to the workers."""
         self._pool.close()
+        self._channels.close()
 
 
-async def _end_stream(request: Request, content_type: bytes, last_byte: bytes, message: str) -> None:
-    """End a stream whose worker died: with an error in its format, or by breaking the connection off."""
-    ending = closing_error(request.path, content_type, message)
-    if ending is None:
-        raise BrokenReply
-    if last_byte not in {b"", b"\n"}:
-        ending = b"\n" + ending
-    final: dict[str, Any] = {"type": "http.response.body", "body": ending, "more_body": False}
-    await request.send(final)
+async def _relay(request: Request, exchange: Callable[[RelayMaker], Awaitable[None]]) -> None:
+    """Run an exchange whose reply goes to the client; where its worker dies in the middle, end it in its own format.
+
+    Raises WorkerDied where nothing was sent yet, BrokenReply where the format has no room for an error.
+    """
+    relay: Relay | None = None
+
+    def make_relay(on_slow: OnSlow) -> Relay:
+        nonlocal relay
+        relay = Relay(request.send, request.extra_headers, on_slow)
+        return relay
+
+    try:
+        await exchange(make_relay)
+    except WorkerDied as error:
+        if relay is None or not relay.status:
+            raise
+        ending = closing_error(request.path, relay.content_type, str(error))
+        if ending is None:
+            raise BrokenReply from error
+        if relay.last_byte not in {b"", b"\n"}:
+            ending = b"\n" + ending
+        await request.send({"type": "http.response.body", "body": ending, "more_body": False})
+    finally:
+        request.status = relay.status if relay is not None else 0

@@ -55,12 +55,12 @@ class WorkerProcess:
         self._spec = spec
         self._process = process
         self.context_length = 0
+        self.channels: tuple[Path, ...] = ()
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
 
     @classmethod
     async def start(cls, spec: WorkerSpec) -> WorkerProcess:
         """Start the processes; they are not ready yet."""
-        spec.socket.unlink(missing_ok=True)
         with spec.log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -92,7 +92,7 @@ class WorkerProcess:
         return self._spec.memory
 
     async def become_ready(self, stall_timeout: float | None) -> None:
-        """Return when it has really produced a token; `context_length` is known then.
+        """Return when it has really produced a token; `context_length` and `channels` are known then.
 
         Raises LoadFailed with the end of the log where it exits, or makes no progress (its log does
         not grow) for `stall_timeout` seconds; BadEngineFlags where vLLM refused its flags.
@@ -102,7 +102,8 @@ class WorkerProcess:
             await asyncio.wait({self.exited}, timeout=_POLL_SECONDS)
             if self.exited.done():
                 raise self._failure(self.exited.result())
-            if self._spec.socket.exists() and await produce_one_token(self._spec.socket, stall_timeout):
+            self.channels = self._find_channels()
+            if self.channels and await produce_one_token(self._spec.socket, stall_timeout):
                 self.context_length = await served_context(self._spec.socket, stall_timeout)
                 return
             if stall_timeout is not None and progress.stalled_for() > stall_timeout:
@@ -116,7 +117,13 @@ class WorkerProcess:
             await asyncio.wait({self.exited}, timeout=grace)
         self._signal(signal.SIGKILL)
         await asyncio.shield(self.exited)
-        self._spec.socket.unlink(missing_ok=True)
+        for path in self._spec.socket.parent.glob(f"{self._spec.socket.name}*"):
+            path.unlink(missing_ok=True)
+
+    def _find_channels(self) -> tuple[Path, ...]:
+        """The channel sockets (vllama.worker.channel.socket_path) once every API server process has its own."""
+        found = sorted(self._spec.socket.parent.glob(f"{self._spec.socket.name}.*of*"))
+        return tuple(found) if found and len(found) == int(found[0].name.rpartition("of")[2]) else ()
 
     def log_tail(self) -> str:
         """The last lines of the log that say something, colours and progress bars removed."""

@@ -33,10 +33,11 @@ class Worker(Protocol):
 
     exited: asyncio.Task[int]
     context_length: int
+    channels: tuple[Path, ...]
 
     @property
     def socket(self) -> Path:
-        """Where it listens."""
+        """Where it speaks HTTP."""
 
     @property
     def memory(self) -> Memory:
@@ -84,10 +85,18 @@ class Resident:
 
     @property
     def socket(self) -> Path:
-        """Where its worker listens. Raises WorkerDied where it has none any more."""
+        """Where its worker speaks HTTP. Raises WorkerDied where it has none any more."""
+        return self._living_worker().socket
+
+    @property
+    def channels(self) -> tuple[Path, ...]:
+        """The sockets of its worker's channels. Raises WorkerDied where it has none any more."""
+        return self._living_worker().channels
+
+    def _living_worker(self) -> Worker:
         if self.worker is None or self.worker.exited.done():
             raise WorkerDied
-        return self.worker.socket
+        return self.worker
 
     @property
     def is_idle(self) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ class Source:
     revision: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """What is served under a name.
 
@@ -73,7 +74,7 @@ class Manifest:
     engine_flags: tuple[str, ...]
     modified_at: datetime
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identity of what is served, 64 hex: equal for equal content, whatever its name, place and age."""
         return _sha256_of_json(

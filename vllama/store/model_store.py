@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from vllama.errors import InvalidName, ManifestCorrupt, ModelNotFound, StoreError, VllamaError
@@ -144,6 +145,14 @@ class ModelStore:
         return self.root.joinpath("names", *folders, f"{tag}.json")
 
     def _read(self, path: Path) -> Manifest:
+        # Every request of every client reads a manifest, and parsing it takes longer than all the rest of a request.
+        state = path.stat()
+        return self._parse(path, (state.st_mtime_ns, state.st_size, state.st_ino))
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - a store lives as long as its process
+    def _parse(self, path: Path, state: object) -> Manifest:
+        """Read a manifest; a new `state` makes the cache forget the old one."""
+        del state
         try:
             manifest = Manifest.from_json(path.read_bytes())
         except ManifestCorrupt as error:

@@ -3,7 +3,8 @@
 Written against vLLM 0.26 and 0.32 (`tests/worker/test_engine_adapter.py` names them). Public: `EngineClient`,
 `SamplingParams`, the renderer. Internal, and kept to this file: `state.online_renderer`'s template settings
 (`vllm/renderers/online_renderer.py`), `RequestOutput.metrics` (`vllm/v1/metrics/stats.py: RequestStateStats`),
-`ModelConfig.get_diff_sampling_param` (`vllm/config/model.py`).
+`ModelConfig.get_diff_sampling_param` (`vllm/config/model.py`), `ParallelConfig._api_process_rank` and `_count`
+(`vllm/config/parallel.py`).
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ class Engine:
     def context_length(self) -> int:
         """The context served, in tokens."""
         return int(self._client.model_config.max_model_len)
+
+    @property
+    def api_process(self) -> tuple[int, int]:
+        """Which of how many API server processes this one is."""
+        parallel = self._client.vllm_config.parallel_config
+        return max(int(parallel._api_process_rank), 0), int(parallel._api_process_count)  # noqa: SLF001
 
     @property
     def has_chat_template(self) -> bool:

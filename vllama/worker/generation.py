@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
-from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body, reply
+from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
 from vllama.errors import EngineError, RequestError, VllamaError
 from vllama.ollama import checks, options
 from vllama.ollama.replies import ChatReplies, Clock, GenerateReplies, Replies, TokenLogprob
@@ -18,7 +19,8 @@ from vllama.ollama.status import JSON, NDJSON, error_body, error_line, status_of
 from vllama.worker import conversation
 from vllama.worker.engine import Engine, Prompt, as_our_error, token_logprobs
 from vllama.worker.profile import Profile
-from vllama.worker.timing import Stopwatch, received_at
+from vllama.worker.sink import HttpSink, Sink
+from vllama.worker.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ class Generation:
 
 
 class GenerationRoute:
-    """The ASGI endpoint of one route."""
+    """The endpoint of one route, over HTTP and over the channel."""
 
     _numbers = count(1)
 
@@ -133,24 +135,31 @@ class GenerationRoute:
         self._engine: Engine | None = None
         self._profile = Profile("", ("completion",))
         self._defaults: tuple[dict[str, Any], ...] = ()
-        self._behind_gateway = False
 
-    def serve(self, engine: Engine, profile: Profile, *, behind_gateway: bool) -> None:
+    def serve(self, engine: Engine, profile: Profile) -> None:
         """Begin to answer with this engine."""
-        self._engine, self._profile, self._behind_gateway = engine, profile, behind_gateway
+        self._engine, self._profile = engine, profile
         self._defaults = (dict(profile.parameters), engine.generation_defaults())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request: an error with its status, one record, or a stream of records."""
-        stopwatch = Stopwatch(received_at(scope["headers"], behind_gateway=self._behind_gateway))
+        """Answer a request that came over HTTP."""
+        del scope
+        received = time.monotonic_ns()
         body = await read_body(receive)
         async with cancelled_on_disconnect(receive):
-            try:
-                await self._answer(body, stopwatch, send)
-            except VllamaError as error:
-                await reply(send, status_of(error), JSON, error_body(str(error)))
+            await self.answer(body, received, HttpSink(send))
 
-    async def _answer(self, body: bytes, stopwatch: Stopwatch, send: Send) -> None:
+    async def answer(self, body: bytes, received: int, sink: Sink) -> None:
+        """Answer one request: an error with its status, one record, or a stream of records.
+
+        `received` is when the client's request came, in monotonic ns. Cancelling aborts it in the engine.
+        """
+        try:
+            await self._answer(body, Stopwatch(received), sink)
+        except VllamaError as error:
+            await sink.reply(status_of(error), JSON, error_body(str(error)))
+
+    async def _answer(self, body: bytes, stopwatch: Stopwatch, sink: Sink) -> None:
         engine, profile = self._engine, self._profile
         if engine is None:
             raise EngineError("the engine is not ready")
@@ -158,12 +167,12 @@ class GenerationRoute:
         replies = self._dialect.replies(request.model, self._clock)
         if request.is_empty:
             reason = "unload" if request.keep_alive == 0 else "load"
-            await reply(send, 200, JSON, replies.final(reason))
+            await sink.reply(200, JSON, replies.final(reason))
             return
         self._dialect.check(request, profile.capabilities, profile.full_name)
         prompt = await self._dialect.render(request, engine, profile)
         if request.debug_render_only:
-            await reply(send, 200, JSON, replies.rendered(engine.detokenize(prompt["prompt_token_ids"])))
+            await sink.reply(200, JSON, replies.rendered(engine.detokenize(prompt["prompt_token_ids"])))
             return
         generation = Generation(
             request=request,
@@ -177,9 +186,9 @@ class GenerationRoute:
         outputs = engine.generate(prompt, generation.params, f"vllama-{next(self._numbers)}")
         async with aclosing(outputs):
             if request.stream:
-                await _stream(generation, engine, outputs, send)
+                await _stream(generation, engine, outputs, sink)
             else:
-                await _whole(generation, engine, outputs, send)
+                await _whole(generation, engine, outputs, sink)
 
     def _params(self, engine: Engine, request: Request, prompt: Prompt) -> Any:
         sampling = options.resolve(options.check(request.options), *self._defaults)
@@ -198,7 +207,7 @@ class GenerationRoute:
         )
 
 
-async def _whole(generation: Generation, engine: Engine, outputs: AsyncGenerator[Any, None], send: Send) -> None:
+async def _whole(generation: Generation, engine: Engine, outputs: AsyncGenerator[Any, None], sink: Sink) -> None:
     try:
         async for output in outputs:
             last = output
@@ -215,10 +224,10 @@ async def _whole(generation: Generation, engine: Engine, outputs: AsyncGenerator
         context=_context(generation, engine, completion, spoken, completion.text),
         logprobs=token_logprobs(completion, len(spoken), generation.request.top_logprobs),
     )
-    await reply(send, 200, JSON, body)
+    await sink.reply(200, JSON, body)
 
 
-async def _stream(generation: Generation, engine: Engine, outputs: AsyncGenerator[Any, None], send: Send) -> None:
+async def _stream(generation: Generation, engine: Engine, outputs: AsyncGenerator[Any, None], sink: Sink) -> None:
     replies, stopwatch, top = generation.replies, generation.stopwatch, generation.request.top_logprobs
     wants_logprobs = generation.request.logprobs
     ids: list[int] = []
@@ -231,7 +240,7 @@ async def _stream(generation: Generation, engine: Engine, outputs: AsyncGenerato
                 stopwatch.output()
                 _raise_if_failed(completion)  # still in time for a status
                 started = True
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                await sink.start(NDJSON)
             text = completion.text
             ids.extend(completion.token_ids)
             finished = output.finished
@@ -247,17 +256,14 @@ async def _stream(generation: Generation, engine: Engine, outputs: AsyncGenerato
                 _raise_if_failed(completion)
                 body += _last_line(generation, engine, output, ids, "".join(texts))
             if body:
-                await send({"type": "http.response.body", "body": body, "more_body": not finished})
+                await sink.write(body, last=finished)
     except Exception as error:  # translated, and raised again where it is not vLLM's
         ours = as_our_error(error)
         if not started:
             raise ours from error
         if not isinstance(ours, VllamaError):
             log.exception("a stream failed")
-        await send({"type": "http.response.body", "body": error_line(_in_stream(ours)), "more_body": False})
-
-
-_STREAM_HEADERS = [(b"content-type", NDJSON.encode())]
+        await sink.write(error_line(_in_stream(ours)), last=True)
 
 
 def _last_line(generation: Generation, engine: Engine, output: Any, ids: list[int], text: str) -> bytes:

@@ -5,12 +5,14 @@ Loaded only where VLLM_PLUGINS names `vllama` (`vllm/plugins/endpoint_plugins/in
 
 from __future__ import annotations
 
+import asyncio
 import os
 from argparse import Namespace
 from typing import Any
 
 from starlette.routing import Route
 
+from vllama.worker import channel
 from vllama.worker.engine import Engine
 from vllama.worker.generation import Chat, Generate, GenerationRoute
 from vllama.worker.identity import Identity
@@ -29,6 +31,7 @@ class OllamaPlugin:
             "/api/chat": GenerationRoute(Chat()),
         }
         self._identity = Identity()
+        self._channel: asyncio.AbstractServer | None = None  # held, because it closes when nobody refers to it
 
     def attach_router(self, app: Any) -> None:
         """Register the routes as bare ASGI endpoints: FastAPI's request models would insist on a Content-Type."""
@@ -45,4 +48,7 @@ class OllamaPlugin:
         self._identity.serve(engine_client.model_config, args)
         profile = given or Profile(self._identity.full_name, ("completion",))
         for route in self._generation_routes.values():
-            route.serve(engine, profile, behind_gateway=given is not None)
+            route.serve(engine, profile)
+        if given is not None and args.uds:
+            endpoints = {path: route.answer for path, route in self._generation_routes.items()}
+            self._channel = await channel.listen(channel.socket_path(args.uds, *engine.api_process), endpoints)

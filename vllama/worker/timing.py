@@ -7,29 +7,18 @@ subtracted: the gateway's receipt of the request, the engine's queue, first and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vllama.ollama.replies import Timings
 
-RECEIVED_HEADER = b"x-vllama-received"
-"""Carries the gateway's monotonic time of receipt in ns. Believed only behind our gateway."""
-
-
-def received_at(headers: Iterable[tuple[bytes, bytes]], *, behind_gateway: bool) -> int:
-    """When the client's request came, in monotonic ns; now where no gateway says otherwise."""
-    now = time.monotonic_ns()
-    if behind_gateway:
-        for name, value in headers:
-            if name == RECEIVED_HEADER and value.isdigit():
-                return min(int(value), now)
-    return now
-
 
 @dataclass(slots=True)
 class Stopwatch:
-    """The front end's own view of a request, for engines that keep no statistics (`--disable-log-stats`)."""
+    """The front end's view of a request, for what the engine does not say.
+
+    All in monotonic ns; `--disable-log-stats` turns the engine's own timestamps off.
+    """
 
     received: int
     submitted: int = 0

@@ -1,0 +1,130 @@
+"""The byte path's end: a worker's reply reaches the client unparsed, in the call that brought it.
+
+For each token of each stream this code runs once, so it does as little as asyncio allows: no queue and no task
+switch lie between the worker's socket and the server's `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from vllama.asgi import Send
+
+Header = tuple[bytes, bytes]
+OnSlow = Callable[[bool], None]
+
+
+class _Resume:
+    """Awaits the rest of a coroutine that was already run up to its first suspension."""
+
+    __slots__ = ("_coroutine", "_future")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], future: Any) -> None:
+        self._coroutine, self._future = coroutine, future
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        future = self._future
+        while True:
+            yield future
+            try:
+                future = self._coroutine.send(None)
+            except StopIteration:
+                return
+
+
+class Relay:
+    """One reply on its way to one client.
+
+    `on_slow(True)` is called when the client cannot take more, `on_slow(False)` when it has caught up; what
+    comes in between is kept. `status` is 0 until the client has got a status line, which goes with the first
+    bytes of the body: until then the reply can still become an error.
+    """
+
+    __slots__ = (
+        "_blocked", "_done", "_ended", "_extra_headers", "_head", "_kept", "_on_slow", "_send",
+        "content_type", "last_byte", "status",
+    )  # fmt: skip
+
+    def __init__(self, send: Send, extra_headers: tuple[Header, ...], on_slow: OnSlow) -> None:
+        self._send = send
+        self._extra_headers = extra_headers
+        self._on_slow = on_slow
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._head: tuple[int, list[Header]] | None = None
+        self._kept: list[bytes] = []
+        self._ended = False
+        self._blocked: asyncio.Task[None] | None = None
+        self.status = 0
+        self.content_type = b""
+        self.last_byte = b""
+
+    async def finished(self) -> None:
+        """Return when the client has got all; raise what `fail` was given."""
+        await self._done
+
+    def head(self, status: int, headers: list[Header]) -> None:
+        """Note the status line and the headers (names in lower case)."""
+        self._head = (status, headers)
+        self.content_type = next((value for name, value in headers if name == b"content-type"), b"")
+
+    def body(self, data: bytes, *, last: bool) -> None:
+        """Pass on a piece of the body."""
+        if self._blocked is not None:
+            self._kept.append(data)
+            self._ended = self._ended or last
+            return
+        if self._head is not None:
+            self.status, headers = self._head
+            self._head = None
+            start = {"type": "http.response.start", "status": self.status, "headers": [*headers, *self._extra_headers]}
+            if not self._push(start, last=False):
+                self._kept.append(data)
+                self._ended = last
+                return
+        if data:
+            self.last_byte = data[-1:]
+        if self._push({"type": "http.response.body", "body": data, "more_body": not last}, last=last) and last:
+            self._finish()
+
+    def fail(self, error: Exception) -> None:
+        """End a reply that will not be complete."""
+        if not self._done.done():
+            self._done.set_exception(error)
+
+    def _push(self, message: dict[str, Any], *, last: bool) -> bool:
+        """Run `send` at once; where it has to wait for the client, go on later and return False."""
+        coroutine: Any = self._send(message)
+        try:
+            future = coroutine.send(None)
+        except StopIteration:
+            return True
+        self._on_slow(True)
+        self._blocked = asyncio.ensure_future(self._unblock(_Resume(coroutine, future), last=last))
+        return False
+
+    async def _unblock(self, rest: _Resume, *, last: bool) -> None:
+        try:
+            await rest
+        except Exception as error:  # noqa: BLE001 - whatever the server raises ends this reply
+            self.fail(error)
+            return
+        finally:
+            self._blocked = None
+        if last:
+            self._finish()
+            return
+        self._on_slow(False)
+        if self._kept or self._ended:
+            data, ended = b"".join(self._kept), self._ended
+            self._kept, self._ended = [], False
+            self.body(data, last=ended)
+
+    def _finish(self) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
+
+
+RelayMaker = Callable[[OnSlow], Relay]
+"""Makes the relay of an exchange, given what tells the worker to wait."""
