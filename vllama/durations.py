@@ -12,8 +12,8 @@ NS_PER_SECOND = 1_000_000_000
 FOREVER = -1
 """A keep-alive that never ends, in the place of nanoseconds."""
 
-# Go's time.Duration is an int64 of nanoseconds.
-_MAX_NS = 2**63 - 1
+# Go's time.Duration is an int64 of nanoseconds: -_LIMIT ≤ ns < _LIMIT.
+_LIMIT = 2**63
 
 _UNIT_NS = {
     "ns": 1,
@@ -25,8 +25,9 @@ _UNIT_NS = {
     "m": 60 * NS_PER_SECOND,
     "h": 3600 * NS_PER_SECOND,
 }
-_NUMBER = re.compile(r"(\d*)(?:\.(\d*))?")
-_UNIT = re.compile(r"[^\d.]+")
+_NUMBER = re.compile(r"([0-9]*)(?:\.([0-9]*))?")
+_UNIT = re.compile(r"[^0-9.]+")
+_BARE_SECONDS = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 def parse_duration(text: str) -> int:
@@ -34,7 +35,7 @@ def parse_duration(text: str) -> int:
 
     Raises RequestError with the message of Go's `time.ParseDuration`.
     """
-    invalid = RequestError(f"time: invalid duration {quote(text)}")
+    invalid = RequestError(f"time: invalid duration {_time_quote(text)}")
     sign, rest = 1, text
     if rest[:1] in {"+", "-"}:
         sign, rest = (-1 if rest[0] == "-" else 1), rest[1:]
@@ -45,21 +46,36 @@ def parse_duration(text: str) -> int:
     total = 0
     while rest:
         number = _NUMBER.match(rest)
-        if number is None or not number.group(0) or number.group(0) == ".":
+        if number is None or number[0] in {"", "."}:
+            raise invalid
+        digits = number[1].lstrip("0") or "0"
+        if len(digits) > len(str(_LIMIT)) or int(digits) > _LIMIT:
             raise invalid
         rest = rest[number.end() :]
         unit = _UNIT.match(rest)
         if unit is None:
-            raise RequestError(f"time: missing unit in duration {quote(text)}")
+            raise RequestError(f"time: missing unit in duration {_time_quote(text)}")
         rest = rest[unit.end() :]
-        scale = _UNIT_NS.get(unit.group(0))
+        scale = _UNIT_NS.get(unit[0])
         if scale is None:
-            raise RequestError(f"time: unknown unit {quote(unit.group(0))} in duration {quote(text)}")
-        whole, fraction = number.group(1) or "0", number.group(2) or ""
-        total += int(whole) * scale + (int(fraction) * scale // 10 ** len(fraction) if fraction else 0)
-        if total > _MAX_NS:
+            raise RequestError(f"time: unknown unit {_time_quote(unit[0])} in duration {_time_quote(text)}")
+        total += int(digits) * scale + _fraction_ns(number[2] or "", scale)
+        if total > _LIMIT:
             raise invalid
+    if total == _LIMIT and sign > 0:
+        raise invalid
     return sign * total
+
+
+def _fraction_ns(digits: str, scale: int) -> int:
+    """Return the nanoseconds of the digits after the point, in floating point as Go does: 0.333…h is 20 minutes."""
+    value, power = 0, 1.0
+    for digit in digits:
+        longer = value * 10 + int(digit)
+        if value > (_LIMIT - 1) // 10 or longer > _LIMIT:
+            break
+        value, power = longer, power * 10
+    return int(value * (scale / power))
 
 
 def parse_keep_alive(value: object) -> int | None:
@@ -76,7 +92,7 @@ def parse_keep_alive(value: object) -> int | None:
     if isinstance(value, int | float):
         return _from_seconds(value)
     if isinstance(value, str):
-        if re.fullmatch(r"[+-]?\d+(\.\d+)?", value.strip()):
+        if _BARE_SECONDS.fullmatch(value.strip()):
             return _from_seconds(float(value))
         ns = parse_duration(value)
         return FOREVER if ns < 0 else ns
@@ -89,7 +105,16 @@ def _from_seconds(seconds: float) -> int:
         return FOREVER
     if not isfinite(seconds):
         return FOREVER
-    return min(int(seconds * NS_PER_SECOND), _MAX_NS)
+    return int(min(seconds * NS_PER_SECOND, _LIMIT - 1))
+
+
+def _time_quote(text: str) -> str:
+    """Return the text as Go's package `time` quotes it: bytes outside of printable ASCII as `\\xff`."""
+    out = []
+    for byte in text.encode(errors="surrogatepass"):
+        char = chr(byte)
+        out.append("\\" + char if char in {'"', "\\"} else char if 0x20 <= byte < 0x80 else f"\\x{byte:02x}")
+    return f'"{"".join(out)}"'
 
 
 def quote(text: str) -> str:
@@ -100,10 +125,12 @@ def quote(text: str) -> str:
             out.append("\\" + char)
         elif char in _ESCAPES:
             out.append(_ESCAPES[char])
-        elif ord(char) < 0x20 or ord(char) == 0x7F:
+        elif char.isprintable():
+            out.append(char)
+        elif ord(char) < 0x80:
             out.append(f"\\x{ord(char):02x}")
         else:
-            out.append(char)
+            out.append(f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}")
     return "".join([*out, '"'])
 
 

@@ -205,7 +205,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parse `[scheme://]host[:port][/path]`; what is missing or invalid takes Ollama's default."""
-        text = text.strip().strip("\"'")
+        text = text.strip().strip("\"'").strip()
         scheme, has_scheme, rest = text.partition("://")
         if not has_scheme:
             scheme, rest = "http", text
@@ -215,13 +215,17 @@ class Address:
         authority, _, path = rest.partition("/")
         if authority.count(":") > 1 and not authority.startswith("["):
             authority = f"[{authority}]"  # a bare IPv6 address
-        parts = urlsplit(f"//{authority}")
         try:
-            port = parts.port if parts.port is not None else default_port
+            host = urlsplit(f"//{authority}").hostname or "127.0.0.1"
+        except ValueError as error:
+            log.warning("invalid host in OLLAMA_HOST=%s, using 127.0.0.1: %s", text, error)
+            return cls(scheme, "127.0.0.1", default_port, path.rstrip("/"))
+        try:
+            port = urlsplit(f"//{authority}").port
         except ValueError:
             log.warning("invalid port in OLLAMA_HOST=%s, using %d", text, default_port)
-            port = default_port
-        return cls(scheme, parts.hostname or "127.0.0.1", port, path.rstrip("/"))
+            port = None
+        return cls(scheme, host, default_port if port is None else port, path.rstrip("/"))
 
     @property
     def url(self) -> str:

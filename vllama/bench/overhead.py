@@ -132,19 +132,6 @@ def _table(r: dict[str, Any]) -> str:
     )
 
 
-def _table(r: dict[str, object]) -> str:
-    rate, size = r["tokens_per_second"], r["tokens_per_chunk"]
-    return (
-        f"{r['clients']} clients, {r['tokens']} tokens a reply, {r['rounds']} rounds each, CPU time of one process\n\n"
-        f"vLLM's /v1/chat/completions   {r['vllm_us_per_token']:6.1f} µs per token\n"
-        f"our /api/chat, same worker    {r['ours_us_per_token']:6.1f} µs per token    {r['ratio']:.2f} × vLLM's\n"
-        f"gateway                       {r['gateway_us_per_chunk']:6.1f} µs per forwarded chunk\n"
-        f"TTFT p50, 1 client            {r['ttft_direct_ms']:6.2f} ms direct, {r['ttft_gateway_ms']:.2f} ms through "
-        f"the gateway: {r['ttft_added_ms']:+.2f} ms\n\n"
-        + "\n".join(f"{name:<8} {rate[name]:7.0f} tok/s  {size[name]:.2f} tokens per chunk" for name in rate)  # type: ignore[index,attr-defined]
-    )
-
-
 def _measure_routes(server: Server, clients: int, tokens: int, rounds: int) -> dict[str, Cost]:
     native = orjson.dumps(
         {"model": _MODEL, "messages": _MESSAGES, "options": {**_SAMPLING, "num_predict": tokens}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -22,6 +23,9 @@ from vllama.store.model_store import ModelStore
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("vllama.access")
+
+
+_CLIENT_LEFT = 499  # contract §1.1
 
 
 class Gateway:
@@ -49,6 +53,9 @@ class Gateway:
             received=received,
             extra_headers=verdict.headers,
         )
+        if hosts := _wrong_hosts(scope):
+            await send_text(request, 400, f"400 Bad Request: {hosts}", ((b"connection", b"close"),))
+            return
         if verdict.refused:
             await send_bytes(request, verdict.status, "", b"")
             return
@@ -56,9 +63,15 @@ class Gateway:
             await self._dispatch(request)
         except VllamaError as error:
             await send_error(request, error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The client left before it had sent all of its request (vllama.asgi.read_body).
         finally:
             took = (time.monotonic_ns() - received) / 1e6
-            access.info("%3d %8.1f ms  %s %s", request.status, took, request.method, request.path)
+            status = request.status or _CLIENT_LEFT
+            access.info("%3d %8.1f ms  %s %s", status, took, request.method, request.path)
 
     async def _dispatch(self, request: Request) -> None:
         found = self._router.find(request.method, request.path)
@@ -104,6 +117,14 @@ def _routes(inference: Inference, models: Models) -> Router:
         router.add("POST", path, inference.openai)
     router.add("POST", "/v1/*", inference.openai)
     return router
+
+
+def _wrong_hosts(scope: Scope) -> str:
+    """What is wrong with the number of Host headers, in Go's words; on it rests the guard against DNS rebinding."""
+    number = [name for name, _ in scope["headers"]].count(b"host")
+    if number > 1:
+        return "too many Host headers"
+    return "" if number or scope["http_version"] == "1.0" else "missing required Host header"
 
 
 async def _root(request: Request) -> None:

@@ -41,11 +41,11 @@ class Channel(asyncio.Protocol):
         self._transport.write(open_frame(stream, path, received, body))
         try:
             await relay.finished()
-        except asyncio.CancelledError:
-            self._tell(Kind.CANCEL, stream)
-            raise
         finally:
             del self._relays[stream]
+            # The server reports the end of a reply as if the client had left: cancelled or not, what counts is the end.
+            if not relay.is_complete:
+                self._tell(Kind.CANCEL, stream)
 
     def data_received(self, data: bytes) -> None:
         """Hand every frame to its stream's relay."""

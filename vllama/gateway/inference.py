@@ -121,11 +121,9 @@ async def _relay(request: Request, exchange: Callable[[RelayMaker], Awaitable[No
     except WorkerDied as error:
         if relay is None or not relay.status:
             raise
-        ending = closing_error(request.path, relay.content_type, str(error))
+        ending = closing_error(request.path, relay.content_type, str(error), after=relay.last_byte)
         if ending is None:
             raise BrokenReply from error
-        if relay.last_byte not in {b"", b"\n"}:
-            ending = b"\n" + ending
         await request.send({"type": "http.response.body", "body": ending, "more_body": False})
     finally:
         request.status = relay.status if relay is not None else 0

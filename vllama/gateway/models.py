@@ -77,7 +77,7 @@ class Models:
     def _served_context(self, manifest: Manifest) -> int | None:
         for view in self._scheduler.residents():
             if view.manifest.name.key == manifest.name.key:
-                return view.context_length
+                return view.context_length or None  # not known while it loads
         return None
 
 

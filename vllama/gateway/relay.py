@@ -39,12 +39,12 @@ class Relay:
 
     `on_slow(True)` is called when the client cannot take more, `on_slow(False)` when it has caught up; what
     comes in between is kept. `status` is 0 until the client has got a status line, which goes with the first
-    bytes of the body: until then the reply can still become an error.
+    bytes of the body: until then the reply can still become an error. `is_complete` when the client has got all.
     """
 
     __slots__ = (
-        "_blocked", "_done", "_ended", "_extra_headers", "_head", "_kept", "_on_slow", "_send",
-        "content_type", "last_byte", "status",
+        "_blocked", "_done", "_ended", "_extra_headers", "_failure", "_head", "_kept", "_on_slow", "_send",
+        "content_type", "is_complete", "last_byte", "status",
     )  # fmt: skip
 
     def __init__(self, send: Send, extra_headers: tuple[Header, ...], on_slow: OnSlow) -> None:
@@ -55,7 +55,9 @@ class Relay:
         self._head: tuple[int, list[Header]] | None = None
         self._kept: list[bytes] = []
         self._ended = False
+        self._failure: Exception | None = None
         self._blocked: asyncio.Task[None] | None = None
+        self.is_complete = False
         self.status = 0
         self.content_type = b""
         self.last_byte = b""
@@ -71,9 +73,9 @@ class Relay:
 
     def body(self, data: bytes, *, last: bool) -> None:
         """Pass on a piece of the body."""
+        self._ended = last
         if self._blocked is not None:
             self._kept.append(data)
-            self._ended = self._ended or last
             return
         if self._head is not None:
             self.status, headers = self._head
@@ -81,7 +83,6 @@ class Relay:
             start = {"type": "http.response.start", "status": self.status, "headers": [*headers, *self._extra_headers]}
             if not self._push(start, last=False):
                 self._kept.append(data)
-                self._ended = last
                 return
         if data:
             self.last_byte = data[-1:]
@@ -89,9 +90,12 @@ class Relay:
             self._finish()
 
     def fail(self, error: Exception) -> None:
-        """End a reply that will not be complete."""
-        if not self._done.done():
-            self._done.set_exception(error)
+        """End a reply that will not be complete; what was kept for a slow client reaches it before."""
+        if self._blocked is None:
+            if not self._done.done():
+                self._done.set_exception(error)
+        elif not self._ended:  # a worker may go when it has said all
+            self._failure = error
 
     def _push(self, message: dict[str, Any], *, last: bool) -> bool:
         """Run `send` at once; where it has to wait for the client, go on later and return False."""
@@ -100,28 +104,34 @@ class Relay:
             future = coroutine.send(None)
         except StopIteration:
             return True
+        except Exception as error:  # noqa: BLE001 - of this reply only: others share the connection that brought it
+            self.fail(error)
+            return False
         self._on_slow(True)
         self._blocked = asyncio.ensure_future(self._unblock(_Resume(coroutine, future), last=last))
         return False
 
     async def _unblock(self, rest: _Resume, *, last: bool) -> None:
+        failure: Exception | None = None
         try:
             await rest
         except Exception as error:  # noqa: BLE001 - whatever the server raises ends this reply
-            self.fail(error)
-            return
-        finally:
-            self._blocked = None
-        if last:
-            self._finish()
-            return
+            failure = error
+        self._blocked = None
         self._on_slow(False)
-        if self._kept or self._ended:
-            data, ended = b"".join(self._kept), self._ended
-            self._kept, self._ended = [], False
-            self.body(data, last=ended)
+        if failure is not None:
+            self.fail(failure)
+        elif last:
+            self._finish()
+        else:
+            kept, self._kept = b"".join(self._kept), []
+            if kept or self._ended:
+                self.body(kept, last=self._ended)
+            if self._failure is not None:
+                self.fail(self._failure)
 
     def _finish(self) -> None:
+        self.is_complete = True
         if not self._done.done():
             self._done.set_result(None)
 

@@ -18,6 +18,7 @@ class BrokenReply(Exception):
     """Half a reply was sent and cannot be ended in its own format: the server closes the connection."""
 
 
+_ENDING_WITH_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -79,11 +80,17 @@ def shaped_error(path: str, status: int, message: str) -> bytes:
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
 
 
-def closing_error(path: str, content_type: bytes, message: str) -> bytes | None:
-    """What ends a stream that failed after its first chunk; None where the format has no room for an error."""
+def closing_error(path: str, content_type: bytes, message: str, *, after: bytes) -> bytes | None:
+    """What ends a stream that failed after its first chunk; None where the format has no room for an error.
+
+    `after` is the last byte that the client got: half a line is ended first.
+    """
+    rest_of_line = b"" if after in {b"", b"\n"} else b"\n"
     if content_type.startswith(b"application/x-ndjson"):
-        return error_line(message)
+        return rest_of_line + error_line(message)
     if content_type.startswith(b"text/event-stream"):
         event = b"event: error\n" if path.startswith("/v1/messages") else b""
-        return event + b"data: " + shaped_error(path, 500, message) + b"\n\n"
+        done = b"data: [DONE]\n\n" if path in _ENDING_WITH_DONE else b""  # as vLLM itself does (contract §5.1)
+        # A blank line ends an event that was cut, and says nothing elsewhere.
+        return rest_of_line + b"\n" + event + b"data: " + shaped_error(path, 500, message) + b"\n\n" + done
     return None

@@ -21,6 +21,11 @@ _ALLOWED_HEADERS = (
     b"X-Stainless-Runtime-Version,X-Stainless-Timeout"
 )
 _MAX_AGE = b"43200"
+_VARIES = (
+    (b"vary", b"Origin"),
+    (b"vary", b"Access-Control-Request-Method"),
+    (b"vary", b"Access-Control-Request-Headers"),
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -64,9 +69,9 @@ class Guard:
         if not (self._any_origin or self._origins.fullmatch(origin.decode("latin-1"))):
             return _FORBIDDEN
         allowed = (b"access-control-allow-origin", b"*" if self._any_origin else origin)
-        varies = () if self._any_origin else ((b"vary", b"Origin"),)
+        varies = () if self._any_origin else _VARIES
         if method != "OPTIONS":
-            return Verdict(headers=(allowed, *varies))
+            return Verdict(headers=(allowed, *varies[:1]))
         return Verdict(
             status=204,
             headers=(
@@ -75,8 +80,6 @@ class Guard:
                 allowed,
                 (b"access-control-max-age", _MAX_AGE),
                 *varies,
-                (b"vary", b"Access-Control-Request-Method"),
-                (b"vary", b"Access-Control-Request-Headers"),
             ),
         )
 

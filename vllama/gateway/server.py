@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 import uvloop
@@ -21,7 +22,7 @@ from vllama.errors import BadEngineFlags, ModelNotFound, VllamaError
 from vllama.gateway.app import Gateway
 from vllama.names import ModelName
 from vllama.scheduler.launcher import Launcher
-from vllama.scheduler.scheduler import Scheduler
+from vllama.scheduler.scheduler import Scheduler, WorkerLauncher
 from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
 from vllama.store.catalogue import closest
 from vllama.store.manifest import Manifest
@@ -32,6 +33,16 @@ log = logging.getLogger("vllama")
 
 USAGE_EXIT = 2
 DRAIN_SECONDS = 30
+
+
+class GatewayLauncher(WorkerLauncher, Protocol):
+    """What the server needs of vllama.scheduler.launcher.Launcher."""
+
+    async def check_flags(self) -> None:
+        """Raise BadEngineFlags where vLLM does not know the user's flags."""
+
+    def close(self) -> None:
+        """Clean up."""
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +63,8 @@ def serve(settings: Settings, *, models: Sequence[str], engine_flags: Sequence[s
     store = ModelStore(settings.models)
     manifests = [_stage(store, model) for model in models]
     listener = _listen(settings)
-    return uvloop.run(_serve(settings, store, manifests, listener, engine_flags, compiled=compile))
+    launcher = Launcher(settings, user_flags=engine_flags, compiled=compile)
+    return uvloop.run(_serve(settings, store, manifests, listener, launcher))
 
 
 def _set_up_logging(*, debug: bool) -> None:
@@ -91,47 +103,46 @@ async def _serve(
     store: ModelStore,
     manifests: Sequence[Manifest],
     listener: socket.socket,
-    engine_flags: Sequence[str],
-    *,
-    compiled: bool,
+    launcher: GatewayLauncher,
 ) -> int:
-    launcher = Launcher(settings, user_flags=engine_flags, compiled=compiled)
     scheduler = Scheduler(settings, launcher)
     gateway = Gateway(settings, store, scheduler)
-    server = _Server(
-        uvicorn.Config(
-            gateway,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-    )
+    server = _Server(server_config(gateway))
     _handle_signals(server, scheduler)
     port = listener.getsockname()[1]
     log.info("vllama %s listens on %s", vllama.__version__, f"http://{settings.address.host}:{port}")
     # What the operator names stays, unless keep-alive was set to anything but its default.
     keep_alive = FOREVER if settings.keep_alive == DEFAULT_KEEP_ALIVE else settings.keep_alive
     url = f"http://localhost:{port}"
-    if engine_flags and not manifests:
-        preparing = asyncio.create_task(launcher.check_flags())
-    else:
-        preparing = asyncio.create_task(_preload(scheduler, manifests, keep_alive, url))
+    # A load is the best check of the flags; where there is none, wrong ones shall not wait for the first request.
+    prepare = _preload(scheduler, manifests, keep_alive, url) if manifests else launcher.check_flags()
+    preparing = asyncio.create_task(prepare)
     preparing.add_done_callback(lambda task: _stop_on_bad_flags(task, server))
     try:
         await server.serve(sockets=[listener])
     finally:
         preparing.cancel()
-        with contextlib.suppress(asyncio.CancelledError, VllamaError):
-            await preparing
+        await asyncio.wait({preparing})
         await scheduler.close()
         gateway.close()
         launcher.close()
-    return USAGE_EXIT if _bad_flags(preparing) else 0
+    refused = not preparing.cancelled() and isinstance(preparing.exception(), BadEngineFlags)
+    return USAGE_EXIT if refused else 0
+
+
+def server_config(gateway: Gateway) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    return uvicorn.Config(
+        gateway,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
 
 
 def _handle_signals(server: _Server, scheduler: Scheduler) -> None:
@@ -173,15 +184,9 @@ def _say_how_to_use(model: str, url: str) -> None:
 
 
 def _stop_on_bad_flags(preparing: asyncio.Task[None], server: _Server) -> None:
-    if error := _bad_flags(preparing):
+    error = None if preparing.cancelled() else preparing.exception()
+    if isinstance(error, BadEngineFlags):
         print(f"Error: vLLM does not accept its flags: {error}", file=sys.stderr, flush=True)
         server.should_exit = True
-
-
-def _bad_flags(preparing: asyncio.Task[None]) -> BadEngineFlags | None:
-    if not preparing.done() or preparing.cancelled():
-        return None
-    error = preparing.exception()
-    if error is not None and not isinstance(error, BadEngineFlags):
+    elif error is not None:
         log.error("preparing the models failed", exc_info=error)
-    return error if isinstance(error, BadEngineFlags) else None

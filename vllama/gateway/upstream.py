@@ -14,6 +14,8 @@ from vllama.gateway.relay import Header, Relay, RelayMaker
 
 # These belong to a connection and not to the message.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date", b"server"})
+# These are about the client's own exchange with us. The gateway has judged the origin and answers it itself.
+_NOT_FORWARDED = frozenset({*_HOP_BY_HOP, b"host", b"content-length", b"expect", b"origin"})
 
 
 class Connection(asyncio.Protocol):
@@ -44,13 +46,13 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             await relay.finished()
-        except BaseException:
-            self._transport.abort()
-            raise
         finally:
             self._relay = None
-        if self.is_open:
-            self._idle.append(self)
+            # The server reports the end of a reply as if the client had left: cancelled or not, what counts is the end.
+            if relay.is_complete and self.is_open:
+                self._idle.append(self)
+            else:
+                self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse the worker's bytes and relay the body that they carry."""
@@ -143,7 +145,7 @@ def request_bytes(method: str, target: bytes, headers: Iterable[Header], body: b
     """An HTTP/1.1 request with its whole body. Headers of the client's own connection are left out."""
     lines = [method.encode(), b" ", target, b" HTTP/1.1\r\nhost: worker\r\n"]
     for name, value in headers:
-        if name not in _HOP_BY_HOP and name not in {b"host", b"content-length", b"expect"}:
+        if name not in _NOT_FORWARDED:
             lines += [name, b": ", value, b"\r\n"]
     lines += [b"content-length: %d\r\n\r\n" % len(body), body]
     return b"".join(lines)

@@ -6,8 +6,8 @@ bytes after the first value are ignored, and a wrong type is an error that names
 
 from __future__ import annotations
 
-import binascii
-import json
+import codecs
+import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,22 +15,17 @@ from typing import Any, TypeVar
 import orjson
 
 from vllama.errors import RequestError
+from vllama.ollama.goscanner import end_of_first_value
 
 T = TypeVar("T")
 
-_DECODER = json.JSONDecoder()
+_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 
-# json.JSONDecodeError.msg → the state in which Go's scanner would be
-_SCANNER_STATES = {
-    "Expecting value": "looking for beginning of value",
-    "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
-    "Illegal trailing comma before end of object": "looking for beginning of object key string",
-    "Illegal trailing comma before end of array": "looking for beginning of value",
-    "Expecting ':' delimiter": "after object key",
-    "Invalid control character at": "in string literal",
-    "Invalid \\escape": "in string escape code",
-    "Invalid \\uXXXX escape": "in \\u hexadecimal character escape",
-}
+_NUMBER = re.compile(r"[-+.0-9eE]{1,40}")
+# An escape: of a surrogate pair, of a surrogate without its half (group 1), or any other.
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
 
 
 def decode(body: bytes) -> Any:
@@ -38,66 +33,25 @@ def decode(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _decode_first(body)
+        return _decode_leniently(body)
 
 
-def _decode_first(body: bytes) -> Any:
-    if not body.strip():
+def _decode_leniently(body: bytes) -> Any:
+    """Take what Go takes and orjson does not: bytes after the value, bad UTF-8, half surrogates (both U+FFFD).
+
+    A byte order mark, which Windows' tools like to send, is skipped too.
+    """
+    body = body.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n")
+    if not body:
         raise RequestError("missing request body")
+    text = body[: end_of_first_value(body)].decode(errors="replace")
+    text = _ESCAPE.sub(lambda escape: r"\ufffd" if escape[1] else escape[0], text)
     try:
-        text = body.decode().lstrip("\ufeff \t\r\n")
-    except UnicodeDecodeError:
-        text = body.decode(errors="replace").lstrip(" \t\r\n")  # as Go: bad bytes become U+FFFD
-    try:
-        value, _ = _DECODER.raw_decode(text)
-    except json.JSONDecodeError as error:
-        raise RequestError(_syntax_error(text, error)) from None
-    except RecursionError:
-        raise RequestError("exceeded max depth") from None
-    return value
-
-
-def _syntax_error(text: str, error: json.JSONDecodeError) -> str:
-    position = error.pos
-    if error.msg.startswith(("Unterminated string", "Illegal trailing comma")):
-        position = len(text) if error.msg.startswith("Unterminated") else _next_token(text, position + 1)
-    if position >= len(text):
-        return "unexpected EOF"
-    state = _SCANNER_STATES.get(error.msg.removesuffix(": "))
-    if state is None:  # "Expecting ',' delimiter"
-        state = "after object key:value pair" if _inside_object(text[:position]) else "after array element"
-    return f"invalid character {_go_char(text[position])} {state}"
-
-
-def _next_token(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
-
-
-def _inside_object(text: str) -> bool:
-    """Whether the innermost open bracket is a brace."""
-    open_brackets: list[str] = []
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            escaped = char == "\\" and not escaped
-            in_string = char != '"' or escaped
-        elif char == '"':
-            in_string = True
-        elif char in "{[":
-            open_brackets.append(char)
-        elif char in "}]" and open_brackets:
-            open_brackets.pop()
-    return bool(open_brackets) and open_brackets[-1] == "{"
-
-
-def _go_char(char: str) -> str:
-    if char == "'":
-        return r"'\''"
-    if char == '"':
-        return "'\"'"
-    return repr(char)
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:  # valid JSON by now, but a number may be too large
+        number = _NUMBER.match(text, error.pos)
+        shown = f"number {number[0]}" if number else "number"
+        raise RequestError(f"json: cannot unmarshal {shown} into Go value of type float64") from None
 
 
 def kind(value: object) -> str:
@@ -196,6 +150,8 @@ class Fields:
         """A list of ints; () where absent."""
 
         def read(item: Any) -> int:
+            if item is None:
+                return 0
             if isinstance(item, bool) or not isinstance(item, int):
                 raise self.mismatch(name, item, "int")
             return item
@@ -206,6 +162,8 @@ class Fields:
         """A list of base64 texts, decoded; a `data:` prefix is accepted, which Ollama refuses (contract §10)."""
 
         def read(item: Any) -> bytes:
+            if item is None:
+                return b""
             if not isinstance(item, str):
                 raise self.mismatch(name, item, "api.ImageData")
             return decode_base64(item)
@@ -215,20 +173,47 @@ class Fields:
 
 def decode_base64(text: str) -> bytes:
     """Return the bytes of standard base64. Raises RequestError with Go's text."""
-    if text.startswith("data:"):
+    if text.startswith("data:") and "," in text:
         text = text.partition(",")[2]
+    bare = text.replace("\n", "").replace("\r", "")
     try:
-        return b64decode(text.replace("\n", "").replace("\r", ""), validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(f"illegal base64 data at input byte {_first_bad_byte(text)}") from None
+        data = b64decode(bare, validate=True)
+    except ValueError:
+        raise _corrupt_base64(text) from None
+    if len(bare) % 4 or bare.endswith("==="):  # Python forgives padding that nothing needs
+        raise _corrupt_base64(text)
+    return data
+
+
+def _corrupt_base64(text: str) -> RequestError:
+    return RequestError(f"illegal base64 data at input byte {_first_bad_byte(text)}")
 
 
 def _first_bad_byte(text: str) -> int:
-    alphabet = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+    """Where Go's decoder gives up (`encoding/base64: decodeQuantum`), line breaks counted."""
+    in_group = 0  # characters of the present group of four
     for position, char in enumerate(text):
-        if char not in alphabet:
-            return position
-    return len(text) - len(text) % 4
+        if char in _BASE64:
+            in_group = (in_group + 1) % 4
+        elif char not in "\r\n":
+            return position if char != "=" or in_group < 2 else _bad_padding(text, position, in_group)
+    return len(text) - in_group
+
+
+def _bad_padding(text: str, position: int, in_group: int) -> int:
+    """Where the padding that begins at `position` is wrong: half of it missing, or something after it."""
+    after = _skip_line_breaks(text, position + 1)
+    if in_group == 3:
+        return after
+    if after == len(text):
+        return after
+    return after - 1 if text[after] != "=" else _skip_line_breaks(text, after + 1)
+
+
+def _skip_line_breaks(text: str, position: int) -> int:
+    while text[position : position + 1] in {"\r", "\n"}:
+        position += 1
+    return position
 
 
 def known_fields(*names: str) -> dict[str, str]:

@@ -126,7 +126,9 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f'option "{name}" must be of type {kind}')
-    return int(value) if kind == "integer" else float(value)
+    if kind == "float32":
+        return float(value)
+    return max(-(2**63), min(int(value), 2**63 - 1))  # the engine's wire has no wider integers
 
 
 def _mention(name: str) -> None:

@@ -75,6 +75,21 @@ class TokenLogprob:
         return wire
 
 
+@dataclass(frozen=True, slots=True)
+class MadeCall:
+    """A tool call that the model made. `index` counts the calls of a reply from 0."""
+
+    id: str
+    index: int
+    name: str
+    arguments: dict[str, Any]
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object of contract §1.3; the arguments are an object, never a text."""
+        function = {"index": self.index, "name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "function": function}
+
+
 class Replies:
     """Writes the records of one request. Subclasses differ in where the text stands.
 
@@ -87,9 +102,17 @@ class Replies:
         self._clock = clock
         self._head = b'{"model":' + orjson.dumps(model) + b',"created_at":"'
 
-    def delta(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
-        """A record that carries text and is not the last."""
-        record = self._head + self._clock.now() + self._text(orjson.dumps(text)) + b',"done":false'
+    def delta(
+        self,
+        text: str,
+        logprobs: Sequence[TokenLogprob] = (),
+        *,
+        thinking: str = "",
+        calls: Sequence[MadeCall] = (),
+    ) -> bytes:
+        """A record that carries something and is not the last."""
+        said = self._said(orjson.dumps(text), _extras(thinking, calls) if thinking or calls else b"")
+        record = self._head + self._clock.now() + said + b',"done":false'
         return record + _logprobs(logprobs) + b"}" if logprobs else record + b"}"
 
     def final(
@@ -98,6 +121,8 @@ class Replies:
         timings: Timings | None = None,
         *,
         text: str = "",
+        thinking: str = "",
+        calls: Sequence[MadeCall] = (),
         context: Sequence[int] = (),
         logprobs: Sequence[TokenLogprob] = (),
     ) -> bytes:
@@ -106,7 +131,7 @@ class Replies:
             (
                 self._head,
                 self._clock.now(),
-                self._text(orjson.dumps(text)),
+                self._said(orjson.dumps(text), _extras(thinking, calls)),
                 b',"done":true,"done_reason":',
                 orjson.dumps(reason),
                 b',"context":' + orjson.dumps(list(context)) if context else b"",
@@ -121,11 +146,11 @@ class Replies:
         info = orjson.dumps({"rendered_template": prompt})
         return self._head + self._clock.now() + self._nothing() + b',"done":false,"_debug_info":' + info + b"}"
 
-    def _text(self, quoted: bytes) -> bytes:
+    def _said(self, quoted: bytes, extras: bytes) -> bytes:
         raise NotImplementedError
 
     def _nothing(self) -> bytes:
-        return self._text(b'""')
+        return self._said(b'""', b"")
 
 
 class GenerateReplies(Replies):
@@ -133,8 +158,8 @@ class GenerateReplies(Replies):
 
     __slots__ = ()
 
-    def _text(self, quoted: bytes) -> bytes:
-        return b'","response":' + quoted
+    def _said(self, quoted: bytes, extras: bytes) -> bytes:
+        return b'","response":' + quoted + extras
 
 
 class ChatReplies(Replies):
@@ -142,11 +167,17 @@ class ChatReplies(Replies):
 
     __slots__ = ()
 
-    def _text(self, quoted: bytes) -> bytes:
-        return b'","message":{"role":"assistant","content":' + quoted + b"}"
+    def _said(self, quoted: bytes, extras: bytes) -> bytes:
+        return b'","message":{"role":"assistant","content":' + quoted + extras + b"}"
 
     def _nothing(self) -> bytes:
         return b'","message":{"role":"","content":""}'  # as recorded
+
+
+def _extras(thinking: str, calls: Sequence[MadeCall]) -> bytes:
+    """The keys that are there only where they say something: clients take an empty `thinking` for thinking."""
+    said = b',"thinking":' + orjson.dumps(thinking) if thinking else b""
+    return said + b',"tool_calls":' + orjson.dumps([call.to_wire() for call in calls]) if calls else said
 
 
 def _logprobs(items: Sequence[TokenLogprob]) -> bytes:

@@ -9,15 +9,30 @@ from pathlib import Path
 from vllama.errors import BadEngineFlags
 from vllama.settings import Settings
 
-OURS = ("--uds", "--host", "--port", "--served-model-name", "--model")
-"""Flags that the gateway decides; a user's value for them would cut the gateway off from its worker."""
+_DECIDED = "is decided by vllama and cannot be passed to vLLM"
+_NOT_SPOKEN = "would cut vllama off from its own worker: put it in front of vllama, not behind"
+
+REFUSED = {
+    **dict.fromkeys(("--uds", "--host", "--port", "--served-model-name", "--model"), _DECIDED),
+    **dict.fromkeys(("--api-key", "--ssl-keyfile", "--ssl-certfile", "--root-path"), _NOT_SPOKEN),
+    **dict.fromkeys(("--grpc", "--headless"), "leaves no HTTP server for vllama to talk to"),
+    # vLLM lets every other flag, ours too, win over the file, and reads it only where no "=" stands.
+    "--config": "cannot be passed to vLLM: put the file's flags on the command line",
+}
+"""Flags with which the gateway could not reach its worker, and why."""
+
+
+REMOVED_VARIABLES = ("VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND")
+"""They do to a worker what `--api-key` and a server without our plugin would do."""
 
 
 def refuse_ours(flags: Sequence[str]) -> None:
-    """Raise BadEngineFlags where a passed-through flag is one that the gateway decides."""
-    for flag in _names(flags):
-        if flag in OURS:
-            raise BadEngineFlags(f"{flag} is decided by vllama and cannot be passed to vLLM")
+    """Raise BadEngineFlags where a passed-through flag is one of REFUSED, also where it is abbreviated."""
+    for name in _names(flags):
+        for refused, reason in REFUSED.items():
+            if _means(name, refused):
+                spelled = refused if name == refused else f"{name} ({refused})"
+                raise BadEngineFlags(f"{spelled} {reason}")
 
 
 def command_line(
@@ -30,12 +45,16 @@ def command_line(
     on_cpu: bool,
     compiled: bool,
 ) -> list[str]:
-    """The arguments of `vllama.worker.launch`. The user's flags come last and win."""
+    """The arguments of `vllama.worker.launch`. The user's flags come last and win.
+
+    Raises BadEngineFlags where one of them is not the user's to give.
+    """
+    refuse_ours(user_flags)
     given = set(_names(user_flags))
     arguments = [str(snapshot), "--uds", str(socket), "--served-model-name", *names]
 
     def default(flag: str, *values: str, unless: Sequence[str] = ()) -> None:
-        if not given & {flag, *unless}:
+        if not any(_means(name, known) for name in given for known in (flag, *unless)):
             arguments.extend([flag, *values])
 
     # The gateway logs accesses; the worker's own lines would cost time on every request.
@@ -56,7 +75,7 @@ def command_line(
 
 
 def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict[str, str]:
-    """The worker's environment: offline, silent towards the world, our plugin on."""
+    """The worker's environment: offline, silent towards the world, our plugin on, REMOVED_VARIABLES away."""
     offline = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -75,7 +94,8 @@ def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict
     if on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in base:
         cores = sorted(os.sched_getaffinity(0))
         cpu["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
-    return {**base, **offline, **ours, **cpu}
+    kept = {name: value for name, value in base.items() if name not in REMOVED_VARIABLES}
+    return {**kept, **offline, **ours, **cpu}
 
 
 def cpu_kv_cache_bytes() -> int:
@@ -100,6 +120,14 @@ def _plugins(stated: str) -> Iterator[str]:
 
 
 def _names(flags: Sequence[str]) -> Iterator[str]:
+    """The flags without their values, as vLLM's FlexibleArgumentParser reads `--a_b=1`, `--a-b.c 1` and `-O3`."""
     for flag in flags:
-        if flag.startswith("-"):
-            yield flag.partition("=")[0].replace("_", "-")
+        if flag.startswith("-O"):
+            yield "-O"
+        elif flag.startswith("-"):
+            yield flag.partition("=")[0].partition(".")[0].replace("_", "-")
+
+
+def _means(name: str, flag: str) -> bool:
+    """Whether argparse takes `name` for `flag`: it lets long flags be abbreviated as long as one alone fits."""
+    return name == flag or (len(name) > 2 and name.startswith("--") and flag.startswith(name))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllama.scheduler import engine_flags
-from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec, check_flags
+from vllama.scheduler.process import COMMAND, Memory, WorkerProcess, WorkerSpec, check_flags
 from vllama.settings import Settings
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest
@@ -25,18 +25,30 @@ log = logging.getLogger(__name__)
 class Launcher:
     """Starts workers for one gateway; owns the directory of their sockets."""
 
-    def __init__(self, settings: Settings, *, user_flags: Sequence[str] = (), compiled: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        user_flags: Sequence[str] = (),
+        compiled: bool = False,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
         self._settings = settings
+        self._command = tuple(command)
         self._user_flags = tuple(user_flags)
         self._compiled = compiled
         self._on_cpu = not engine_flags.has_gpu()
         self._numbers = itertools.count(1)
         self._logs = settings.models / "logs"
         self.runtime = _new_runtime_directory()
+        for name in engine_flags.REMOVED_VARIABLES:
+            if os.environ.get(name):
+                log.warning("%s is not passed to the models' workers: vllama could not talk to them", name)
 
     async def check_flags(self) -> None:
-        """Ask vLLM about the user's flags. Raises BadEngineFlags."""
-        await check_flags(self._user_flags, self._environment())
+        """Ask vLLM about the user's flags, if there are any. Raises BadEngineFlags."""
+        if self._user_flags:
+            await check_flags(self._user_flags, self._environment(), self._command)
 
     async def start(self, manifest: Manifest) -> WorkerProcess:
         """Start a worker for this model; it is not ready yet."""
@@ -67,6 +79,7 @@ class Launcher:
                 socket=socket,
                 memory=self._memory(manifest),
                 log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
+                command=self._command,
             )
         )
 
@@ -92,8 +105,9 @@ def _new_runtime_directory() -> Path:
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     for stale in base.glob("vllama-*-*"):
         pid = stale.name.split("-")[1]
-        if pid.isdigit() and stale.stat().st_uid == os.getuid() and not _is_alive(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another gateway that starts now may be quicker
+            if pid.isdigit() and stale.lstat().st_uid == os.getuid() and not _is_alive(int(pid)):
+                shutil.rmtree(stale, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"vllama-{os.getpid()}-", dir=base))
 
 

@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _LOG_TAIL_LINES = 15
 _USAGE_EXIT = 2
+_KILL_SECONDS = 10.0
+"""Killed processes that hold much memory take a while to be gone; longer than this takes only a stuck driver."""
+
+COMMAND = (sys.executable, "-m", "vllama.worker.launch")
+"""Runs vLLM's API server with our plugin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class WorkerSpec:
     socket: Path
     log: Path
     memory: Memory
+    command: Sequence[str] = COMMAND
 
 
 class WorkerProcess:
@@ -63,9 +69,7 @@ class WorkerProcess:
         """Start the processes; they are not ready yet."""
         with spec.log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "vllama.worker.launch",
+                *spec.command,
                 *spec.arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -111,12 +115,17 @@ class WorkerProcess:
                 raise LoadFailed(f"the model made no progress in loading for {stall_timeout:.0f} s\n{self.log_tail()}")
 
     async def stop(self, grace: float) -> None:
-        """End the whole tree: politely for up to `grace` seconds, then with SIGKILL. Idempotent."""
+        """End the whole tree: politely for up to `grace` seconds, then with SIGKILL. Idempotent.
+
+        On return its memory is free and its sockets are removed.
+        """
         if grace > 0 and not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait({self.exited}, timeout=grace)
-        self._signal(signal.SIGKILL)
+        if not self.exited.done():  # afterwards the number may be that of others
+            self._signal(signal.SIGKILL)
         await asyncio.shield(self.exited)
+        await self._group_has_gone()
         for path in self._spec.socket.parent.glob(f"{self._spec.socket.name}*"):
             path.unlink(missing_ok=True)
 
@@ -128,9 +137,9 @@ class WorkerProcess:
     def log_tail(self) -> str:
         """The last lines of the log that say something, colours and progress bars removed."""
         lines: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
-        with contextlib.suppress(OSError), self._spec.log.open(errors="replace") as text:
+        with contextlib.suppress(OSError), self._spec.log.open(errors="replace", newline="\n") as text:
             for line in text:
-                clean = _NOISE.sub("", line.rsplit("\r", 1)[-1]).rstrip()
+                clean = _NOISE.sub("", line.rstrip().rsplit("\r", 1)[-1]).rstrip()
                 if clean:
                     lines.append(clean)
         return "\n".join(lines)
@@ -140,6 +149,15 @@ class WorkerProcess:
         # What the main process left behind, as EngineCore after a kill -9, is still in its group.
         self._signal(signal.SIGKILL)
         return status
+
+    async def _group_has_gone(self) -> None:
+        """Wait for the rest of the tree, which init reaps and not we: a GPU's memory is free only then."""
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                while _living_members(self.pid):  # noqa: ASYNC110 - nothing tells when a stranger ends
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            log.warning("processes of worker %d are still there: %s", self.pid, _living_members(self.pid))
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -155,9 +173,25 @@ class WorkerProcess:
         )
 
 
-_NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# what argparse prints last, after the usage
-_REFUSAL = re.compile(r"^.*?error: (.+)\Z", re.MULTILINE | re.DOTALL)
+_NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# What argparse prints last, after the usage: the program's name and its reason, which may have several lines.
+_REFUSAL = re.compile(r"^vllm[^\n]*: error: (.+)\Z", re.MULTILINE | re.DOTALL)
+
+
+def _living_members(group: int) -> list[int]:
+    """The processes of a process group that still hold something; a zombie does not."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return []  # the usual case, and much cheaper than a look at all processes
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # pid (name) state parent group …; a name may hold blanks and parentheses
+            state, _, member_of = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(member_of) == group and state not in {"Z", "X"}:
+                members.append(int(stat.parent.name))
+    return members
 
 
 class _Progress:
@@ -180,12 +214,10 @@ class _Progress:
         return now - self._since
 
 
-async def check_flags(flags: Sequence[str], environment: Mapping[str, str]) -> None:
+async def check_flags(flags: Sequence[str], environment: Mapping[str, str], command: Sequence[str] = COMMAND) -> None:
     """Ask vLLM whether it knows these flags; takes as long as importing it. Raises BadEngineFlags."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "vllama.worker.launch",
+        *command,
         "--check-flags",
         *flags,
         stdin=asyncio.subprocess.DEVNULL,

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,7 +67,8 @@ class State(StrEnum):
 class Resident:
     """One loaded or loading model. `keep_alive` is ns, or negative for ever; `leases` counts requests at work."""
 
-    def __init__(self, manifest: Manifest, keep_alive: int) -> None:
+    def __init__(self, manifest: Manifest, keep_alive: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.manifest = manifest
         self.keep_alive = keep_alive
         self.state = State.LOADING
@@ -76,7 +77,7 @@ class Resident:
         self.worker: Worker | None = None
         self.load: asyncio.Task[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
-        self.idle_since = time.time()
+        self.idle_since = clock()
 
     @property
     def key(self) -> str:
@@ -108,7 +109,7 @@ class Resident:
         """Unix seconds at which it will go if nobody asks; None for never. Counts from now while it serves."""
         if self.keep_alive < 0:
             return None
-        return (self.idle_since if self.is_idle else time.time()) + self.keep_alive / NS_PER_SECOND
+        return (self.idle_since if self.is_idle else self._clock()) + self.keep_alive / NS_PER_SECOND
 
     def view(self) -> ResidentView:
         """How it looks from outside now."""
@@ -135,13 +136,15 @@ class ResidentView:
 
 
 class Scheduler:
-    """Gives out leases on residents; loads, evicts and expires them."""
+    """Gives out leases on residents; loads, evicts and expires them. `clock` tells Unix seconds."""
 
-    def __init__(self, settings: Settings, launcher: WorkerLauncher) -> None:
+    def __init__(self, settings: Settings, launcher: WorkerLauncher, *, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._launcher = launcher
+        self._clock = clock
         self._residents: dict[str, Resident] = {}
         self._stops: set[asyncio.Task[None]] = set()
+        self._waiting = 0  # requests that have no lease yet
         self._load_turn = asyncio.Lock()  # loads go one at a time, in order of arrival (contract §6.4)
         self._changed = asyncio.Event()
         self._closed = False
@@ -177,45 +180,56 @@ class Scheduler:
         for resident in list(self._residents.values()):
             if resident.state is State.LOADING:
                 self._drop(resident, "the server stops")
+        self._notify()  # who waits for a resident to become idle shall not wait for its last stream
 
     async def close(self) -> None:
         """Stop every worker; whoever still holds a lease loses it."""
         self.refuse()
         for resident in list(self._residents.values()):
             self._drop(resident, "the server stops")
-        if self._stops:
-            await asyncio.gather(*self._stops, return_exceptions=True)
+        await self._stopped()
 
     async def _acquire(self, manifest: Manifest, keep_alive: int | None) -> Resident:
         """Find or make the resident, and take a lease on it.
 
-        1. closed → refuse                2. ready, same files → lease     3. ready, other files → replace when idle
-        4. the queue is full → refuse     5. nothing → start the load      6. loading → wait, then lease
+        1. closed → refuse            2. ready, same files → lease    3. too many wait → refuse
+        4. other files → replace it when idle    5. nothing → start the load    6. loading → wait, then lease
         """
         while True:
             if self._closed:  # 1
                 raise EngineError("the server is stopping")
             resident = self._residents.get(manifest.name.key)
-            if resident is not None and resident.state is State.READY:
-                if resident.manifest.digest == manifest.digest:  # 2
-                    self._set_keep_alive(resident, keep_alive)
-                    self._take(resident)
-                    return resident
-                if not resident.is_idle:  # 3
-                    await self._wait_for_change(None)
-                    continue
-                self._drop(resident, "its files changed")
-                resident = None
-            if sum(r.waiting for r in self._residents.values()) > self._settings.max_queue:  # 4
-                raise Overloaded
-            if resident is None:  # 5
-                resident = self._begin(manifest)
-            self._set_keep_alive(resident, keep_alive)
-            await self._wait_for_load(resident)  # 6
+            is_same = resident is not None and resident.manifest.digest == manifest.digest
+            if resident is not None and is_same and resident.state is State.READY:  # 2
+                self._set_keep_alive(resident, keep_alive)
+                self._take(resident)
+                return resident
+            with self._queued():  # 3
+                if resident is not None and not is_same:  # 4
+                    if not resident.is_idle:
+                        await self._changed.wait()
+                        continue
+                    self._drop(resident, "its files changed")
+                    resident = None
+                if resident is None:  # 5
+                    resident = self._begin(manifest)
+                self._set_keep_alive(resident, keep_alive)
+                await self._wait_for_load(resident)  # 6
             return resident
 
+    @contextmanager
+    def _queued(self) -> Iterator[None]:
+        """Count a request that has to wait. Raises Overloaded where too many do (contract §6.4)."""
+        if self._waiting > self._settings.max_queue:
+            raise Overloaded
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     def _begin(self, manifest: Manifest) -> Resident:
-        resident = Resident(manifest, self._settings.keep_alive)
+        resident = Resident(manifest, self._settings.keep_alive, self._clock)
         self._residents[resident.key] = resident
         resident.load = asyncio.create_task(self._load(resident))
         resident.load.add_done_callback(_retrieve)
@@ -229,9 +243,10 @@ class Scheduler:
             await asyncio.shield(resident.load)
             self._take(resident)
         except asyncio.CancelledError:
-            if resident.load.cancelled():
-                raise EngineError("the server is stopping") from None
-            raise
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise EngineError("the server is stopping") from None  # the load was cancelled, not the client
         finally:
             resident.waiting -= 1
             self._rest(resident)
@@ -242,20 +257,29 @@ class Scheduler:
         try:
             async with self._load_turn:
                 await self._make_room(resident)
-                resident.worker = await self._launcher.start(resident.manifest)
-                await resident.worker.become_ready(self._settings.load_timeout)
-        except BaseException as error:
-            self._forget(resident)
-            if resident.worker is not None:
-                await asyncio.shield(resident.worker.stop(grace=0))
-            if isinstance(error, EngineError | asyncio.CancelledError):
-                raise
+                worker = await self._start(resident)
+        except (EngineError, asyncio.CancelledError):
+            raise
+        except Exception as error:
             log.exception("loading %s failed", resident.manifest.name)
             raise LoadFailed(f"loading {resident.manifest.name} failed: {error}") from error
+        finally:
+            if resident.state is State.LOADING:
+                self._forget(resident)
         log.info("%s is ready after %.1f s", resident.manifest.name, time.monotonic() - started)
-        resident.state = State.READY
-        resident.worker.exited.add_done_callback(lambda _: self._on_exit(resident))
+        worker.exited.add_done_callback(lambda _: self._on_exit(resident))
         self._rest(resident)
+
+    async def _start(self, resident: Resident) -> Worker:
+        """Start its worker and wait until it is ready; one that fails is gone before the next load begins."""
+        worker = resident.worker = await self._launcher.start(resident.manifest)
+        try:
+            await worker.become_ready(self._settings.load_timeout)
+        except BaseException:
+            await asyncio.shield(worker.stop(grace=0))
+            raise
+        resident.state = State.READY
+        return worker
 
     async def _make_room(self, newcomer: Resident) -> None:
         while True:
@@ -265,11 +289,10 @@ class Scheduler:
                 break
             victim = choose_victim(ResidentFacts(r.key, r.is_idle, r.keep_alive) for r in holders)
             if victim is None:
-                await self._wait_for_change(None)
+                await self._changed.wait()
             else:
                 self._drop(self._residents[victim], f"{newcomer.manifest.name} needs the room")
-        if self._stops:
-            await asyncio.gather(*self._stops, return_exceptions=True)  # their memory is needed
+        await self._stopped()  # their memory is needed
 
     @staticmethod
     def _set_keep_alive(resident: Resident, keep_alive: int | None) -> None:
@@ -288,7 +311,7 @@ class Scheduler:
         self._notify()
         if not resident.is_idle or self._residents.get(resident.key) is not resident:
             return
-        resident.idle_since = time.time()
+        resident.idle_since = self._clock()
         if resident.expiry:
             resident.expiry.cancel()
             resident.expiry = None
@@ -301,7 +324,7 @@ class Scheduler:
     def _on_exit(self, resident: Resident) -> None:
         if self._residents.get(resident.key) is resident:
             log.error("the worker of %s died", resident.manifest.name)
-            self._forget(resident)
+            self._drop(resident, "its worker died")  # what it left behind has to go as well
 
     def _drop(self, resident: Resident, why: str) -> None:
         """Take a resident out of the table and stop its worker."""
@@ -319,6 +342,11 @@ class Scheduler:
         if resident.worker is not None:
             await resident.worker.stop(_STOP_GRACE_SECONDS)
 
+    async def _stopped(self) -> None:
+        """Wait until the workers that are stopping now have stopped."""
+        if self._stops:
+            await asyncio.wait(self._stops)  # and not `gather`: whoever is cancelled here must not cancel the stops
+
     def _forget(self, resident: Resident) -> None:
         if self._residents.get(resident.key) is resident:
             del self._residents[resident.key]
@@ -330,15 +358,6 @@ class Scheduler:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def _wait_for_change(self, timeout: float | None) -> bool:
-        """Wait until a lease ended or a resident came or went; False where time ran out."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
 
 
 def _retrieve(load: asyncio.Task[None]) -> None:

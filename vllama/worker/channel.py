@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
-from vllama.ollama.status import JSON, error_body
+from vllama.ollama.status import JSON, error_body, error_line
 from vllama.worker.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -98,17 +98,18 @@ class Channel(asyncio.Protocol):
             await self._endpoints[path](body, received, sink)
         except Exception:
             log.exception("%s failed", path)
-            await sink.reply(500, JSON, error_body("internal error, check the model's log"))
+            await sink.fail("internal error, check the model's log")
 
 
 class ChannelSink:
     """One stream of a channel."""
 
-    __slots__ = ("_channel", "_stream", "resumed")
+    __slots__ = ("_channel", "_started", "_stream", "resumed")
 
     def __init__(self, channel: Channel, stream: int) -> None:
         self._channel = channel
         self._stream = stream
+        self._started = False
         self.resumed = asyncio.Event()
         self.resumed.set()
 
@@ -118,6 +119,7 @@ class ChannelSink:
 
     async def start(self, content_type: str) -> None:
         """Begin a stream with status 200."""
+        self._started = True
         self._channel.send(reply_frame(Kind.START, self._stream, 200, content_type))
 
     async def write(self, body: bytes, *, last: bool) -> None:
@@ -127,3 +129,10 @@ class ChannelSink:
         if not self._channel.writable.is_set():
             await self._channel.writable.wait()
         self._channel.send(frame(Kind.LAST if last else Kind.DATA, self._stream, body))
+
+    async def fail(self, message: str) -> None:
+        """End a reply that its endpoint left unfinished: with status 500 or, where a stream has begun, in it."""
+        if self._started:
+            await self.write(error_line(message), last=True)
+        else:
+            await self.reply(500, JSON, error_body(message))

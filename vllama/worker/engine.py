@@ -22,6 +22,7 @@ from vllama.errors import EngineError, RequestError, WorkerDied
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import TokenLogprob
 from vllama.worker.conversation import TemplateMessage
+from vllama.worker.parsing import ParsedPrompt, Parsing
 
 Prompt = dict[str, Any]
 """vLLM's rendered prompt (`vllm.inputs.EngineInput`): token ids and, one day, images."""
@@ -52,6 +53,7 @@ class Engine:
         self._content_format = online_renderer.chat_template_content_format
         self._template_arguments = dict(online_renderer.default_chat_template_kwargs or {})
         self._special_ids = frozenset(self._tokenizer.all_special_ids)
+        self.parsing = Parsing(online_renderer, client.model_config)
 
     @property
     def context_length(self) -> int:
@@ -114,11 +116,19 @@ class Engine:
         return token_id if isinstance(token_id, int) and token_id in self._special_ids else None
 
     def sampling_params(
-        self, sampling: Sampling, *, max_tokens: int, stream: bool, logprobs: int | None, constraint: Any
+        self,
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        stream: bool,
+        logprobs: int | None,
+        constraint: Any,
+        parsed: ParsedPrompt | None = None,
     ) -> SamplingParams:
         """Map Ollama's values to vLLM's (contract §2.10).
 
-        `constraint` is None, "json" or a JSON Schema. Raises RequestError where vLLM refuses a value.
+        `constraint` is None, "json" or a JSON Schema; `parsed` adds what its parser wants. Raises RequestError
+        where vLLM refuses a value.
         """
         penalised = sampling.repeat_last_n != 0
         stop_ids = {text: self.special_token(text) for text in sampling.stop}
@@ -138,15 +148,26 @@ class Engine:
                 max_tokens=max_tokens,
                 logprobs=logprobs,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-                structured_outputs=_structured(constraint),
+                structured_outputs=_structured(constraint) or (parsed.constraint if parsed else None),
+                skip_special_tokens=parsed.skip_special_tokens if parsed else True,
                 skip_clone=True,
             )
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    def generate(self, prompt: Prompt, params: SamplingParams, request_id: str) -> AsyncGenerator[RequestOutput, None]:
+    def generate(
+        self, prompt: Prompt, params: SamplingParams, request_id: str, parsed: ParsedPrompt | None = None
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Start a request. Closing or cancelling the generator aborts it in the engine."""
-        return self._client.generate(prompt, params, request_id)  # type: ignore[no-any-return]
+        if parsed is None or parsed.reasoning_ended is None:
+            return self._client.generate(prompt, params, request_id)  # type: ignore[no-any-return]
+        return self._client.generate(  # type: ignore[no-any-return]
+            prompt,
+            params,
+            request_id,
+            reasoning_ended=parsed.reasoning_ended,
+            reasoning_parser_kwargs=parsed.reasoning_arguments,
+        )
 
 
 def _structured(constraint: Any) -> StructuredOutputsParams | None:

@@ -13,8 +13,9 @@ from typing import Any
 from starlette.routing import Route
 
 from vllama.worker import channel
+from vllama.worker.dialects import Chat, Generate
 from vllama.worker.engine import Engine
-from vllama.worker.generation import Chat, Generate, GenerationRoute
+from vllama.worker.generation import GenerationRoute
 from vllama.worker.identity import Identity
 from vllama.worker.profile import Profile
 

@@ -1,0 +1,116 @@
+"""What the engine tests share: a store, a tiny model, and servers that are started as seldom as possible."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.server import Server
+from vllama.errors import ModelNotFound
+from vllama.names import ModelName
+from vllama.store.manifest import Manifest
+from vllama.store.model_store import ModelStore
+from vllama.store.pull import pull
+
+StartServer = Callable[..., Server]
+
+_SMOLLM2 = ModelName.parse("smollm2:135m")
+_BUILD_TINY_MODEL = Path(__file__).parents[1] / "tiny_model.py"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """A store of its own with smollm2:135m, whose files are those of $OLLAMA_MODELS where that has it."""
+    own = ModelStore(tmp_path_factory.mktemp("models"))
+    if staged := _staged():
+        own.put(staged)
+    else:
+        for _ in pull(own, _SMOLLM2):
+            pass
+    return own
+
+
+def _staged() -> Manifest | None:
+    try:
+        return ModelStore(Path(os.environ["OLLAMA_MODELS"])).get(_SMOLLM2)
+    except (KeyError, ModelNotFound):
+        return None
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that starts and answers fast, with SmolLM2's tokenizer."""
+    snapshot = tmp_path_factory.mktemp("tiny")
+    tokenizer_from = store.get(_SMOLLM2).snapshot
+    subprocess.run([sys.executable, _BUILD_TINY_MODEL, tokenizer_from, snapshot], check=True, capture_output=True)
+    return snapshot
+
+
+@pytest.fixture(scope="session")
+def tiny(store: ModelStore, tiny_snapshot: Path) -> str:
+    """The name of the tiny model in the store."""
+    name = ModelName.parse("tiny")
+    for _ in pull(store, name, from_path=tiny_snapshot):
+        pass
+    return name.display
+
+
+@pytest.fixture(scope="session")
+def server(store: ModelStore) -> Iterator[Server]:
+    """A server with smollm2:135m loaded, for all tests that leave it so."""
+    running = Server(store.root, "--model", "smollm2:135m")
+    try:
+        running.load("smollm2:135m")
+        yield running
+    finally:
+        running.close()
+
+
+class _Rebuilt:
+    """The server that tests may break: the next one who asks gets the old one only if it still runs."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._server: Server | None = None
+
+    def get(self) -> Server:
+        if self._server is None or self._server.process.poll() is not None:
+            self.close()
+            self._server = Server(self._store)
+        return self._server
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+
+@pytest.fixture(scope="session")
+def _rebuilt(store: ModelStore) -> Iterator[_Rebuilt]:
+    holder = _Rebuilt(store.root)
+    yield holder
+    holder.close()
+
+
+@pytest.fixture
+def breakable(_rebuilt: _Rebuilt, tiny: str) -> Server:
+    """A server for the tiny model, loaded or not. Tests may unload, kill and stop it."""
+    return _rebuilt.get()
+
+
+@pytest.fixture
+def start_server(store: ModelStore) -> Iterator[StartServer]:
+    """Start servers with arguments (and `environ`) of the test's own; all are ended with the test."""
+    started: list[Server] = []
+
+    def start(*arguments: str, environ: dict[str, str] | None = None) -> Server:
+        started.append(Server(store.root, *arguments, environ=environ))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()

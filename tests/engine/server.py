@@ -1,0 +1,180 @@
+"""`vllama serve` as users run it: a process, its workers, and what clients see of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from engine.processes import MARK, Process, ProcessTree, wait_for
+
+Record = dict[str, Any]
+
+TIMEOUT = 180.0
+"""Seconds for one request, a load among them: several times what it takes."""
+
+_LISTENS = re.compile(r"listens on (http://\S+)")
+_numbers = itertools.count(1)
+
+
+def environment(models: Path, mark: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return an environment in which nothing but `models` and `extra` configures vllama and vLLM."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "VLLM", "VLLAMA"))}
+    return {**inherited, "OLLAMA_MODELS": str(models), MARK: mark, **(extra or {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One loaded model's process tree, seen from outside."""
+
+    main: Process
+    socket: str
+
+    def engine_core(self, tree: ProcessTree) -> Process:
+        """Return the process in which the engine runs."""
+        return next(process for process in tree.living() if "EngineCore" in process.title)
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric over its labels, from vLLM's own /metrics."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), timeout=30) as client:
+            text = client.get("http://worker/metrics").text
+        values = [float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(rf"{name}[{{ ]", line)]
+        assert values, f"no metric {name}"
+        return sum(values)
+
+
+class Server:
+    """A running `vllama serve`. `store` is its model store; stop it, or leave that to whoever made it."""
+
+    def __init__(self, store: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+        mark = secrets.token_hex(8)
+        self.store = store
+        self.tree = ProcessTree(mark)
+        self.log_path = store / f"serve-{next(_numbers)}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vllama", "serve", "--port", "0", *arguments],
+                env=environment(store, mark, environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._client: httpx.Client | None = None
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        """Where it listens; waits until it does."""
+        found = wait_for(lambda: _LISTENS.search(self.log) or self.process.poll() is not None, "the server listens", 30)
+        assert isinstance(found, re.Match), f"the server ended:\n{self.log}"
+        return found.group(1)
+
+    @property
+    def client(self) -> httpx.Client:
+        """A client of it, made at the first use."""
+        if self._client is None:
+            self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT)
+        return self._client
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        """Post JSON as `curl -d` does: with a Content-Type that says nothing of JSON."""
+        typed = {"content-type": "application/x-www-form-urlencoded", **headers}
+        return self.client.post(path, content=json.dumps(body), headers=typed)
+
+    def ask(self, path: str, body: Record) -> Record:
+        """Post with `stream: false` and return the one record."""
+        reply = self.post(path, {"stream": False, **body})
+        assert reply.status_code == 200, reply.text
+        record: Record = reply.json()
+        return record
+
+    def records(self, path: str, body: Record) -> list[Record]:
+        """Post and return the records of the stream."""
+        reply = self.post(path, body)
+        assert reply.status_code == 200, reply.text
+        return [json.loads(line) for line in reply.text.splitlines()]
+
+    @staticmethod
+    def last_record(reply: httpx.Response) -> Record:
+        """The last record of a stream, or the only one."""
+        record: Record = json.loads(reply.text.splitlines()[-1])
+        return record
+
+    def refusal(self, path: str, body: Any) -> tuple[int, str]:
+        """Post and return status and text of the error, whose body must be Ollama's `{"error": …}`."""
+        reply = self.post(path, body)
+        assert reply.headers["content-type"] == "application/json; charset=utf-8"
+        error = reply.json()
+        assert list(error) == ["error"]
+        return reply.status_code, error["error"]
+
+    @contextmanager
+    def stream(self, path: str, body: Record) -> Iterator[Iterator[Record]]:
+        """Post and yield an iterator over the records as they come; leaving the block leaves the server."""
+        with (
+            httpx.Client(base_url=self.url, timeout=TIMEOUT) as client,
+            client.stream("POST", path, content=json.dumps(body)) as reply,
+        ):
+            if reply.status_code != 200:
+                reply.read()
+            assert reply.status_code == 200, reply.text
+            yield (json.loads(line) for line in reply.iter_lines())
+
+    def load(self, model: str, **fields: Any) -> Worker:
+        """Load a model, wait until it is ready, and return its worker."""
+        record = self.ask("/api/generate", {"model": model, **fields})
+        assert record["done_reason"] == "load", record
+        return self.worker(model)
+
+    def worker(self, model: str) -> Worker:
+        """The worker of a loaded model."""
+        return next(worker for worker in self.workers() if model in worker.main.command)
+
+    def workers(self) -> list[Worker]:
+        """All workers, loaded or loading."""
+        members = self.tree.living()
+        return [
+            Worker(process, process.command[process.command.index("--uds") + 1])
+            for process in members
+            if process.parent == self.process.pid and "--uds" in process.command
+        ]
+
+    def loaded(self) -> list[str]:
+        """The names that /api/ps gives."""
+        return [model["name"] for model in self.client.get("/api/ps").json()["models"]]
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Wait for the end and return the exit status."""
+        return self.process.wait(seconds)
+
+    def close(self) -> None:
+        """End it and all that belongs to it; for cleaning up."""
+        if self._client is not None:
+            self._client.close()
+        if self.process.poll() is None:
+            self.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.wait(60)
+        self.tree.kill()
+        self.process.wait()

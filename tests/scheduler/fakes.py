@@ -1,0 +1,222 @@
+"""A launcher whose workers are objects: they take their time, fail on demand, and notice what must never happen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tiny_snapshot import make_manifest
+
+from vllama.scheduler.process import Memory
+from vllama.scheduler.scheduler import Resident, Scheduler
+from vllama.settings import Settings
+from vllama.store.manifest import Manifest
+
+LOADING = 30.0
+"""Seconds that a worker takes to become ready."""
+
+STOPPING = 2.0
+"""Seconds that a worker takes to stop."""
+
+EPOCH = 1_800_000_000.0
+"""Unix seconds at the start of the loop's clock."""
+
+
+def manifest(name: str, *, version: int = 1) -> Manifest:
+    """Return what is served under the name; another version has another digest."""
+    return make_manifest(name, parameters={"seed": version})
+
+
+def version_of(resident: Resident) -> int:
+    version: int = resident.manifest.parameters["seed"]
+    return version
+
+
+class ScriptedWorker:
+    """A worker of virtual time. `serving` counts the requests that work on it, as the test knows."""
+
+    def __init__(self, launcher: ScriptedLauncher, served: Manifest) -> None:
+        self._launcher = launcher
+        self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.exited: asyncio.Task[int] = asyncio.create_task(self._until_exit())
+        self.manifest = served
+        self.failure = launcher.failures.popleft() if launcher.failures else None
+        self.context_length = 0
+        self.channels: tuple[Path, ...] = ()
+        self.is_loading = True
+        self.stops = 0
+        self.may_stop_while_serving = False
+        self.serving = 0
+
+    async def _until_exit(self) -> int:
+        return await self._exit
+
+    @property
+    def key(self) -> str:
+        return self.manifest.name.key
+
+    @property
+    def socket(self) -> Path:
+        return Path("/worker.sock")
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(100, 80)
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._exit.done()
+
+    async def become_ready(self, stall_timeout: float | None) -> None:
+        try:
+            await asyncio.sleep(self._launcher.loading)
+            if self.failure is not None:
+                raise self.failure
+            self.context_length = 4096
+        finally:
+            self.is_loading = False
+            self._launcher.when_loaded()
+
+    async def stop(self, grace: float) -> None:
+        self.stops += 1
+        if self.is_alive:
+            if self.serving and not self.may_stop_while_serving:
+                self._launcher.violations.append(f"{self.key} was stopped while it served")
+            await asyncio.sleep(self._launcher.stopping)
+            self.die(0)
+
+    def die(self, status: int = -9) -> None:
+        """Exit, whoever waits for it."""
+        if self.is_alive:
+            self._exit.set_result(status)
+
+
+class ScriptedLauncher:
+    """Starts ScriptedWorkers; `failures` are raised by the next loads in turn, `violations` must stay empty."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.loading = LOADING
+        self.stopping = STOPPING
+        self.when_loaded: Callable[[], object] = lambda: None
+        self.failures: deque[Exception] = deque()
+        self.workers: list[ScriptedWorker] = []
+        self.violations: list[str] = []
+
+    @property
+    def living(self) -> list[ScriptedWorker]:
+        return [worker for worker in self.workers if worker.is_alive]
+
+    async def start(self, manifest: Manifest) -> ScriptedWorker:
+        if any(worker.is_loading for worker in self.living):
+            self.violations.append(f"the load of {manifest.name} did not wait for its turn")
+        if len(self.living) >= self._limit:
+            self.violations.append(f"{manifest.name} is one worker too many")
+        if manifest.name.key in {worker.key for worker in self.living}:
+            self.violations.append(f"{manifest.name} was loaded twice")
+        worker = ScriptedWorker(self, manifest)
+        self.workers.append(worker)
+        return worker
+
+
+class Client:
+    """One request: it waits for a lease, and holds it until `finish` or `leave`."""
+
+    def __init__(self, scheduler: Scheduler, asked: Manifest, keep_alive: int | None) -> None:
+        self._asked = asked
+        self._served: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
+        self._finish = asyncio.Event()
+        self.task = asyncio.create_task(self._run(scheduler, keep_alive))
+
+    async def _run(self, scheduler: Scheduler, keep_alive: int | None) -> None:
+        try:
+            async with scheduler.lease(self._asked, keep_alive) as resident, self._at_work(resident):
+                await self._finish.wait()
+        except Exception as error:  # noqa: BLE001 - whoever asks for the outcome gets it
+            if not self._served.done():
+                self._served.set_exception(error)
+                self._served.exception()  # nobody has to ask
+
+    @asynccontextmanager
+    async def _at_work(self, resident: Resident) -> AsyncIterator[None]:
+        worker: Any = resident.worker
+        worker.serving += 1
+        self._served.set_result(resident)
+        try:
+            yield
+        finally:
+            worker.serving -= 1
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has neither a lease nor an error yet."""
+        return not self._served.done()
+
+    @property
+    def is_served(self) -> bool:
+        return self._served.done() and self._served.exception() is None and not self.task.done()
+
+    async def served(self) -> Resident:
+        """Return the resident once it holds a lease on it; raise what the scheduler raised."""
+        return await asyncio.shield(self._served)
+
+    async def finish(self) -> None:
+        """Give the lease back."""
+        self._finish.set()
+        await self.task
+
+    async def leave(self) -> None:
+        """Go without a word, as a client that disconnects."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+class Scene:
+    """A scheduler with scripted workers, and clients that ask for models."""
+
+    def __init__(self, settings: Settings, **changes: Any) -> None:
+        settings = replace(settings, **changes)
+        self.launcher = ScriptedLauncher(settings.resident_limit)
+        self.loop = asyncio.get_running_loop()
+        self.scheduler = Scheduler(settings, self.launcher, clock=lambda: EPOCH + self.loop.time())
+        self.clients: list[Client] = []
+
+    def ask(self, name: str, keep_alive: int | None = None, *, version: int = 1) -> Client:
+        client = Client(self.scheduler, manifest(name, version=version), keep_alive)
+        self.clients.append(client)
+        return client
+
+    async def serve(self, name: str, keep_alive: int | None = None, *, version: int = 1) -> Resident:
+        """Have one request answered."""
+        client = self.ask(name, keep_alive, version=version)
+        resident = await client.served()
+        await client.finish()
+        return resident
+
+    @property
+    def resident_names(self) -> list[str]:
+        return [view.manifest.name.model for view in self.scheduler.residents()]
+
+    @property
+    def loads(self) -> list[str]:
+        """The models that were loaded, in order."""
+        return [worker.manifest.name.model for worker in self.launcher.workers]
+
+    async def close(self) -> None:
+        """End all, and check that nothing was done that must not be."""
+        for worker in self.launcher.workers:
+            worker.may_stop_while_serving = True
+        for client in self.clients:
+            await client.leave()
+        await self.scheduler.close()
+        assert not self.launcher.living
+        assert self.launcher.violations == []
+
+
+def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work)

@@ -1,0 +1,148 @@
+"""Where JSON goes wrong, in the words of Go's decoder (`encoding/json`, scanner.go and stream.go).
+
+Runs only over bodies that orjson refused, so it is written for clarity; long strings still pass at the speed of a
+regular expression.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vllama.durations import quote
+from vllama.errors import RequestError
+
+MOST_DEPTH = 1024
+"""Open brackets at once, as orjson takes them; Go stops at 10,000."""
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_DIGITS = re.compile(rb"[0-9]+")
+_PLAIN_TEXT = re.compile(rb'[^"\\\x00-\x1f]*')
+_CLOSING = {b"{": b"}", b"[": b"]"}
+_LITERALS = {b"t": b"true", b"f": b"false", b"n": b"null"}
+_HEXADECIMAL = frozenset(b"0123456789abcdefABCDEF")
+
+
+def end_of_first_value(data: bytes) -> int:
+    """Return where the first JSON value ends; whatever follows is ignored, as Go's decoder does.
+
+    Raises RequestError with Go's text: `unexpected EOF`, or which character was met in which state.
+    """
+    open_brackets: list[bytes] = []
+    at = _skip_space(data, 0)
+    while True:  # a value begins here
+        bracket = data[at : at + 1]
+        if bracket in _CLOSING:
+            open_brackets.append(bracket)
+            if len(open_brackets) > MOST_DEPTH:
+                raise _unexpected(data, at, "exceeded max depth")
+            at = _skip_space(data, at + 1)
+            if data[at : at + 1] != _CLOSING[bracket]:
+                at = _after_key(data, at) if bracket == b"{" else at
+                continue
+        else:
+            at = _scalar(data, at)
+        while open_brackets:  # a value has ended, or a bracket that closes stands here
+            at = _skip_space(data, at)
+            char, bracket = data[at : at + 1], open_brackets[-1]
+            if char == b",":
+                at = _skip_space(data, at + 1)
+                at = _after_key(data, at) if bracket == b"{" else at
+                break
+            if char != _CLOSING[bracket]:
+                raise _unexpected(data, at, "after object key:value pair" if bracket == b"{" else "after array element")
+            open_brackets.pop()
+            at += 1
+        else:
+            return at
+
+
+def _after_key(data: bytes, at: int) -> int:
+    """From a key to its value."""
+    if data[at : at + 1] != b'"':
+        raise _unexpected(data, at, "looking for beginning of object key string")
+    at = _skip_space(data, _string(data, at))
+    if data[at : at + 1] != b":":
+        raise _unexpected(data, at, "after object key")
+    return _skip_space(data, at + 1)
+
+
+def _scalar(data: bytes, at: int) -> int:
+    char = data[at : at + 1]
+    if char == b'"':
+        return _string(data, at)
+    if char in _LITERALS:
+        return _literal(data, at, _LITERALS[char])
+    if char == b"-" or char.isdigit():
+        return _number(data, at)
+    raise _unexpected(data, at, "looking for beginning of value")
+
+
+def _string(data: bytes, at: int) -> int:
+    at += 1
+    while True:
+        at = _match_end(_PLAIN_TEXT, data, at)
+        char = data[at : at + 1]
+        if char == b'"':
+            return at + 1
+        if char != b"\\":
+            raise _unexpected(data, at, "in string literal")
+        escape = data[at + 1 : at + 2]
+        if escape not in {b"b", b"f", b"n", b"r", b"t", b"\\", b"/", b'"', b"u"}:
+            raise _unexpected(data, at + 1, "in string escape code")
+        at += 2
+        if escape == b"u":
+            for digit in range(at, at + 4):
+                if digit >= len(data) or data[digit] not in _HEXADECIMAL:
+                    raise _unexpected(data, digit, "in \\u hexadecimal character escape")
+            at += 4
+
+
+def _literal(data: bytes, at: int, literal: bytes) -> int:
+    for offset in range(1, len(literal)):
+        if data[at + offset : at + offset + 1] != literal[offset : offset + 1]:
+            state = f"in literal {literal.decode()} (expecting '{chr(literal[offset])}')"
+            raise _unexpected(data, at + offset, state)
+    return at + len(literal)
+
+
+def _number(data: bytes, at: int) -> int:
+    if data[at : at + 1] == b"-":
+        at += 1
+    at = at + 1 if data[at : at + 1] == b"0" else _digits(data, at, "in numeric literal")
+    if data[at : at + 1] == b".":
+        at = _digits(data, at + 1, "after decimal point in numeric literal")
+    if data[at : at + 1] in {b"e", b"E"}:
+        at += 2 if data[at + 1 : at + 2] in {b"+", b"-"} else 1
+        at = _digits(data, at, "in exponent of numeric literal")
+    return at
+
+
+def _digits(data: bytes, at: int, state: str) -> int:
+    end = _match_end(_DIGITS, data, at)
+    if end == at:
+        raise _unexpected(data, at, state)
+    return end
+
+
+def _skip_space(data: bytes, at: int) -> int:
+    return _match_end(_SPACE, data, at)
+
+
+def _match_end(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
+    match = pattern.match(data, at)
+    return match.end() if match else at
+
+
+def _unexpected(data: bytes, at: int, state: str) -> RequestError:
+    if at >= len(data):
+        return RequestError("unexpected EOF")
+    return RequestError(f"invalid character {_quote_byte(data[at])} {state}")
+
+
+def _quote_byte(byte: int) -> str:
+    """A byte as Go shows it: as the code point of the same number, even where it is a part of UTF-8."""
+    if byte == ord("'"):
+        return r"'\''"
+    if byte == ord('"'):
+        return "'\"'"
+    return f"'{quote(chr(byte))[1:-1]}'"

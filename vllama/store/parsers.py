@@ -1,0 +1,150 @@
+"""Which of vLLM's tool and reasoning parsers understand a model's output, from what is on disk.
+
+Ollama users never name a parser. The rules look for what the model was trained to write: the markers in its
+chat template and vocabulary, and its architecture where markers are shared. Names are candidates, best first: the
+installed vLLM may lack one (vllama.worker.registry knows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the rules look at. `tokens` are the tokens that the tokenizer has beyond its learned vocabulary."""
+
+    model_type: str
+    template: str
+    tokens: frozenset[str]
+
+    def says(self, *markers: str) -> bool:
+        """Whether any marker is in the template or is a token of its own."""
+        return any(marker in self.template or marker in self.tokens for marker in markers)
+
+
+@dataclass(frozen=True, slots=True)
+class ParserChoice:
+    """The parser to use, "" for none, and the marker or architecture that told."""
+
+    name: str = ""
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A parser's candidates (best first), and when they apply."""
+
+    candidates: tuple[str, ...]
+    because: str
+    applies: Callable[[Traits], bool]
+
+
+def choose_tool_parser(traits: Traits, installed: Collection[str]) -> ParserChoice:
+    """The parser of the model's tool calls; none where its template takes no tools."""
+    if "tools" not in traits.template and traits.model_type not in _TEMPLATES_IN_CODE:
+        return ParserChoice()
+    return _first(_TOOL_RULES, traits, installed)
+
+
+def choose_reasoning_parser(traits: Traits, installed: Collection[str]) -> ParserChoice:
+    """The parser that separates the model's thinking; none where it does not think."""
+    return _first(_REASONING_RULES, traits, installed)
+
+
+def _first(rules: Iterable[Rule], traits: Traits, installed: Collection[str]) -> ParserChoice:
+    for rule in rules:
+        if rule.applies(traits):
+            for name in rule.candidates:
+                if name in installed:
+                    return ParserChoice(name, rule.because)
+            return ParserChoice()  # the model speaks a format that this vLLM cannot read
+    return ParserChoice()
+
+
+def _marker(*markers: str) -> Callable[[Traits], bool]:
+    return lambda traits: traits.says(*markers)
+
+
+def _type(*prefixes: str) -> Callable[[Traits], bool]:
+    return lambda traits: traits.model_type.startswith(prefixes)
+
+
+def _both(first: Callable[[Traits], bool], second: Callable[[Traits], bool]) -> Callable[[Traits], bool]:
+    return lambda traits: first(traits) and second(traits)
+
+
+# vLLM renders these without a Jinja template.
+_TEMPLATES_IN_CODE = frozenset({"gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3"})
+
+# From the particular to the general: `<tool_call>` is written by many families in different ways.
+_TOOL_RULES = (
+    Rule(("openai",), "architecture gpt_oss", _type("gpt_oss")),
+    Rule(("deepseek_v4",), "architecture deepseek_v4", _type("deepseek_v4")),
+    Rule(("deepseek_v32",), "<｜DSML｜", _both(_marker("｜DSML｜"), _type("deepseek"))),
+    Rule(
+        ("deepseek_v3",),
+        "<｜tool▁calls▁begin｜> with ```json",
+        _both(_marker("<｜tool▁calls▁begin｜>"), lambda traits: "```json" in traits.template),
+    ),
+    Rule(("deepseek_v31",), "<｜tool▁calls▁begin｜>", _marker("<｜tool▁calls▁begin｜>")),
+    Rule(("kimi_k2",), "<|tool_calls_section_begin|>", _marker("<|tool_calls_section_begin|>")),
+    Rule(("llama4_pythonic",), "architecture llama4", _type("llama4")),
+    Rule(("llama3_json",), "<|python_tag|>", _both(_marker("<|python_tag|>"), _type("llama", "mllama"))),
+    Rule(("mistral",), "[TOOL_CALLS]", _marker("[TOOL_CALLS]")),
+    Rule(
+        ("glm47", "glm45"), "architecture glm4_moe_lite", _both(_marker("<arg_key>"), _type("glm4_moe_lite", "glm47"))
+    ),
+    Rule(("glm45",), "<arg_key>", _marker("<arg_key>")),
+    Rule(("minimax_m2",), "<minimax:tool_call>", _marker("<minimax:tool_call>")),
+    Rule(("seed_oss",), "<seed:tool_call>", _marker("<seed:tool_call>")),
+    Rule(
+        ("qwen3_coder", "qwen3_xml"),
+        "<function=…><parameter=…>",
+        lambda t: "<function=" in t.template and "<parameter=" in t.template,
+    ),
+    Rule(("functiongemma",), "<start_function_call>", _marker("<start_function_call>")),
+    Rule(("gemma4",), "<|tool_call>", _marker("<|tool_call>")),
+    Rule(
+        ("granite4", "hermes"),
+        "architecture granitemoehybrid",
+        _both(_marker("<tool_call>"), _type("granitemoehybrid", "granite4")),
+    ),
+    Rule(("granite",), "architecture granite", _type("granite")),
+    Rule(("phi4_mini_json",), "<|tool|>", _both(_marker("<|tool|>"), _type("phi"))),
+    Rule(("lfm2",), "<|tool_call_start|>", _marker("<|tool_call_start|>")),
+    Rule(("olmo3",), "<function_calls>", _both(_marker("<function_calls>"), _type("olmo"))),
+    Rule(("apertus",), "<|tools_prefix|>", _marker("<|tools_prefix|>")),
+    Rule(("hunyuan_a13b",), "architecture hunyuan", _type("hunyuan")),
+    Rule(("ernie45",), "architecture ernie4_5", _type("ernie4_5")),
+    Rule(("internlm",), "<|plugin|>", _marker("<|plugin|>")),
+    Rule(("step3",), "<｜tool_calls_begin｜>", _marker("<｜tool_calls_begin｜>")),
+    Rule(("cohere_command3",), "<|START_ACTION|>", _marker("<|START_ACTION|>")),
+    Rule(("jamba",), "architecture jamba", _type("jamba")),
+    Rule(("hermes",), "<tool_call>", _marker("<tool_call>")),
+)
+
+_REASONING_RULES = (
+    Rule(("openai_gptoss",), "architecture gpt_oss", _type("gpt_oss")),
+    Rule(("deepseek_v4",), "architecture deepseek_v4", _type("deepseek_v4")),
+    Rule(("mistral",), "[THINK]", _marker("[THINK]")),
+    Rule(("gemma4",), "<|channel>", _both(_marker("<|channel>"), _type("gemma"))),
+    Rule(("seed_oss",), "<seed:think>", _marker("<seed:think>")),
+    Rule(("glm45",), "architecture glm4_moe", _both(_marker("<think>"), _type("glm4"))),
+    Rule(("minimax_m2",), "architecture minimax_m2", _both(_marker("<think>"), _type("minimax"))),
+    Rule(("kimi_k2",), "architecture kimi_k2", _both(_marker("<think>"), _type("kimi"))),
+    Rule(("step3",), "architecture step3", _both(_marker("<think>"), _type("step3"))),
+    Rule(("ernie45",), "architecture ernie4_5", _both(_marker("<think>"), _type("ernie4_5"))),
+    Rule(("hunyuan_a13b",), "architecture hunyuan", _both(_marker("<think>"), _type("hunyuan"))),
+    Rule(("olmo3",), "architecture olmo3", _both(_marker("<think>"), _type("olmo3"))),
+    Rule(("nemotron_v3",), "architecture nemotron_h", _both(_marker("<think>"), _type("nemotron_h"))),
+    Rule(("granite",), "Here is my thought process", _marker("Here is my thought process")),
+    Rule(
+        ("deepseek_v3",),
+        "`thinking` in a DeepSeek template",
+        _both(_marker("</think>"), lambda t: t.model_type.startswith("deepseek") and "thinking" in t.template),
+    ),
+    Rule(("qwen3",), "enable_thinking", _both(_marker("<think>"), lambda traits: "enable_thinking" in traits.template)),
+    Rule(("deepseek_r1",), "</think>", lambda traits: "</think>" in traits.template or "<think>" in traits.template),
+)

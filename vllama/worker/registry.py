@@ -1,0 +1,49 @@
+"""Which parsers the installed vLLM has, read without importing it: the gateway asks, and must stay light.
+
+Internal: the tables `_TOOL_PARSERS_TO_REGISTER` (`vllm/tool_parsers/__init__.py`) and
+`_REASONING_PARSERS_TO_REGISTER` (`vllm/reasoning/__init__.py`), alike in 0.26 and 0.32
+(`tests/worker/test_registry.py` compares with what vLLM itself says).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Parsers:
+    """The names that `--tool-call-parser` and `--reasoning-parser` take."""
+
+    tool: frozenset[str]
+    reasoning: frozenset[str]
+
+
+@cache
+def installed_parsers() -> Parsers:
+    """Read the tables; empty where no vLLM is installed or its tables have moved."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return Parsers(frozenset(), frozenset())
+    root = Path(spec.origin).parent
+    return Parsers(
+        tool=_keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER"),
+        reasoning=_keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER"),
+    )
+
+
+def _keys(path: Path, table: str) -> frozenset[str]:
+    try:
+        module = ast.parse(path.read_text())
+    except OSError:
+        return frozenset()
+    for node in module.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == table and isinstance(node, ast.Assign | ast.AnnAssign):
+            value = node.value
+            if isinstance(value, ast.Dict):
+                return frozenset(str(key.value) for key in value.keys if isinstance(key, ast.Constant))
+    return frozenset()
