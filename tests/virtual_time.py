@@ -16,6 +16,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now = 0.0
         super().__init__(_JumpingSelector(self))
+        self._clock_resolution = 1e-7  # what a float still tells apart after years
 
     def time(self) -> float:
         """Virtual seconds."""

@@ -62,6 +62,14 @@ class ModelNotFound(VllamaError):
         self.name = name
 
 
+class NamedModelNotFound(ModelNotFound):
+    """As ModelNotFound, in the double quotes of `/api/copy` and its kin (contract §1.10)."""
+
+    def __init__(self, name: str, advice: str = "") -> None:
+        super().__init__(name)
+        self.args = (f'model "{name}" not found{advice}',)
+
+
 class CloudDisabled(VllamaError):
     """Only Ollama's cloud could serve this name, and this server never calls it (contract §1.2)."""
 

@@ -187,6 +187,7 @@ async def test_the_end_of_a_lease_on_a_dead_worker_leaves_its_successor_alone(sc
     orphan = scene.ask("a", 0)
     await orphan.served()
     scene.launcher.workers[0].die()
+    await now()
     await scene.serve("a", 60 * SECOND)
     await orphan.finish()
     await now()

@@ -88,9 +88,13 @@ class Family:
         return True
 
     def clean_up(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.last_born or self.first.pid, signal.SIGKILL)
+        if self.first.returncode is not None:
+            return  # seen to be gone, and its children with it
         self.first.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self.first.communicate(timeout=PATIENCE)
+            return
+        os.kill(self.last_born, signal.SIGKILL)  # it holds the pipe, so it is ours and alive
         self.first.communicate()
 
 

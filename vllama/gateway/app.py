@@ -12,7 +12,9 @@ from http import HTTPStatus
 from vllama import OLLAMA_VERSION
 from vllama.asgi import Receive, Scope, Send
 from vllama.errors import EngineError, VllamaError
+from vllama.gateway import cloud
 from vllama.gateway.inference import Inference
+from vllama.gateway.library import Library
 from vllama.gateway.models import Models
 from vllama.gateway.replies import BrokenReply, send_bytes, send_error, send_json, send_text
 from vllama.gateway.routing import Request, Router
@@ -34,7 +36,7 @@ class Gateway:
     def __init__(self, settings: Settings, store: ModelStore, scheduler: Scheduler) -> None:
         self._guard = Guard(settings)
         self._inference = Inference(store, scheduler)
-        self._router = _routes(self._inference, Models(store, scheduler))
+        self._router = _routes(self._inference, Models(store, scheduler), Library(store))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -101,14 +103,24 @@ class Gateway:
         self._inference.close()
 
 
-def _routes(inference: Inference, models: Models) -> Router:
+def _routes(inference: Inference, models: Models, library: Library) -> Router:
     router = Router()
     router.add("GET|HEAD", "/", _root)
     router.add("GET|HEAD", "/api/version", _version)
-    router.add("GET", "/api/status", _status)
+    router.add("GET", "/api/status", cloud.status)
+    router.add("POST", "/api/me", cloud.me)
+    router.add("POST", "/api/signout", cloud.sign_out)
+    router.add("DELETE", "/api/user/keys/*", cloud.sign_out)
+    router.add("POST", "/api/experimental/web_search", cloud.web_search)
+    router.add("POST", "/api/experimental/web_fetch", cloud.web_fetch)
+    router.add("GET", "/api/experimental/model-recommendations", cloud.recommendations)
     router.add("GET|HEAD", "/api/tags", models.tags)
     router.add("GET", "/api/ps", models.ps)
     router.add("POST", "/api/show", models.show)
+    router.add("POST", "/api/pull", library.pull)
+    router.add("POST", "/api/push", library.push)
+    router.add("POST", "/api/copy", library.copy)
+    router.add("DELETE", "/api/delete", library.delete)
     router.add("POST", "/api/generate", inference.generate)
     router.add("POST", "/api/chat", inference.chat)
     router.add("GET", "/v1/models", models.openai_list)
@@ -133,10 +145,6 @@ async def _root(request: Request) -> None:
 
 async def _version(request: Request) -> None:
     await send_json(request, {"version": OLLAMA_VERSION})
-
-
-async def _status(request: Request) -> None:
-    await send_json(request, {"cloud": {"disabled": True, "source": "env"}})
 
 
 async def _redirect(request: Request, path: str) -> None:
