@@ -50,6 +50,16 @@ class FormatError(RequestError):
     """`format` is neither "json" nor a JSON Schema object (contract §2.4)."""
 
 
+class PromptTooLong(RequestError):
+    """The context has no room for the prompt (contract §1.2)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prompt is longer than the context length currently available to the model; shorten the prompt, "
+            "adjust the context length in settings, or use a model with a longer context length"
+        )
+
+
 class Unsupported(RequestError):
     """The model lacks the capability that the request needs."""
 

@@ -9,11 +9,6 @@ from vllama.errors import RequestError, Unsupported
 from vllama.ollama import options
 from vllama.ollama.requests import ChatRequest, Common, GenerateRequest, check_format
 
-TOO_LONG = (
-    "the prompt is longer than the context length currently available to the model; shorten the prompt, "
-    "adjust the context length in settings, or use a model with a longer context length"
-)
-
 
 def check_generate(request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
     """Raise RequestError or Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""

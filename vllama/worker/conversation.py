@@ -32,6 +32,13 @@ def of_chat(request: ChatRequest, profile: Profile) -> list[TemplateMessage]:
     return conversation
 
 
+def shortened(conversation: list[TemplateMessage], dropped: int) -> list[TemplateMessage]:
+    """The conversation without its oldest `dropped` messages; system messages stay, and so does the last (§2.7)."""
+    dropped = min(dropped, len(conversation) - 1)
+    kept = [message for message in conversation[:dropped] if message["role"] == "system"]
+    return kept + conversation[dropped:]
+
+
 def _own_messages(profile: Profile) -> list[TemplateMessage]:
     return [{"role": role, "content": content} for role, content in profile.messages]
 

@@ -6,10 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllama.errors import PromptTooLong
 from vllama.ollama import checks
 from vllama.ollama.replies import ChatReplies, Clock, GenerateReplies, Replies
 from vllama.ollama.requests import ChatRequest, GenerateRequest
 from vllama.worker import conversation
+from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine import Engine, Prompt
 from vllama.worker.parsing import ParsedPrompt
 from vllama.worker.profile import Profile
@@ -43,8 +45,8 @@ class Dialect(Protocol):
     def replies(self, model: str, clock: Clock) -> Replies:
         """The writer of this route's records."""
 
-    async def render(self, request: Any, engine: Engine, profile: Profile) -> Rendered:
-        """Make the prompt."""
+    async def render(self, request: Any, engine: Engine, profile: Profile, context: int) -> Rendered:
+        """Make the prompt, for a context of so many tokens."""
 
     def returns_context(self, request: Any) -> bool:
         """Whether the final record carries the token ids."""
@@ -65,8 +67,9 @@ class Generate:
         """The writer of this route's records."""
         return GenerateReplies(model, clock)
 
-    async def render(self, request: GenerateRequest, engine: Engine, profile: Profile) -> Rendered:
+    async def render(self, request: GenerateRequest, engine: Engine, profile: Profile, context: int) -> Rendered:
         """Make the prompt: raw text, or a conversation of one turn; `context` stands before it verbatim."""
+        del context  # a single message is not shortened: what is too long is refused
         if request.raw or not engine.has_chat_template:
             return Rendered(await engine.render_text(request.prompt))
         messages = conversation.of_generate(request, profile)
@@ -100,11 +103,36 @@ class Chat:
         """The writer of this route's records."""
         return ChatReplies(model, clock)
 
-    async def render(self, request: ChatRequest, engine: Engine, profile: Profile) -> Rendered:
-        """Make the prompt; without a chat template the messages stand one after the other."""
-        if not engine.has_chat_template:
-            return Rendered(await engine.render_text("\n".join(message.content for message in request.messages)))
+    async def render(self, request: ChatRequest, engine: Engine, profile: Profile, context: int) -> Rendered:
+        """Make the prompt; where it is too long, without as many of the oldest messages as it takes (§2.7)."""
         messages = conversation.of_chat(request, profile)
+        if not request.truncate:
+            return await self._render_all(request, engine, messages)
+        rendered = await self._fitting(request, engine, messages, context)
+        too_few, enough = 0, len(messages) - 1  # how many to drop: more than the one, at most the other
+        while rendered is None and enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            if await self._fitting(request, engine, conversation.shortened(messages, middle), context):
+                enough = middle
+            else:
+                too_few = middle
+        return rendered or await self._render_all(request, engine, conversation.shortened(messages, enough))
+
+    async def _fitting(
+        self, request: ChatRequest, engine: Engine, messages: list[TemplateMessage], context: int
+    ) -> Rendered | None:
+        """The prompt of these messages; None where it leaves no room for a reply."""
+        try:
+            rendered = await self._render_all(request, engine, messages)
+        except PromptTooLong:
+            return None
+        return rendered if len(rendered.token_ids) < context else None
+
+    @staticmethod
+    async def _render_all(request: ChatRequest, engine: Engine, messages: list[TemplateMessage]) -> Rendered:
+        """Render these messages; without a chat template they stand one after the other."""
+        if not engine.has_chat_template:
+            return Rendered(await engine.render_text("\n".join(message["content"] for message in messages)))
         if engine.parsing.thinks or (request.tools and engine.parsing.calls_tools):
             parsed = await engine.parsing.render(
                 messages, tools=request.tools, think=request.think, stream=request.stream

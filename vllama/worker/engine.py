@@ -16,12 +16,12 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers import ChatParams, TokenizeParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-from vllm.v1.engine.exceptions import EngineDeadError
 
-from vllama.errors import EngineError, RequestError, WorkerDied
+from vllama.errors import RequestError
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import TokenLogprob
 from vllama.worker.conversation import TemplateMessage
+from vllama.worker.engine_errors import as_request_error
 from vllama.worker.parsing import ParsedPrompt, Parsing
 
 Prompt = dict[str, Any]
@@ -89,8 +89,8 @@ class Engine:
         )
         try:
             _, prompts = await self._renderer.render_chat_async([conversation], parameters, _TEMPLATED_TEXT)
-        except (ValueError, TypeError, LookupError) as error:
-            raise RequestError(f"the chat template cannot render these messages: {error}") from error
+        except Exception as error:
+            raise as_request_error(error) from error
         prompt: Prompt = prompts[0]
         return prompt
 
@@ -194,15 +194,3 @@ def _token_logprob(row: Mapping[int, Any], token_id: int, top: int) -> TokenLogp
 def _one(entry: Any, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
     token = entry.decoded_token or ""
     return TokenLogprob(token, entry.logprob, token.encode(), top)
-
-
-def as_our_error(error: Exception) -> Exception:
-    """Translate what `generate` raises; an error that is already ours, or a bug, is returned as it is."""
-    if isinstance(error, EngineDeadError):
-        return WorkerDied()
-    # 0.26 raises ValueError for what the client got wrong, 0.32 VLLMClientError (which is no ValueError).
-    if isinstance(error, ValueError) or any(cls.__name__ == "VLLMClientError" for cls in type(error).__mro__):
-        return RequestError(str(error))
-    if type(error).__module__.startswith("vllm."):
-        return EngineError(f"an error was encountered while running the model: {error.__cause__ or error}")
-    return error

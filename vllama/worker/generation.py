@@ -8,8 +8,9 @@ from itertools import count
 from typing import Any
 
 from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
-from vllama.errors import EngineError, RequestError, VllamaError
-from vllama.ollama import checks, options
+from vllama.errors import EngineError, PromptTooLong, VllamaError
+from vllama.ollama import options
+from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
 from vllama.ollama.status import JSON, error_body, status_of
 from vllama.worker.dialects import Dialect, Rendered, Request
@@ -66,11 +67,13 @@ class GenerationRoute:
             await sink.reply(200, JSON, replies.final(reason))
             return
         self._dialect.check(request, profile.capabilities, profile.full_name)
-        rendered = await self._dialect.render(request, engine, profile)
+        sampling = options.resolve(options.check(request.options), *self._defaults)
+        context = min(sampling.num_ctx, engine.context_length) if sampling.num_ctx > 0 else engine.context_length
+        rendered = await self._dialect.render(request, engine, profile, context)
         if request.debug_render_only:
             await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids)))
             return
-        params = self._params(engine, request, rendered)
+        params = _params(engine, request, rendered, sampling, context)
         transcript = Transcript(
             request=request,
             replies=replies,
@@ -87,19 +90,17 @@ class GenerationRoute:
             else:
                 await transcript.whole(outputs, sink)
 
-    def _params(self, engine: Engine, request: Request, rendered: Rendered) -> Any:
-        sampling = options.resolve(options.check(request.options), *self._defaults)
-        context = engine.context_length
-        if sampling.num_ctx > 0:
-            context = min(sampling.num_ctx, context)
-        room = context - len(rendered.token_ids)
-        if room < 1:
-            raise RequestError(checks.TOO_LONG)
-        return engine.sampling_params(
-            sampling,
-            max_tokens=min(sampling.num_predict, room) if sampling.num_predict > 0 else room,
-            stream=request.stream,
-            logprobs=max(1, request.top_logprobs) if request.logprobs else None,
-            constraint=request.format,
-            parsed=rendered.parsed,
-        )
+
+def _params(engine: Engine, request: Request, rendered: Rendered, sampling: Sampling, context: int) -> Any:
+    """vLLM's sampling parameters. Raises PromptTooLong where the context leaves no room for a reply."""
+    room = context - len(rendered.token_ids)
+    if room < 1:
+        raise PromptTooLong
+    return engine.sampling_params(
+        sampling,
+        max_tokens=min(sampling.num_predict, room) if sampling.num_predict > 0 else room,
+        stream=request.stream,
+        logprobs=max(1, request.top_logprobs) if request.logprobs else None,
+        constraint=request.format,
+        parsed=rendered.parsed,
+    )

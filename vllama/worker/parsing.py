@@ -20,6 +20,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllama.errors import RequestError
 from vllama.ollama.replies import MadeCall
 from vllama.worker.conversation import TemplateMessage
+from vllama.worker.engine_errors import as_request_error
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -163,8 +164,8 @@ class Parsing:
                 **({"reasoning_effort": level} if level else {}),
             )
             rendered = await self._renderer.render_chat(request)
-        except (ValueError, TypeError, LookupError) as error:
-            raise RequestError(f"the chat template cannot render these messages: {error}") from error
+        except Exception as error:
+            raise as_request_error(error) from error
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message)
         prompt = rendered[1][0]

@@ -11,7 +11,8 @@ from vllama.errors import EngineError, VllamaError
 from vllama.ollama.replies import Replies, TokenLogprob
 from vllama.ollama.status import JSON, NDJSON, error_line
 from vllama.worker.dialects import Rendered, Request
-from vllama.worker.engine import Engine, as_our_error, token_logprobs
+from vllama.worker.engine import Engine, token_logprobs
+from vllama.worker.engine_errors import as_our_error
 from vllama.worker.parsing import Piece
 from vllama.worker.sink import Sink
 from vllama.worker.timing import Stopwatch
