@@ -7,8 +7,10 @@ VllamaError
 │   ├── InvalidName           the text is no model name
 │   ├── OptionTypeError       an option has the wrong JSON type
 │   ├── FormatError           `format` is neither "json" nor a JSON Schema object
+│   ├── PromptTooLong         the context has no room for the prompt
 │   └── Unsupported           the model lacks the capability asked for
 ├── ModelNotFound             no manifest under this name
+│   └── NamedModelNotFound    the same, in the words of `/api/copy`
 ├── CloudDisabled             a name that only Ollama's cloud could serve
 ├── Overloaded                more requests wait than are allowed to
 ├── RequestCancelled          the client left before its turn came

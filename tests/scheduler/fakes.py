@@ -128,14 +128,14 @@ class Client:
     """One request: it waits for a lease, and holds it until `finish` or `leave`."""
 
     def __init__(self, scheduler: Scheduler, asked: Manifest, keep_alive: int | None) -> None:
-        self._asked = asked
+        self.asked = asked
         self._served: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
         self._finish = asyncio.Event()
         self.task = asyncio.create_task(self._run(scheduler, keep_alive))
 
     async def _run(self, scheduler: Scheduler, keep_alive: int | None) -> None:
         try:
-            async with scheduler.lease(self._asked, keep_alive) as resident, self._at_work(resident):
+            async with scheduler.lease(self.asked, keep_alive) as resident, self._at_work(resident):
                 await self._finish.wait()
         except Exception as error:  # noqa: BLE001 - whoever asks for the outcome gets it
             if not self._served.done():

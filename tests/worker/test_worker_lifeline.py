@@ -64,6 +64,20 @@ if os.fork() == 0:
 signal.pause()
 """
 
+MAIN_MODULE_WITH_A_CHILD_THAT_TIES_TOO_LATE = """
+import os, signal
+from vllama.worker import lifeline
+
+lifeline.tie()
+alive, end = os.pipe()
+if os.fork() == 0:
+    os.close(end)
+    print(os.getpid(), flush=True)
+    os.read(alive, 1)
+    lifeline.tie()
+signal.pause()
+"""
+
 
 class Family:
     """A program and what it started. `last_born` is the process id that the youngest printed."""
@@ -128,6 +142,13 @@ def test_a_child_that_finds_its_parent_gone_already_dies_at_once(family: MakeFam
     assert child.all_gone()
     assert child.last_born == 0  # it did not come to print anything
     assert child.first.returncode == -signal.SIGKILL
+
+
+def test_a_child_that_ties_after_its_parents_death_dies_though_nobody_has_reaped_the_parent(family: MakeFamily) -> None:
+    main = family(MAIN_MODULE_WITH_A_CHILD_THAT_TIES_TOO_LATE)
+    assert main.last_born != main.first.pid
+    main.first.kill()
+    assert main.all_gone()  # which reaps the parent only when the child has gone
 
 
 @pytest.mark.parametrize("expected", [str(os.getpid()), "", "no number"], ids=["the parent", "nothing", "nonsense"])

@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,9 +36,18 @@ def _is_gone(parent: str) -> bool:
     if not parent.isdigit() or os.getppid() == int(parent):
         return False
     try:
-        os.kill(int(parent), 0)  # alive: something between us and it, as multiprocessing's fork server is
+        os.kill(int(parent), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(parent)  # if not: something is between us and it, as multiprocessing's fork server is
+
+
+def _is_zombie(process: str) -> bool:
+    """Whether it is dead, and only its own parent has not asked for its exit status yet."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}
