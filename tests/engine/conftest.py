@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -74,14 +74,14 @@ def server(store: ModelStore) -> Iterator[Server]:
 class _Rebuilt:
     """The server that tests may break: the next one who asks gets the old one only if it still runs."""
 
-    def __init__(self, store: Path) -> None:
-        self._store = store
+    def __init__(self, store: Path, environ: Mapping[str, str]) -> None:
+        self._store, self._environ = store, environ
         self._server: Server | None = None
 
     def get(self) -> Server:
         if self._server is None or self._server.process.poll() is not None:
             self.close()
-            self._server = Server(self._store)
+            self._server = Server(self._store, environ=self._environ)
         return self._server
 
     def close(self) -> None:
@@ -90,15 +90,16 @@ class _Rebuilt:
 
 
 @pytest.fixture(scope="session")
-def _rebuilt(store: ModelStore) -> Iterator[_Rebuilt]:
-    holder = _Rebuilt(store.root)
+def _rebuilt(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Rebuilt]:
+    nothing_compiled = str(tmp_path_factory.mktemp("inductor"))
+    holder = _Rebuilt(store.root, {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": nothing_compiled})
     yield holder
     holder.close()
 
 
 @pytest.fixture
 def breakable(_rebuilt: _Rebuilt, tiny: str) -> Server:
-    """A server for the tiny model, loaded or not. Tests may unload, kill and stop it."""
+    """A server with the tiny model, loaded or not, where no C++ compiler is. Tests may unload, kill and stop it."""
     return _rebuilt.get()
 
 

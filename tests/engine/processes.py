@@ -16,7 +16,7 @@ T = TypeVar("T")
 MARK = "VLLAMA_TEST_TREE"
 """In the environment of every process of a tree. Where a process overwrites that memory, its session tells."""
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 
 
 def wait_for(find: Callable[[], T], what: str, seconds: float = 60) -> T:

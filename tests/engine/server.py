@@ -42,10 +42,6 @@ class Worker:
     main: Process
     socket: str
 
-    def engine_core(self, tree: ProcessTree) -> Process:
-        """Return the process in which the engine runs."""
-        return next(process for process in tree.living() if "EngineCore" in process.title)
-
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels, from vLLM's own /metrics."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), timeout=30) as client:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from engine.conftest import StartServer
-from engine.processes import Process, wait_for
+from engine.processes import wait_for
 from engine.server import Record, Server
 from vllama.names import ModelName
 from vllama.store.model_store import ModelStore
@@ -113,40 +113,46 @@ def test_a_flag_that_the_model_cannot_bear_is_named_in_the_error(start_server: S
 # A worker that dies
 
 
-def dies(server: Server, model: str, victim: Callable[[], Process]) -> tuple[Record, list[Process]]:
-    """Kill a process in the middle of a stream; return the stream's last record and the worker's old processes."""
-    with server.stream("/api/chat", long_chat(model)) as records:
+@pytest.mark.xfail(strict=True, reason="vLLM compiles a part of its sampler for the first request with logprobs")
+def test_no_request_needs_a_compiler(breakable: Server, tiny: str) -> None:
+    worker = breakable.load(tiny)
+    extras = {"logprobs": True, "top_logprobs": 2, "format": "json", "stream": False}
+    reply = breakable.post("/api/chat", {**long_chat(tiny, 4), **extras})
+    if reply.status_code != 200:
+        wait_for(lambda: not worker.main.lives, "the worker ends", GONE)
+
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param("--uds", id="the API server"),
+        pytest.param(
+            "EngineCore",
+            id="the engine",
+            marks=pytest.mark.xfail(
+                strict=True, reason="until vLLM's watchdog ends the API server, 5 s later, every request gets a 500"
+            ),
+        ),
+    ],
+)
+def test_when_a_process_of_a_worker_is_killed_clients_get_an_error_and_the_next_request_a_new_worker(
+    breakable: Server, tiny: str, title: str
+) -> None:
+    worker = breakable.load(tiny)
+    with breakable.stream("/api/chat", long_chat(tiny)) as records:
         next(records)
-        processes = [process for process in server.tree.living() if process.pid != server.process.pid]
-        victim().kill()
+        processes = [process for process in breakable.tree.living() if process.pid != breakable.process.pid]
+        next(process for process in processes if title in process.title).kill()
         *_, last = records
-    return last, processes
-
-
-def test_when_the_api_server_is_killed_clients_get_an_error_and_the_next_request_a_new_worker(
-    breakable: Server, tiny: str
-) -> None:
-    worker = breakable.load(tiny)
-
-    last, processes = dies(breakable, tiny, lambda: worker.main)
-
-    assert last == {"error": DIED}
-    assert breakable.ask("/api/chat", long_chat(tiny, 4))["eval_count"] == 4
-    assert breakable.worker(tiny).main != worker.main
+    reply = breakable.post("/api/chat", {**long_chat(tiny, 4), "stream": False})
     wait_for(lambda: not any(process.lives for process in processes), "the old processes end", GONE)
 
-
-def test_when_the_engine_is_killed_clients_get_an_error_and_the_next_request_a_new_worker(
-    breakable: Server, tiny: str
-) -> None:
-    worker = breakable.load(tiny)
-
-    last, processes = dies(breakable, tiny, lambda: worker.engine_core(breakable.tree))
-
     assert last == {"error": DIED}
-    assert breakable.ask("/api/chat", long_chat(tiny, 4))["eval_count"] == 4
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["eval_count"] == 4
     assert breakable.worker(tiny).main != worker.main
-    wait_for(lambda: not any(process.lives for process in processes), "the old processes end", GONE)
 
 
 # A gateway that ends

@@ -339,6 +339,7 @@ _BODIES = st.dictionaries(_FIELDS, _JSON, max_size=4).map(orjson.dumps)
 @example(b'{"context":[' + b"9" * 5000 + b"]}")
 @example(rb'{"model":"\ud800","prompt":"\udfff"}')
 @example(b'{"think":' + b"[" * 5000)
+@example(b'{"format":' + b"[" * 500 + b"]" * 500 + b"}")
 def test_any_body_is_a_request_or_an_error_for_the_client(body: bytes) -> None:
     for path in ("/api/generate", "/api/chat"):
         try:

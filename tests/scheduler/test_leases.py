@@ -105,6 +105,8 @@ async def test_a_client_that_leaves_around_the_end_of_the_load_holds_no_lease(sc
     await later(LOADING + 1)
     (view,) = scene.scheduler.residents()
     assert (view.state, view.leases, client.task.cancelled()) == (State.READY, 0, True)
+    await later(300)
+    assert scene.scheduler.residents() == []  # its keep-alive has run
 
 
 async def test_a_failed_load_tells_all_who_wait(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
 
-from vllama.worker.parsing import OutputParser, Piece
+from vllama.worker.parsing import OutputParser, ParserMaker, Piece
 
 WEATHER = {
     "type": "function",
@@ -67,14 +67,10 @@ class Speaker:
     def encode(self, text: str) -> list[int]:
         """The token ids of a text; special tokens in it count as such."""
         if self.harmony:
-            ids: list[int] = harmony_encoding().encode(text, allowed_special="all")
-            return ids
-        ids = self._tokenizer().encode(text, add_special_tokens=False)
-        return ids
+            return list(harmony_encoding().encode(text, allowed_special="all"))
+        return list(self._tokenizer().encode(text, add_special_tokens=False))
 
-    def _pieces(
-        self, parser: OutputParser, request: Any, ids: Sequence[int], cuts: Sequence[int]
-    ) -> Iterator[Piece]:
+    def _pieces(self, parser: OutputParser, request: Any, ids: Sequence[int], cuts: Sequence[int]) -> Iterator[Piece]:
         ends = [*cuts, len(ids)] if cuts else range(1, len(ids) + 1)
         start, sent = 0, ""
         for end in dict.fromkeys(ends):
@@ -98,9 +94,9 @@ class Speaker:
             chat_template_kwargs=arguments,
             **({"tools": [WEATHER], "tool_choice": "auto"} if tools else {}),
         )
-        parser = parsers(self._tokenizer(), request.tools, chat_template_kwargs=arguments, model_config=None)
-        request = parser.adjust_request(request)
-        return OutputParser(parser, request, self.encode(prompt)), request
+        make_parser = ParserMaker(parsers, self._tokenizer(), request.tools, arguments, None)
+        request = make_parser().adjust_request(request)
+        return OutputParser(make_parser, request, self.encode(prompt)), request
 
     def _decode(self, ids: Sequence[int], request: Any) -> str:
         if self.harmony:

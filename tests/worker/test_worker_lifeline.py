@@ -69,11 +69,11 @@ import os, signal
 from vllama.worker import lifeline
 
 lifeline.tie()
-alive, end = os.pipe()
+main = os.getpid()
 if os.fork() == 0:
-    os.close(end)
     print(os.getpid(), flush=True)
-    os.read(alive, 1)
+    while os.getppid() == main:
+        os.sched_yield()
     lifeline.tie()
 signal.pause()
 """

@@ -168,7 +168,10 @@ def check_format(value: Any) -> None:
     """Raise FormatError unless the value is None, "json" or an object (contract §2.4)."""
     if value is None or value == "json" or isinstance(value, dict):
         return
-    shown = quote(orjson.dumps(value).decode())
+    try:
+        shown = quote(orjson.dumps(value).decode())
+    except TypeError:  # nested deeper than orjson writes
+        shown = quote("[…]")
     raise FormatError(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
 

@@ -8,19 +8,25 @@ have no Jinja template.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import orjson
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
 
 from vllama.errors import RequestError
 from vllama.ollama.replies import MadeCall
 from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine_errors import as_request_error
+from vllama.worker.phrases import PhraseStream, marks_of
+
+log = logging.getLogger(__name__)
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -34,6 +40,39 @@ class Piece:
     calls: tuple[MadeCall, ...] = ()
 
 
+class ParserMaker:
+    """Makes vLLM's parsers for one request; each reads one reply, once."""
+
+    def __init__(
+        self, parser_class: Any, tokenizer: Any, tools: Any, template_arguments: dict[str, Any], model_config: Any
+    ) -> None:
+        self.parser_class = parser_class
+        self._tokenizer = tokenizer
+        self._tools = tools
+        self._template_arguments = template_arguments
+        self._model_config = model_config
+
+    def __call__(self, *, thinks: bool = True) -> Any:
+        """Make a parser; one that takes all for content and calls where the model does not think."""
+        made = (
+            self.parser_class if thinks else type("Thoughtless", (self.parser_class,), {"reasoning_parser_cls": None})
+        )
+        return made(
+            self._tokenizer,
+            self._tools,
+            chat_template_kwargs=self._template_arguments,
+            model_config=self._model_config,
+        )
+
+    @cached_property
+    def tagged_reasoning(self) -> Any:
+        """The reasoning parser where it is `deepseek_r1`, else None."""
+        found = self.parser_class.reasoning_parser_cls
+        if found is None or not issubclass(found, DeepSeekR1ReasoningParser):
+            return None
+        return self().reasoning_parser
+
+
 @dataclass(slots=True)
 class _OpenCall:
     """A tool call whose arguments are still coming."""
@@ -42,21 +81,78 @@ class _OpenCall:
     arguments: str = ""
 
 
-@dataclass(slots=True)
 class OutputParser:
-    """Takes one reply apart: either `delta` until the end, or `whole` once."""
+    """Takes one reply apart: either `delta` until the end, or `whole` once.
 
-    parser: Any
-    request: Any
-    prompt_ids: list[int]
-    _calls: dict[int, _OpenCall] = field(default_factory=dict)
-    _made: int = 0
+    Never raises for what a model wrote, and never loses its text: what no parser understands is content.
+    """
+
+    def __init__(self, make_parser: ParserMaker, request: Any, prompt_ids: list[int]) -> None:
+        """Take what makes vLLM's parsers for the (adjusted) request, and the rendered prompt."""
+        self._make_parser = make_parser
+        self._request = request
+        self._prompt_ids = prompt_ids
+        marks = marks_of(make_parser.parser_class)
+        self._phrases = PhraseStream(marks, calls=bool(request.tools)) if marks else None
+        self._parser: Any = None
+        self._broken = False
+        self._calls: dict[int, _OpenCall] = {}
+        self._text, self._ids = "", list[int]()
+        self._fed = self._fed_ids = 0  # how much of both vLLM's streaming parser has seen
+        self._content = self._thinking = ""  # as parsed so far, before trimming
+        self._made = 0
 
     def delta(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Piece:
         """What the next output says. Tool calls come whole: each when the next begins, the last at the end."""
-        message = self.parser.parse_delta(
-            text, list(token_ids), self.request, prompt_token_ids=self.prompt_ids, finished=finished
-        )
+        self._text += text
+        self._ids += token_ids
+        if self._phrases is not None:
+            thinking, content = self._phrases.feed(text)
+            rest = self._after_phrases(self._phrases) if finished else Piece()
+            return self._trimmed(content + rest.content, thinking + rest.thinking, rest.calls)
+        content, thinking, calls, spilt = self._streamed(finished=finished)
+        if not finished:
+            return self._trimmed(content + spilt, thinking, calls)
+        return self._completed(content, thinking, calls, spilt)
+
+    def whole(self, text: str, token_ids: Sequence[int]) -> Piece:
+        """What a whole reply says."""
+        self._text, self._ids = text, list(token_ids)
+        if self._phrases is not None:
+            thinking, content = self._phrases.feed(text)
+            rest = self._after_phrases(self._phrases)
+            return self._trimmed(content + rest.content, thinking + rest.thinking, rest.calls)
+        said = self._read()
+        return self._trimmed(said.content, said.thinking, said.calls)
+
+    def _after_phrases(self, phrases: PhraseStream) -> Piece:
+        thinking, held = phrases.finish()
+        if not held or not self._request.tools:
+            return Piece(held, thinking)
+        said = self._parse(self._make_parser(thinks=False), held)
+        return Piece(said.content, thinking, said.calls)
+
+    def _streamed(self, *, finished: bool) -> tuple[str, str, list[MadeCall], str]:
+        """Content, thinking, calls, and the text of calls that turned out to be none, of what came since last time."""
+        if self._parser is None:
+            thinks = self._thinks_from_start()
+            if thinks is None and not finished:
+                return "", "", [], ""
+            self._parser = self._make_parser(thinks=thinks is not False)
+        message = None
+        if not self._broken:
+            try:
+                message = self._parser.parse_delta(
+                    self._text[self._fed :],
+                    self._ids[self._fed_ids :],
+                    self._request,
+                    prompt_token_ids=self._prompt_ids,
+                    finished=finished,
+                )
+            except Exception:  # vLLM's parsers raise many things for what a model may write
+                log.warning("vLLM's parser failed in a stream; the rest of the reply is read at its end", exc_info=True)
+                self._broken = True
+        self._fed, self._fed_ids = len(self._text), len(self._ids)
         calls: list[MadeCall] = []
         spilt = ""
         for part in (message.tool_calls or []) if message else []:
@@ -70,21 +166,61 @@ class OutputParser:
         if finished:
             more, junk = self._close()
             calls, spilt = calls + more, spilt + junk
-        content = (message.content or "") if message else ""
-        thinking = (message.reasoning or "") if message else ""
-        return Piece(content + spilt, thinking, tuple(calls))
+        return (message.content or "") if message else "", (message.reasoning or "") if message else "", calls, spilt
 
-    def whole(self, text: str, token_ids: Sequence[int]) -> Piece:
-        """What a whole reply says."""
-        if hasattr(self.parser, "set_prompt_token_ids"):  # since 0.30
-            self.parser.set_prompt_token_ids(self.prompt_ids)
-        reasoning, content, calls = self.parser.parse(
-            text, self.request, enable_auto_tools=True, model_output_token_ids=token_ids
-        )
+    def _completed(self, content: str, thinking: str, calls: list[MadeCall], spilt: str) -> Piece:
+        """The end of a stream, and what only reading the whole reply brings to light."""
+        made = self._made
+        final = self._read()
+        self._made = max(made, len(final.calls))
+        calls = [*calls, *final.calls[made:]]
+        sent_content, sent_thinking = self._content + content, self._thinking + thinking
+        if final.thinking.startswith(sent_thinking):
+            if not sent_content:
+                thinking += _unless_blank(final.thinking[len(sent_thinking) :])
+            if final.content.startswith(sent_content) and (rest := _unless_blank(final.content[len(sent_content) :])):
+                return self._trimmed(content + rest, thinking, calls)
+        return self._trimmed(content + ("" if final.calls[made:] else spilt), thinking, calls)
+
+    def _read(self) -> Piece:
+        """Parse the whole text, numbering its calls from 0."""
+        self._made, self._calls = 0, {}
+        thinks = self._thinks_from_start()
+        if thinks is False:
+            # A closing tag without an opening one: some models leave the first out.
+            thinks = self._make_parser.tagged_reasoning.end_token in self._text
+        return self._parse(self._make_parser(thinks=thinks is not False), self._text)
+
+    def _parse(self, parser: Any, text: str) -> Piece:
+        if hasattr(parser, "set_prompt_token_ids"):  # since 0.30
+            parser.set_prompt_token_ids(self._prompt_ids)
+        try:
+            reasoning, content, calls = parser.parse(
+                text, self._request, enable_auto_tools=True, model_output_token_ids=self._ids
+            )
+        except Exception:
+            log.warning("vLLM's parser failed; the reply is given as it is", exc_info=True)
+            return Piece(text)
         for index, call in enumerate(calls or []):
             self._calls[index] = _OpenCall(call.name, call.arguments)
         made, spilt = self._close()
         return Piece((content or "") + spilt, reasoning or "", tuple(made))
+
+    def _thinks_from_start(self) -> bool | None:
+        """Whether the reply begins with thinking, where vLLM's parser would take that for granted; None: not known yet.
+
+        `deepseek_r1` serves all families that write `<think>`, also those that need not think.
+        """
+        reasoning = self._make_parser.tagged_reasoning
+        if reasoning is None:
+            return True
+        for token_id in reversed(self._prompt_ids):
+            if token_id in {reasoning.start_token_id, reasoning.end_token_id}:
+                if token_id == reasoning.start_token_id:
+                    return True
+                break
+        begun = self._text.lstrip()
+        return begun.startswith(reasoning.start_token) if begun else None
 
     def _close(self) -> tuple[list[MadeCall], str]:
         """The calls that are complete now, and the text of those whose arguments are no JSON object."""
@@ -105,6 +241,17 @@ class OutputParser:
             self._made += 1
         self._calls = {index: _OpenCall() for index in self._calls}
         return made, spilt
+
+    def _trimmed(self, content: str, thinking: str, calls: Sequence[MadeCall]) -> Piece:
+        """Drop the blanks that the tags leave before thinking and before the answer, as Ollama does."""
+        said_thinking, said_content = self._thinking, self._content
+        self._thinking += thinking
+        self._content += content
+        if not said_thinking.strip():
+            thinking = thinking.lstrip()
+        if self._thinking and not said_content.strip():
+            content = content.lstrip()
+        return Piece(content, thinking, tuple(calls))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +316,19 @@ class Parsing:
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message)
         prompt = rendered[1][0]
-        parser = self._parser_class(
-            self._tokenizer, request.tools, chat_template_kwargs=arguments, model_config=self._model_config
-        )
+        make_parser = ParserMaker(self._parser_class, self._tokenizer, request.tools, arguments, self._model_config)
         return ParsedPrompt(
             prompt=prompt,
-            output=OutputParser(parser, request, prompt["prompt_token_ids"]),
+            output=OutputParser(make_parser, request, prompt["prompt_token_ids"]),
             skip_special_tokens=request.skip_special_tokens,
             constraint=request.structured_outputs,
-            reasoning_ended=parser.is_reasoning_end(prompt["prompt_token_ids"]) if self.thinks else None,
+            reasoning_ended=make_parser().is_reasoning_end(prompt["prompt_token_ids"]) if self.thinks else None,
             reasoning_arguments={"chat_template_kwargs": arguments} if self.thinks else None,
         )
+
+
+def _unless_blank(text: str) -> str:
+    return text if text.strip() else ""
 
 
 def _call_id() -> str:

@@ -1,0 +1,116 @@
+"""A program in the place of `vllama.worker.launch`: `python stand_in_worker.py BEHAVIOUR ARGUMENTS…`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler
+from itertools import count
+from pathlib import Path
+
+from vllama.worker import lifeline
+
+TOKENS_REFUSED = 3
+"""Requests for a token to which `ready` answers that it is not ready yet."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    tries = count()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        tried = next(self.tries)
+        print(f"asked for a token: {tried}", flush=True)
+        self.reply({"done": True} if tried >= TOKENS_REFUSED else {"done": False})
+
+    def do_GET(self) -> None:
+        self.reply({"object": "list", "data": [{"id": "m", "max_model_len": 2048}]})
+
+    def reply(self, value: object) -> None:
+        body = json.dumps(value, separators=(",", ":")).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep quiet."""
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+def ready(*, processes: int = 1) -> None:
+    """Serve, with the channels of so many API server processes; end politely on SIGTERM."""
+    path = sys.argv[sys.argv.index("--uds") + 1]
+    Path(f"{path}.told").write_text(json.dumps({"arguments": sys.argv[2:], "environment": dict(os.environ)}))
+    with Server(path, Handler) as server:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        for rank in range(processes):
+            Path(f"{path}.{rank}of{processes}").touch()
+        server.serve_forever(poll_interval=0.01)
+
+
+def one_channel_of_two() -> None:
+    """Have only half of its channels yet, and say nothing any more."""
+    path = sys.argv[sys.argv.index("--uds") + 1]
+    Path(f"{path}.0of2").touch()
+    silent()
+
+
+def two_processes() -> None:
+    ready(processes=2)
+
+
+def usage() -> None:
+    """Refuse a flag as vLLM does."""
+    print("\x1b[0;36m(APIServer pid=1)\x1b[0;0m WARNING error: nothing to worry about")
+    print("usage: vllm serve [model_tag] [options]\nvllm serve: error: unrecognized arguments: --foo\n\nHint: no --foo")
+    sys.exit(2)
+
+
+def crash() -> None:
+    """Write more lines than anybody wants to read, in colour and with a progress bar, and fail."""
+    for number in range(40):
+        print(f"\x1b[0;36m(EngineCore pid=1)\x1b[0;0m line {number}\n")
+    print("Loading:   0%\rLoading:  50%\rLoading: 100%\r\n\x1b[?25l\x1b[1;31mRuntimeError: no memory\x1b[0m")
+    sys.exit(1)
+
+
+def silent() -> None:
+    signal.pause()
+
+
+def stubborn() -> None:
+    """Ignore SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("ready to ignore", flush=True)
+    while True:
+        signal.pause()
+
+
+def parent() -> None:
+    """Have a child in the same group that ignores SIGTERM; go politely itself."""
+    with subprocess.Popen([sys.executable, __file__, "stubborn"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        print(f"child {child.pid}", flush=True)
+        signal.pause()
+
+
+def flags_are_fine() -> None:
+    """Accept all that it is asked about."""
+    assert sys.argv[2] == "--check-flags"
+
+
+if __name__ == "__main__":
+    if sys.argv[1] != "stubborn":  # as a child it has to outlive what a real worker's would not
+        lifeline.tie()
+    globals()[sys.argv[1]]()
