@@ -20,6 +20,7 @@ from vllama.store.pull import pull
 StartServer = Callable[..., Server]
 
 _SMOLLM2 = ModelName.parse("smollm2:135m")
+_MINILM = ModelName.parse("all-minilm")
 _BUILD_TINY_MODEL = Path(__file__).parents[1] / "tiny_model.py"
 
 
@@ -27,17 +28,28 @@ _BUILD_TINY_MODEL = Path(__file__).parents[1] / "tiny_model.py"
 def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     """A store of its own with smollm2:135m, whose files are those of $OLLAMA_MODELS where that has it."""
     own = ModelStore(tmp_path_factory.mktemp("models"))
-    if staged := _staged():
-        own.put(staged)
-    else:
-        for _ in pull(own, _SMOLLM2):
-            pass
+    _bring(own, _SMOLLM2)
     return own
 
 
-def _staged() -> Manifest | None:
+@pytest.fixture(scope="session")
+def minilm(store: ModelStore) -> str:
+    """The name of a real embedding model in the store, brought as smollm2:135m is."""
+    _bring(store, _MINILM)
+    return _MINILM.display
+
+
+def _bring(store: ModelStore, name: ModelName) -> None:
+    if staged := _staged(name):
+        store.put(staged)
+    else:
+        for _ in pull(store, name):
+            pass
+
+
+def _staged(name: ModelName) -> Manifest | None:
     try:
-        return ModelStore(Path(os.environ["OLLAMA_MODELS"])).get(_SMOLLM2)
+        return ModelStore(Path(os.environ["OLLAMA_MODELS"])).get(name)
     except (KeyError, ModelNotFound):
         return None
 

@@ -130,7 +130,6 @@ def test_the_official_client_works_with_it(vllm: httpx.Client) -> None:
     assert pieces[-1].eval_count == 8
 
 
-@pytest.mark.xfail(strict=True, reason="the plugin alone answers whatever the model is called")
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 def test_a_model_that_is_not_served_is_not_found(vllm: httpx.Client, path: str) -> None:
     body = {"model": "nosuchmodel", "prompt": "Hi", "messages": MESSAGES, "stream": False}

@@ -119,8 +119,8 @@ def test_a_model_is_loaded_once_for_all_who_wait_for_it_while_lists_answer_promp
 
     assert [reply["eval_count"] for reply in replies] == [4, 4, 4]
     assert len(narrow.workers()) == 1
-    assert lists > 100
-    assert slowest < 1
+    assert lists > 30  # in a load of half a minute
+    assert slowest < 5  # no list waited for the load
 
 
 @pytest.mark.slow

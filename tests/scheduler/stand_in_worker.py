@@ -91,6 +91,7 @@ def silent() -> None:
 def stubborn() -> None:
     """Ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(60)  # should the test be killed
     print("ready to ignore", flush=True)
     while True:
         signal.pause()

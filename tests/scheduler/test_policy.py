@@ -34,7 +34,9 @@ facts = st.builds(
 
 
 @given(st.lists(facts, unique_by=lambda resident: resident.key))
-def test_the_order_of_the_residents_does_not_matter_and_nobody_at_work_is_chosen(residents: list[ResidentFacts]) -> None:
+def test_the_order_of_the_residents_does_not_matter_and_nobody_at_work_is_chosen(
+    residents: list[ResidentFacts],
+) -> None:
     victim = choose_victim(residents)
     assert victim == choose_victim(reversed(residents))
     assert (victim is None) == (not any(resident.idle for resident in residents))

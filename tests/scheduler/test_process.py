@@ -209,7 +209,7 @@ async def test_its_sockets_and_channels_are_removed_with_it(start: Start, runtim
     if kill:
         os.kill(worker.pid, signal.SIGKILL)
     await within(worker.stop(grace=PATIENCE))
-    assert sorted(path.name for path in runtime.iterdir()) == ["11.sock", "worker.log"]
+    assert names_in(runtime) == ["11.sock", "worker.log"]
 
 
 async def test_stop_may_be_called_again(start: Start) -> None:
@@ -243,6 +243,10 @@ async def test_a_refused_flag_is_found_without_a_load() -> None:
 async def test_a_flag_check_that_fails_otherwise_says_the_last_line() -> None:
     with pytest.raises(BadEngineFlags, match="RuntimeError: no memory"):
         await within(check_flags(["--foo"], os.environ, command("crash")))
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
 
 
 def is_gone(pid: int) -> bool:

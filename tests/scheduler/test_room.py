@@ -77,7 +77,7 @@ async def test_models_that_take_turns_in_one_place_never_block_each_other(make_s
     scene = make_scene(max_loaded_models=1)
     for _ in range(3):
         await asyncio.gather(*(scene.serve(name) for name in "abc"))
-    assert "".join(scene.loads) == "abc" "ab" "ac"  # whoever is there already is served first
+    assert "".join(scene.loads) == "abcabac"  # whoever is there already is served first
 
 
 async def test_a_newcomer_takes_the_place_of_a_failed_load(make_scene: MakeScene) -> None:

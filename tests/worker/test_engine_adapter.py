@@ -162,7 +162,6 @@ def test_a_stop_string_that_is_a_special_token_stops_by_its_id(engine: Any) -> N
     assert (params.stop, params.stop_token_ids) == (["blue"], [2])
 
 
-@pytest.mark.xfail(strict=True, reason="what is no token becomes the unknown token, whose id is a special one")
 def test_a_stop_string_that_is_no_token_is_not_taken_for_the_unknown_token(engine: Any) -> None:
     sampling = options.resolve({"stop": ("sky blue", "User:")})
     params = engine.sampling_params(sampling, max_tokens=5, stream=True, logprobs=None, constraint=None)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -219,8 +220,12 @@ def _wait_for_worker(gateway: subprocess.Popen[bytes], url: str) -> tuple[int, s
         try:
             with urllib.request.urlopen(f"{url}/api/generate", data=load, timeout=600):  # noqa: S310 - our own URL
                 break
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"the model cannot be loaded: {error.read().decode()}") from error
         except OSError:
-            time.sleep(0.1)
+            time.sleep(0.1)  # it does not listen yet
+    else:
+        raise RuntimeError("the gateway ended")
     children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
     for child in children:
         arguments = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")

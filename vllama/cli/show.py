@@ -81,6 +81,8 @@ def _model_rows(info: Record) -> list[list[str]]:
         "embedding length": metadata.get(f"{architecture}.embedding_length"),
         "quantization": details.get("quantization_level", ""),
         "requires": info.get("requires"),
+        "tool parser": metadata.get("vllama.tool_parser"),
+        "reasoning parser": metadata.get("vllama.reasoning_parser"),
     }
     return [[key, str(value)] for key, value in rows.items() if value is not None]
 

@@ -20,6 +20,7 @@ from vllama.gateway.replies import BrokenReply, send_bytes, send_error, send_jso
 from vllama.gateway.routing import Request, Router
 from vllama.gateway.security import Guard
 from vllama.scheduler.scheduler import Scheduler
+from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.model_store import ModelStore
 
@@ -33,10 +34,14 @@ _CLIENT_LEFT = 499  # contract §1.1
 class Gateway:
     """Serves HTTP over a store and a scheduler."""
 
-    def __init__(self, settings: Settings, store: ModelStore, scheduler: Scheduler) -> None:
+    def __init__(
+        self, settings: Settings, store: ModelStore, scheduler: Scheduler, serving: Serving | None = None
+    ) -> None:
+        """Take the parts; `serving` holds the engine flags of all models, none unless given."""
+        serving = serving or Serving()
         self._guard = Guard(settings)
-        self._inference = Inference(store, scheduler)
-        self._router = _routes(self._inference, Models(store, scheduler), Library(store))
+        self._inference = Inference(store, scheduler, serving)
+        self._router = _routes(self._inference, Models(store, scheduler, serving), Library(store))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -123,6 +128,8 @@ def _routes(inference: Inference, models: Models, library: Library) -> Router:
     router.add("DELETE", "/api/delete", library.delete)
     router.add("POST", "/api/generate", inference.generate)
     router.add("POST", "/api/chat", inference.chat)
+    router.add("POST", "/api/embed", inference.embed)
+    router.add("POST", "/api/embeddings", inference.embeddings)
     router.add("GET", "/v1/models", models.openai_list)
     router.add("GET", "/v1/models/*", models.openai_one)
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"):

@@ -13,6 +13,7 @@ from vllama.gateway.routing import Request
 from vllama.names import ModelName
 from vllama.ollama.gojson import Fields, decode, known_fields
 from vllama.scheduler.scheduler import ResidentView, Scheduler
+from vllama.scheduler.serving import Serving
 from vllama.store import listing
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest
@@ -27,13 +28,14 @@ _FOREVER = timedelta(days=200 * 365)
 class Models:
     """Answers from the store and the scheduler's table, whatever the engines do meanwhile."""
 
-    def __init__(self, store: ModelStore, scheduler: Scheduler) -> None:
+    def __init__(self, store: ModelStore, scheduler: Scheduler, serving: Serving) -> None:
         self._store = store
+        self._serving = serving
         self._scheduler = scheduler
 
     async def tags(self, request: Request) -> None:
         """`GET /api/tags`."""
-        await send_json(request, listing.tags_reply(self._store))
+        await send_json(request, listing.tags_reply(self._store, self._serving.describe))
 
     async def ps(self, request: Request) -> None:
         """`GET /api/ps`: loading models are in it too."""
@@ -49,7 +51,7 @@ class Models:
         agent = request.headers.get(b"user-agent", b"")
         reply = listing.show_reply(
             manifest,
-            describe(manifest),
+            self._serving.describe(manifest),
             verbose=fields.boolean("verbose") or False,
             system=fields.string("system"),
             basename=asked if agent.startswith(b"GitHubCopilotChat/") else None,

@@ -23,6 +23,7 @@ from vllama.gateway.app import Gateway
 from vllama.names import ModelName
 from vllama.scheduler.launcher import Launcher
 from vllama.scheduler.scheduler import Scheduler, WorkerLauncher
+from vllama.scheduler.serving import Serving
 from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
 from vllama.store.catalogue import closest
 from vllama.store.manifest import Manifest
@@ -37,6 +38,8 @@ DRAIN_SECONDS = 30
 
 class GatewayLauncher(WorkerLauncher, Protocol):
     """What the server needs of vllama.scheduler.launcher.Launcher."""
+
+    serving: Serving
 
     async def check_flags(self) -> None:
         """Raise BadEngineFlags where vLLM does not know the user's flags."""
@@ -106,7 +109,7 @@ async def _serve(
     launcher: GatewayLauncher,
 ) -> int:
     scheduler = Scheduler(settings, launcher)
-    gateway = Gateway(settings, store, scheduler)
+    gateway = Gateway(settings, store, scheduler, launcher.serving)
     server = _Server(server_config(gateway))
     _handle_signals(server, scheduler)
     port = listener.getsockname()[1]

@@ -44,8 +44,12 @@ def command_line(
     user_flags: Sequence[str],
     on_cpu: bool,
     compiled: bool,
+    embeds: bool = False,
+    dtype: str = "",
 ) -> list[str]:
     """The arguments of `vllama.worker.launch`. The user's flags come last and win.
+
+    `embeds` says that the model makes embeddings; `dtype` is the type to compute in, where vLLM is not to choose.
 
     Raises BadEngineFlags where one of them is not the user's to give.
     """
@@ -59,6 +63,11 @@ def command_line(
 
     # The gateway logs accesses; the worker's own lines would cost time on every request.
     default("--disable-uvicorn-access-log")
+    if embeds:
+        # vLLM would let the architecture decide, and some of these write text too.
+        default("--runner", "pooling")
+    if dtype:
+        default("--dtype", dtype)
     if settings.num_parallel:
         default("--max-num-seqs", str(settings.num_parallel))
     # -1 lets vLLM take the largest context that fits, where the model's own would not (contract §2.7).
@@ -72,6 +81,21 @@ def command_line(
         # With vLLM's own CPU kernels greedy answers differ from transformers' (docs/architecture.md).
         default("--compilation-config", '{"custom_ops":["none"]}', unless=("-cc",))
     return [*arguments, *user_flags]
+
+
+def is_given(flags: Sequence[str], flag: str) -> bool:
+    """Whether the flag is among those passed through, however it is spelled."""
+    return any(_means(name, flag) for name in _names(flags))
+
+
+def given_value(flags: Sequence[str], flag: str) -> str:
+    """The value of a passed-through flag, "" where it is not given; the last one counts, as with argparse."""
+    value = ""
+    for index, item in enumerate(flags):
+        if is_given([item], flag):
+            _, has_value, stated = item.partition("=")
+            value = stated if has_value else "".join(flags[index + 1 : index + 2])
+    return value
 
 
 def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict[str, str]:
@@ -96,6 +120,15 @@ def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict
         cpu["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
     kept = {name: value for name, value in base.items() if name not in REMOVED_VARIABLES}
     return {**kept, **offline, **ours, **cpu}
+
+
+def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, str]:
+    """What an eager worker on a CPU needs besides its flags.
+
+    vLLM compiles a part of its sampler even then, for the first request with log probabilities: that takes seconds and
+    a C++ compiler, and a machine without one would lose its worker.
+    """
+    return {"TORCHDYNAMO_DISABLE": "1"} if on_cpu and "--enforce-eager" in arguments else {}
 
 
 def cpu_kv_cache_bytes() -> int:

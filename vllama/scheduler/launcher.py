@@ -10,12 +10,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vllama.scheduler import engine_flags
+from vllama.scheduler.probe import produce_one_embedding, produce_one_token
 from vllama.scheduler.process import COMMAND, Memory, WorkerProcess, WorkerSpec, check_flags
+from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
-from vllama.store.description import describe
+from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.worker.profile import Profile
 
@@ -36,6 +39,7 @@ class Launcher:
         self._settings = settings
         self._command = tuple(command)
         self._user_flags = tuple(user_flags)
+        self.serving = Serving(user_flags)
         self._compiled = compiled
         self._on_cpu = not engine_flags.has_gpu()
         self._numbers = itertools.count(1)
@@ -53,11 +57,13 @@ class Launcher:
     async def start(self, manifest: Manifest) -> WorkerProcess:
         """Start a worker for this model; it is not ready yet."""
         description = describe(manifest)
+        served = self.serving.plan(manifest)
+        embeds = "embedding" in served.capabilities
         name = manifest.name
         socket = self.runtime / f"{next(self._numbers)}.sock"
         profile = Profile(
             full_name=name.full,
-            capabilities=tuple(description.capabilities),
+            capabilities=served.capabilities,
             parameters=manifest.parameters,
             system=manifest.system,
             messages=tuple((message.role, message.content) for message in manifest.messages),
@@ -67,21 +73,37 @@ class Launcher:
             manifest.snapshot,
             list(dict.fromkeys([name.display, name.display.removesuffix(":latest"), name.full])),
             socket,
-            self._settings,
-            user_flags=[*manifest.engine_flags, *self._user_flags],
+            self._settings_for(description) if embeds else self._settings,
+            user_flags=[*served.flags, *manifest.engine_flags, *self._user_flags],
             on_cpu=self._on_cpu,
             compiled=self._compiled,
+            embeds=embeds,
+            dtype=self._dtype(description) if embeds else "",
         )
         return await WorkerProcess.start(
             WorkerSpec(
                 arguments=arguments,
-                environment={**self._environment(), **profile.to_environment()},
+                environment={
+                    **engine_flags.eager_environment(arguments, on_cpu=self._on_cpu),
+                    **self._environment(),
+                    **profile.to_environment(),
+                },
                 socket=socket,
                 memory=self._memory(manifest),
                 log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
                 command=self._command,
+                trial=produce_one_embedding if embeds else produce_one_token,
             )
         )
+
+    def _settings_for(self, embedder: ModelDescription) -> Settings:
+        """The settings, with a context that the model can have: vLLM refuses more, and what suits chats is more."""
+        possible = embedder.context_length or self._settings.context_length
+        return replace(self._settings, context_length=min(self._settings.context_length, possible))
+
+    def _dtype(self, embedder: ModelDescription) -> str:
+        """Weights in float32 stay so on a CPU: vLLM's choice, float16, took three times as long, and is less exact."""
+        return "float32" if self._on_cpu and embedder.quantization_level == "F32" else ""
 
     def _memory(self, manifest: Manifest) -> Memory:
         """The weights, and on a CPU the KV cache that `engine_flags` reserves."""

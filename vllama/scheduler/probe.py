@@ -1,20 +1,31 @@
-"""Is the worker ready, and what does it serve? It is ready when it has really produced a token."""
+"""Is the worker ready, and what does it serve? It is ready when it has really produced a token or an embedding."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import orjson
 
 _ONE_TOKEN = b'{"model":"","prompt":"1","raw":true,"stream":false,"options":{"num_predict":1,"temperature":0}}'
+_ONE_EMBEDDING = b'{"model":"","input":"1"}'
+
+Trial = Callable[[Path, float | None], Awaitable[bool]]
+"""Asks the worker behind a socket for something real, within so many seconds; False where it cannot yet."""
 
 
 async def produce_one_token(socket: Path, timeout: float | None) -> bool:
     """Have the worker behind the socket generate one token within `timeout` seconds; False where it cannot yet."""
     body = await _exchange(socket, b"POST", b"/api/generate", _ONE_TOKEN, timeout)
     return body is not None and b'"done":true' in body
+
+
+async def produce_one_embedding(socket: Path, timeout: float | None) -> bool:
+    """As produce_one_token, of a worker whose model makes embeddings."""
+    body = await _exchange(socket, b"POST", b"/api/embed", _ONE_EMBEDDING, timeout)
+    return body is not None and b'"embeddings":[[' in body
 
 
 async def served_context(socket: Path, timeout: float | None) -> int:

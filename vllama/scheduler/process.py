@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
-from vllama.scheduler.probe import produce_one_token, served_context
+from vllama.scheduler.probe import Trial, produce_one_token, served_context
 from vllama.worker.lifeline import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a worker's start needs. `socket` is where it will listen, `log` gets its output."""
+    """All that a worker's start needs.
+
+    `socket` is where it will listen, `log` gets its output, and it is ready once it passes the `trial`.
+    """
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -48,6 +51,7 @@ class WorkerSpec:
     log: Path
     memory: Memory
     command: Sequence[str] = COMMAND
+    trial: Trial = produce_one_token
 
 
 class WorkerProcess:
@@ -96,7 +100,7 @@ class WorkerProcess:
         return self._spec.memory
 
     async def become_ready(self, stall_timeout: float | None) -> None:
-        """Return when it has really produced a token; `context_length` and `channels` are known then.
+        """Return when it has passed its trial; `context_length` and `channels` are known then.
 
         Raises LoadFailed with the end of the log where it exits, or makes no progress (its log does
         not grow) for `stall_timeout` seconds; BadEngineFlags where vLLM refused its flags.
@@ -107,7 +111,7 @@ class WorkerProcess:
             if self.exited.done():
                 raise self._failure(self.exited.result())
             self.channels = self._find_channels()
-            if self.channels and await produce_one_token(self._spec.socket, stall_timeout):
+            if self.channels and await self._spec.trial(self._spec.socket, stall_timeout):
                 self.context_length = await served_context(self._spec.socket, stall_timeout)
                 return
             if stall_timeout is not None and progress.stalled_for() > stall_timeout:

@@ -169,6 +169,11 @@ class Scheduler:
             resident.keep_alive = 0
             self._rest(resident)
 
+    def report_death(self, resident: Resident) -> None:
+        """Take note that a worker does not answer any more: the next request gets a new one."""
+        if self._residents.get(resident.key) is resident and resident.state is State.READY:
+            self._on_exit(resident)
+
     def residents(self) -> list[ResidentView]:
         """All residents, the longest to stay first (contract §4.3)."""
         views = [resident.view() for resident in self._residents.values()]
@@ -324,23 +329,23 @@ class Scheduler:
     def _on_exit(self, resident: Resident) -> None:
         if self._residents.get(resident.key) is resident:
             log.error("the worker of %s died", resident.manifest.name)
-            self._drop(resident, "its worker died")  # what it left behind has to go as well
+            self._drop(resident, "its worker died", grace=0)  # what it left behind has to go as well
 
-    def _drop(self, resident: Resident, why: str) -> None:
+    def _drop(self, resident: Resident, why: str, *, grace: float = _STOP_GRACE_SECONDS) -> None:
         """Take a resident out of the table and stop its worker."""
         log.info("%s is unloaded: %s", resident.manifest.name, why)
         self._forget(resident)
-        stop = asyncio.create_task(self._stop(resident))
+        stop = asyncio.create_task(self._stop(resident, grace))
         self._stops.add(stop)
         stop.add_done_callback(self._stops.discard)
 
-    async def _stop(self, resident: Resident) -> None:
+    async def _stop(self, resident: Resident, grace: float) -> None:
         if resident.load is not None and not resident.load.done():
             resident.load.cancel()
             with contextlib.suppress(asyncio.CancelledError, EngineError):
                 await resident.load
         if resident.worker is not None:
-            await resident.worker.stop(_STOP_GRACE_SECONDS)
+            await resident.worker.stop(grace)
 
     async def _stopped(self) -> None:
         """Wait until the workers that are stopping now have stopped."""

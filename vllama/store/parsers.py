@@ -34,11 +34,15 @@ class ParserChoice:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A parser's candidates (best first), and when they apply."""
+    """A parser's candidates (best first), and when they apply.
+
+    `needs` are the tokens without which vLLM refuses to start with them.
+    """
 
     candidates: tuple[str, ...]
     because: str
     applies: Callable[[Traits], bool]
+    needs: tuple[str, ...] = ()
 
 
 def choose_tool_parser(traits: Traits, installed: Collection[str]) -> ParserChoice:
@@ -56,9 +60,9 @@ def choose_reasoning_parser(traits: Traits, installed: Collection[str]) -> Parse
 def _first(rules: Iterable[Rule], traits: Traits, installed: Collection[str]) -> ParserChoice:
     for rule in rules:
         if rule.applies(traits):
-            for name in rule.candidates:
-                if name in installed:
-                    return ParserChoice(name, rule.because)
+            name = next((name for name in rule.candidates if name in installed), "")
+            if name and traits.tokens.issuperset(rule.needs):
+                return ParserChoice(name, rule.because)
             return ParserChoice()  # the model speaks a format that this vLLM cannot read
     return ParserChoice()
 
@@ -78,6 +82,9 @@ def _both(first: Callable[[Traits], bool], second: Callable[[Traits], bool]) -> 
 # vLLM renders these without a Jinja template.
 _TEMPLATES_IN_CODE = frozenset({"gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3"})
 
+_DEEPSEEK_CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+_THINK = ("<think>", "</think>")
+
 # From the particular to the general: `<tool_call>` is written by many families in different ways.
 _TOOL_RULES = (
     Rule(("openai",), "architecture gpt_oss", _type("gpt_oss")),
@@ -87,12 +94,18 @@ _TOOL_RULES = (
         ("deepseek_v3",),
         "<｜tool▁calls▁begin｜> with ```json",
         _both(_marker("<｜tool▁calls▁begin｜>"), lambda traits: "```json" in traits.template),
+        needs=_DEEPSEEK_CALLS,
     ),
-    Rule(("deepseek_v31",), "<｜tool▁calls▁begin｜>", _marker("<｜tool▁calls▁begin｜>")),
+    Rule(("deepseek_v31",), "<｜tool▁calls▁begin｜>", _marker("<｜tool▁calls▁begin｜>"), needs=_DEEPSEEK_CALLS),
     Rule(("kimi_k2",), "<|tool_calls_section_begin|>", _marker("<|tool_calls_section_begin|>")),
     Rule(("llama4_pythonic",), "architecture llama4", _type("llama4")),
-    Rule(("llama3_json",), "<|python_tag|>", _both(_marker("<|python_tag|>"), _type("llama", "mllama"))),
-    Rule(("mistral",), "[TOOL_CALLS]", _marker("[TOOL_CALLS]")),
+    Rule(
+        ("llama3_json",),
+        "<|python_tag|>",
+        _both(_marker("<|python_tag|>"), _type("llama", "mllama")),
+        needs=("<|python_tag|>",),
+    ),
+    Rule(("mistral",), "[TOOL_CALLS]", _marker("[TOOL_CALLS]"), needs=("[TOOL_CALLS]",)),
     Rule(
         ("glm47", "glm45"), "architecture glm4_moe_lite", _both(_marker("<arg_key>"), _type("glm4_moe_lite", "glm47"))
     ),
@@ -108,12 +121,17 @@ _TOOL_RULES = (
     Rule(("gemma4",), "<|tool_call>", _marker("<|tool_call>")),
     Rule(
         ("granite4", "hermes"),
-        "architecture granitemoehybrid",
-        _both(_marker("<tool_call>"), _type("granitemoehybrid", "granite4")),
+        "architecture granite with </tool_call>",
+        _both(_marker("</tool_call>"), _type("granite")),
     ),
     Rule(("granite",), "architecture granite", _type("granite")),
     Rule(("phi4_mini_json",), "<|tool|>", _both(_marker("<|tool|>"), _type("phi"))),
-    Rule(("lfm2",), "<|tool_call_start|>", _marker("<|tool_call_start|>")),
+    Rule(
+        ("lfm2",),
+        "<|tool_call_start|>",
+        _marker("<|tool_call_start|>"),
+        needs=("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
     Rule(("olmo3",), "<function_calls>", _both(_marker("<function_calls>"), _type("olmo"))),
     Rule(("apertus",), "<|tools_prefix|>", _marker("<|tools_prefix|>")),
     Rule(("hunyuan_a13b",), "architecture hunyuan", _type("hunyuan")),
@@ -121,21 +139,21 @@ _TOOL_RULES = (
     Rule(("internlm",), "<|plugin|>", _marker("<|plugin|>")),
     Rule(("step3",), "<｜tool_calls_begin｜>", _marker("<｜tool_calls_begin｜>")),
     Rule(("cohere_command3",), "<|START_ACTION|>", _marker("<|START_ACTION|>")),
-    Rule(("jamba",), "architecture jamba", _type("jamba")),
+    Rule(("jamba",), "architecture jamba", _type("jamba"), needs=("<tool_calls>", "</tool_calls>")),
     Rule(("hermes",), "<tool_call>", _marker("<tool_call>")),
 )
 
 _REASONING_RULES = (
     Rule(("openai_gptoss",), "architecture gpt_oss", _type("gpt_oss")),
     Rule(("deepseek_v4",), "architecture deepseek_v4", _type("deepseek_v4")),
-    Rule(("mistral",), "[THINK]", _marker("[THINK]")),
+    Rule(("mistral",), "[THINK]", _marker("[THINK]"), needs=("[THINK]", "[/THINK]", "[TOOL_CALLS]")),
     Rule(("gemma4",), "<|channel>", _both(_marker("<|channel>"), _type("gemma"))),
     Rule(("seed_oss",), "<seed:think>", _marker("<seed:think>")),
     Rule(("glm45",), "architecture glm4_moe", _both(_marker("<think>"), _type("glm4"))),
     Rule(("minimax_m2",), "architecture minimax_m2", _both(_marker("<think>"), _type("minimax"))),
     Rule(("kimi_k2",), "architecture kimi_k2", _both(_marker("<think>"), _type("kimi"))),
-    Rule(("step3",), "architecture step3", _both(_marker("<think>"), _type("step3"))),
-    Rule(("ernie45",), "architecture ernie4_5", _both(_marker("<think>"), _type("ernie4_5"))),
+    Rule(("step3",), "architecture step3", _both(_marker("<think>"), _type("step3")), needs=("</think>",)),
+    Rule(("ernie45",), "architecture ernie4_5", _both(_marker("<think>"), _type("ernie4_5")), needs=_THINK),
     Rule(("hunyuan_a13b",), "architecture hunyuan", _both(_marker("<think>"), _type("hunyuan"))),
     Rule(("olmo3",), "architecture olmo3", _both(_marker("<think>"), _type("olmo3"))),
     Rule(("nemotron_v3",), "architecture nemotron_h", _both(_marker("<think>"), _type("nemotron_h"))),
@@ -144,7 +162,13 @@ _REASONING_RULES = (
         ("deepseek_v3",),
         "`thinking` in a DeepSeek template",
         _both(_marker("</think>"), lambda t: t.model_type.startswith("deepseek") and "thinking" in t.template),
+        needs=_THINK,
     ),
     Rule(("qwen3",), "enable_thinking", _both(_marker("<think>"), lambda traits: "enable_thinking" in traits.template)),
-    Rule(("deepseek_r1",), "</think>", lambda traits: "</think>" in traits.template or "<think>" in traits.template),
+    Rule(
+        ("deepseek_r1",),
+        "</think>",
+        lambda traits: "</think>" in traits.template or "<think>" in traits.template,
+        needs=_THINK,
+    ),
 )

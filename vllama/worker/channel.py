@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vllama.errors import EngineError, VllamaError, WorkerDied
 from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
-from vllama.ollama.status import JSON, error_body, error_line
+from vllama.ollama.status import JSON, error_body, error_line, status_of
 from vllama.worker.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ class Channel(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
         self._pending.append(data)
 
+    def abort(self) -> None:
+        """End the connection and all its streams."""
+        self._transport.abort()
+
     def _flush(self) -> None:
         data = b"".join(self._pending)
         self._pending.clear()
@@ -98,7 +103,7 @@ class Channel(asyncio.Protocol):
             await self._endpoints[path](body, received, sink)
         except Exception:
             log.exception("%s failed", path)
-            await sink.fail("internal error, check the model's log")
+            await sink.fail(EngineError("internal error, check the model's log"))
 
 
 class ChannelSink:
@@ -130,9 +135,11 @@ class ChannelSink:
             await self._channel.writable.wait()
         self._channel.send(frame(Kind.LAST if last else Kind.DATA, self._stream, body))
 
-    async def fail(self, message: str) -> None:
-        """End a reply that its endpoint left unfinished: with status 500 or, where a stream has begun, in it."""
-        if self._started:
-            await self.write(error_line(message), last=True)
+    async def fail(self, error: VllamaError) -> None:
+        """End a reply that will not be complete; without an engine the whole channel, so that the gateway knows."""
+        if isinstance(error, WorkerDied):
+            self._channel.abort()
+        elif self._started:
+            await self.write(error_line(str(error)), last=True)
         else:
-            await self.reply(500, JSON, error_body(message))
+            await self.reply(status_of(error), JSON, error_body(str(error)))

@@ -61,12 +61,6 @@ class Engine:
         return int(self._client.model_config.max_model_len)
 
     @property
-    def api_process(self) -> tuple[int, int]:
-        """Which of how many API server processes this one is."""
-        parallel = self._client.vllm_config.parallel_config
-        return max(int(parallel._api_process_rank), 0), int(parallel._api_process_count)  # noqa: SLF001
-
-    @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered; base models have no template."""
         return bool(self._chat_template or getattr(self._tokenizer, "chat_template", True))
@@ -113,7 +107,10 @@ class Engine:
     def special_token(self, text: str) -> int | None:
         """The id of a text that is one special token; None for any other text."""
         token_id = self._tokenizer.convert_tokens_to_ids(text)
-        return token_id if isinstance(token_id, int) and token_id in self._special_ids else None
+        if not isinstance(token_id, int) or token_id not in self._special_ids:
+            return None
+        # For a text that is no token the tokenizer answers with the unknown token, which is special too.
+        return token_id if self._tokenizer.convert_ids_to_tokens(token_id) == text else None
 
     def sampling_params(
         self,
@@ -168,6 +165,12 @@ class Engine:
             reasoning_ended=parsed.reasoning_ended,
             reasoning_parser_kwargs=parsed.reasoning_arguments,
         )
+
+
+def api_process(client: EngineClient) -> tuple[int, int]:
+    """Which of how many API server processes this one is."""
+    parallel = client.vllm_config.parallel_config
+    return max(int(parallel._api_process_rank), 0), int(parallel._api_process_count)  # noqa: SLF001
 
 
 def _structured(constraint: Any) -> StructuredOutputsParams | None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import aclosing
 from itertools import count
 from typing import Any
 
 from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
-from vllama.errors import EngineError, PromptTooLong, VllamaError
+from vllama.errors import EngineError, ModelNotFound, PromptTooLong, VllamaError
 from vllama.ollama import options
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
-from vllama.ollama.status import JSON, error_body, status_of
+from vllama.ollama.status import JSON
 from vllama.worker.dialects import Dialect, Rendered, Request
 from vllama.worker.engine import Engine
 from vllama.worker.profile import Profile
 from vllama.worker.sink import HttpSink, Sink
 from vllama.worker.timing import Stopwatch
 from vllama.worker.transcript import Transcript
+
+log = logging.getLogger(__name__)
 
 
 class GenerationRoute:
@@ -33,10 +36,10 @@ class GenerationRoute:
         self._profile = Profile("", ("completion",))
         self._defaults: tuple[dict[str, Any], ...] = ()
 
-    def serve(self, engine: Engine, profile: Profile) -> None:
-        """Begin to answer with this engine."""
+    def serve(self, engine: Engine | None, profile: Profile) -> None:
+        """Begin to answer with this engine; without one, where the profile says that the model cannot do it."""
         self._engine, self._profile = engine, profile
-        self._defaults = (dict(profile.parameters), engine.generation_defaults())
+        self._defaults = (dict(profile.parameters), engine.generation_defaults() if engine else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that came over HTTP."""
@@ -54,19 +57,26 @@ class GenerationRoute:
         try:
             await self._answer(body, Stopwatch(received), sink)
         except VllamaError as error:
-            await sink.reply(status_of(error), JSON, error_body(str(error)))
+            await sink.fail(error)
+        except Exception:
+            log.exception("a request failed")
+            await sink.fail(EngineError("an error was encountered while running the model: internal error"))
 
     async def _answer(self, body: bytes, stopwatch: Stopwatch, sink: Sink) -> None:
         engine, profile = self._engine, self._profile
-        if engine is None:
-            raise EngineError("the engine is not ready")
         request = self._dialect.parse(body)
+        if profile.served_names and request.model not in profile.served_names:
+            raise ModelNotFound(request.model)
         replies = self._dialect.replies(request.model, self._clock)
-        if request.is_empty:
-            reason = "unload" if request.keep_alive == 0 else "load"
-            await sink.reply(200, JSON, replies.final(reason))
+        if request.is_empty and request.keep_alive == 0:
+            await sink.reply(200, JSON, replies.final("unload"))
             return
         self._dialect.check(request, profile.capabilities, profile.full_name)
+        if engine is None:
+            raise EngineError("the engine is not ready")
+        if request.is_empty:
+            await sink.reply(200, JSON, replies.final("load"))
+            return
         sampling = options.resolve(options.check(request.options), *self._defaults)
         context = min(sampling.num_ctx, engine.context_length) if sampling.num_ctx > 0 else engine.context_length
         rendered = await self._dialect.render(request, engine, profile, context)

@@ -29,13 +29,15 @@ class Identity:
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         self._details: dict[str, Any] = {}
+        self._capabilities: tuple[str, ...] = ()
         self._architecture = ""
         self._context_length = 0
         self._template = ""
         self._since = datetime.now(UTC)
 
-    def serve(self, model_config: Any, args: Namespace) -> None:
+    def serve(self, model_config: Any, args: Namespace, capabilities: tuple[str, ...]) -> None:
         """Take the facts from vLLM's ModelConfig."""
+        self._capabilities = capabilities
         hf_config = model_config.hf_text_config
         self._names = tuple(args.served_model_name or [args.model])
         self._architecture = str(hf_config.model_type)
@@ -57,6 +59,12 @@ class Identity:
         except InvalidName:
             return self._names[0]  # a path on disk
 
+    @property
+    def spellings(self) -> frozenset[str]:
+        """The names that requests may use: those served, with and without `:latest`."""
+        bare = {name.removesuffix(":latest") for name in self._names}
+        return frozenset(self._names) | bare | {f"{name}:latest" for name in bare if ":" not in name}
+
     def routes(self) -> list[Route]:
         """The routes of Ollama's clients' first calls; vLLM has none of these paths."""
         return [
@@ -76,7 +84,7 @@ class Identity:
                 "size": 0,
                 "digest": hashlib.sha256(name.encode()).hexdigest(),
                 "details": self._details,
-                "capabilities": ["completion"],
+                "capabilities": self._capabilities,
             }
             for name in self._names
         ]
@@ -93,7 +101,7 @@ class Identity:
         asked = fields.string("model") or fields.string("name")
         if not asked:
             raise RequestError("model is required")
-        if asked not in {spelling for name in self._names for spelling in (name, name.removesuffix(":latest"))}:
+        if asked not in self.spellings:
             raise ModelNotFound(asked)
         return {
             "details": self._details,
@@ -101,7 +109,7 @@ class Identity:
                 "general.architecture": self._architecture,
                 f"{self._architecture}.context_length": self._context_length,
             },
-            "capabilities": ["completion"],
+            "capabilities": self._capabilities,
             "modified_at": self._since.isoformat(),
         }
 

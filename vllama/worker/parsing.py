@@ -73,14 +73,6 @@ class ParserMaker:
         return self().reasoning_parser
 
 
-@dataclass(slots=True)
-class _OpenCall:
-    """A tool call whose arguments are still coming."""
-
-    name: str = ""
-    arguments: str = ""
-
-
 class OutputParser:
     """Takes one reply apart: either `delta` until the end, or `whole` once.
 
@@ -96,24 +88,24 @@ class OutputParser:
         self._phrases = PhraseStream(marks, calls=bool(request.tools)) if marks else None
         self._parser: Any = None
         self._broken = False
-        self._calls: dict[int, _OpenCall] = {}
         self._text, self._ids = "", list[int]()
         self._fed = self._fed_ids = 0  # how much of both vLLM's streaming parser has seen
         self._content = self._thinking = ""  # as parsed so far, before trimming
-        self._made = 0
 
     def delta(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Piece:
-        """What the next output says. Tool calls come whole: each when the next begins, the last at the end."""
+        """What the next output says.
+
+        Tool calls come at the end: vLLM's parsers lose calls and arguments where many tokens come at once, as they do
+        under load, and read whole replies well.
+        """
         self._text += text
         self._ids += token_ids
         if self._phrases is not None:
             thinking, content = self._phrases.feed(text)
             rest = self._after_phrases(self._phrases) if finished else Piece()
             return self._trimmed(content + rest.content, thinking + rest.thinking, rest.calls)
-        content, thinking, calls, spilt = self._streamed(finished=finished)
-        if not finished:
-            return self._trimmed(content + spilt, thinking, calls)
-        return self._completed(content, thinking, calls, spilt)
+        content, thinking = self._streamed(finished=finished)
+        return self._completed(content, thinking) if finished else self._trimmed(content, thinking)
 
     def whole(self, text: str, token_ids: Sequence[int]) -> Piece:
         """What a whole reply says."""
@@ -132,59 +124,50 @@ class OutputParser:
         said = self._parse(self._make_parser(thinks=False), held)
         return Piece(said.content, thinking, said.calls)
 
-    def _streamed(self, *, finished: bool) -> tuple[str, str, list[MadeCall], str]:
-        """Content, thinking, calls, and the text of calls that turned out to be none, of what came since last time."""
+    def _streamed(self, *, finished: bool) -> tuple[str, str]:
+        """Content and thinking of what came since last time."""
         if self._parser is None:
             thinks = self._thinks_from_start()
             if thinks is None and not finished:
-                return "", "", [], ""
+                return "", ""
             self._parser = self._make_parser(thinks=thinks is not False)
-        message = None
-        if not self._broken:
-            try:
-                message = self._parser.parse_delta(
-                    self._text[self._fed :],
-                    self._ids[self._fed_ids :],
-                    self._request,
-                    prompt_token_ids=self._prompt_ids,
-                    finished=finished,
-                )
-            except Exception:  # vLLM's parsers raise many things for what a model may write
-                log.warning("vLLM's parser failed in a stream; the rest of the reply is read at its end", exc_info=True)
-                self._broken = True
+            self._skip_opening_tag()
+        text, ids = self._text[self._fed :], self._ids[self._fed_ids :]
         self._fed, self._fed_ids = len(self._text), len(self._ids)
-        calls: list[MadeCall] = []
-        spilt = ""
-        for part in (message.tool_calls or []) if message else []:
-            if part.index not in self._calls:
-                more, junk = self._close()
-                calls, spilt = calls + more, spilt + junk
-            call = self._calls.setdefault(part.index, _OpenCall())
-            if part.function is not None:
-                call.name += part.function.name or ""
-                call.arguments += part.function.arguments or ""
-        if finished:
-            more, junk = self._close()
-            calls, spilt = calls + more, spilt + junk
-        return (message.content or "") if message else "", (message.reasoning or "") if message else "", calls, spilt
+        if self._broken or not (text or ids or finished):
+            return "", ""
+        try:
+            message = self._parser.parse_delta(
+                text, ids, self._request, prompt_token_ids=self._prompt_ids, finished=finished
+            )
+        except Exception:  # vLLM's parsers raise many things for what a model may write
+            log.warning("vLLM's parser failed in a stream; the rest of the reply is read at its end", exc_info=True)
+            self._broken = True
+            return "", ""
+        return (message.content or "", message.reasoning or "") if message else ("", "")
 
-    def _completed(self, content: str, thinking: str, calls: list[MadeCall], spilt: str) -> Piece:
-        """The end of a stream, and what only reading the whole reply brings to light."""
-        made = self._made
+    def _skip_opening_tag(self) -> None:
+        """Keep the tag from `deepseek_r1`, which takes it for thinking where text comes with it."""
+        reasoning = self._make_parser.tagged_reasoning
+        if reasoning is not None and self._text.lstrip().startswith(reasoning.start_token):
+            self._fed = self._text.index(reasoning.start_token) + len(reasoning.start_token)
+            self._fed_ids = self._ids.index(reasoning.start_token_id) + 1
+
+    def _completed(self, content: str, thinking: str) -> Piece:
+        """The end of a stream: its calls, and text that only reading the whole reply brings to light."""
         final = self._read()
-        self._made = max(made, len(final.calls))
-        calls = [*calls, *final.calls[made:]]
         sent_content, sent_thinking = self._content + content, self._thinking + thinking
         if final.thinking.startswith(sent_thinking):
             if not sent_content:
                 thinking += _unless_blank(final.thinking[len(sent_thinking) :])
-            if final.content.startswith(sent_content) and (rest := _unless_blank(final.content[len(sent_content) :])):
-                return self._trimmed(content + rest, thinking, calls)
-        return self._trimmed(content + ("" if final.calls[made:] else spilt), thinking, calls)
+            if not final.content.startswith(sent_content):
+                sent_content = sent_content.rstrip()  # as some parsers do before calls
+            if final.content.startswith(sent_content):
+                content += _unless_blank(final.content[len(sent_content) :])
+        return self._trimmed(content, thinking, final.calls)
 
     def _read(self) -> Piece:
-        """Parse the whole text, numbering its calls from 0."""
-        self._made, self._calls = 0, {}
+        """Parse the whole text."""
         thinks = self._thinks_from_start()
         if thinks is False:
             # A closing tag without an opening one: some models leave the first out.
@@ -201,10 +184,13 @@ class OutputParser:
         except Exception:
             log.warning("vLLM's parser failed; the reply is given as it is", exc_info=True)
             return Piece(text)
-        for index, call in enumerate(calls or []):
-            self._calls[index] = _OpenCall(call.name, call.arguments)
-        made, spilt = self._close()
-        return Piece((content or "") + spilt, reasoning or "", tuple(made))
+        made, spilt = _made_of(calls or ())
+        if not made:
+            # DeepSeek's parsers drop a call that was cut off.
+            mark = getattr(parser.tool_parser, "tool_calls_start_token", None)
+            if mark and self._request.tools and mark in text and mark not in (content or ""):
+                spilt = text[text.index(mark) :]
+        return Piece((content or "") + spilt, reasoning or "", made)
 
     def _thinks_from_start(self) -> bool | None:
         """Whether the reply begins with thinking, where vLLM's parser would take that for granted; None: not known yet.
@@ -222,27 +208,7 @@ class OutputParser:
         begun = self._text.lstrip()
         return begun.startswith(reasoning.start_token) if begun else None
 
-    def _close(self) -> tuple[list[MadeCall], str]:
-        """The calls that are complete now, and the text of those whose arguments are no JSON object."""
-        made: list[MadeCall] = []
-        spilt = ""
-        for call in self._calls.values():
-            if not call.name:
-                continue
-            try:
-                arguments = orjson.loads(call.arguments or "{}")
-            except orjson.JSONDecodeError:
-                spilt += call.arguments  # cut off by num_predict, say: the model's text is not lost (contract §2.8)
-                continue
-            if not isinstance(arguments, dict):
-                spilt += call.arguments
-                continue
-            made.append(MadeCall(_call_id(), self._made, call.name, arguments))
-            self._made += 1
-        self._calls = {index: _OpenCall() for index in self._calls}
-        return made, spilt
-
-    def _trimmed(self, content: str, thinking: str, calls: Sequence[MadeCall]) -> Piece:
+    def _trimmed(self, content: str, thinking: str, calls: tuple[MadeCall, ...] = ()) -> Piece:
         """Drop the blanks that the tags leave before thinking and before the answer, as Ollama does."""
         said_thinking, said_content = self._thinking, self._content
         self._thinking += thinking
@@ -251,7 +217,7 @@ class OutputParser:
             thinking = thinking.lstrip()
         if self._thinking and not said_content.strip():
             content = content.lstrip()
-        return Piece(content, thinking, tuple(calls))
+        return Piece(content, thinking, calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +291,22 @@ class Parsing:
             reasoning_ended=make_parser().is_reasoning_end(prompt["prompt_token_ids"]) if self.thinks else None,
             reasoning_arguments={"chat_template_kwargs": arguments} if self.thinks else None,
         )
+
+
+def _made_of(calls: Sequence[Any]) -> tuple[tuple[MadeCall, ...], str]:
+    """The calls, and the text of those whose arguments are no JSON object."""
+    made: list[MadeCall] = []
+    spilt = ""
+    for call in calls:
+        try:
+            arguments = orjson.loads(call.arguments or "{}")
+        except orjson.JSONDecodeError:
+            arguments = None
+        if isinstance(arguments, dict):
+            made.append(MadeCall(_call_id(), len(made), call.name, arguments))
+        else:
+            spilt += call.arguments  # cut off by num_predict, say: the model's text is not lost (contract §2.8)
+    return tuple(made), spilt
 
 
 def _unless_blank(text: str) -> str:

@@ -12,11 +12,14 @@ from typing import Any
 
 from starlette.routing import Route
 
+from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest
 from vllama.worker import channel
 from vllama.worker.dialects import Chat, Generate
-from vllama.worker.engine import Engine
+from vllama.worker.embedding import EmbeddingRoute
+from vllama.worker.engine import Engine, api_process
 from vllama.worker.generation import GenerationRoute
 from vllama.worker.identity import Identity
+from vllama.worker.pooling import PoolingEngine
 from vllama.worker.profile import Profile
 
 
@@ -24,32 +27,42 @@ class OllamaPlugin:
     """Ollama's native model routes, spoken beside the engine."""
 
     name = "vllama"
-    required_tasks = ("generate",)
+    required_tasks = ("generate", "embed")
 
     def __init__(self) -> None:
         self._generation_routes = {
             "/api/generate": GenerationRoute(Generate()),
             "/api/chat": GenerationRoute(Chat()),
         }
+        self._embedding_routes = {
+            "/api/embed": EmbeddingRoute(EmbedRequest),
+            "/api/embeddings": EmbeddingRoute(EmbeddingsRequest),
+        }
         self._identity = Identity()
         self._channel: asyncio.AbstractServer | None = None  # held, because it closes when nobody refers to it
 
     def attach_router(self, app: Any) -> None:
         """Register the routes as bare ASGI endpoints: FastAPI's request models would insist on a Content-Type."""
-        for path, endpoint in self._generation_routes.items():
+        for path, endpoint in (self._generation_routes | self._embedding_routes).items():
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         app.router.routes.extend(self._identity.routes())
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Hand the engine to the routes."""
+        """Hand the engine to the routes that its model can serve; the others say that it cannot."""
         if engine_client is None:
             return  # vLLM's render-only server has no engine
-        engine = Engine(engine_client, state)
+        pools = "generate" not in await engine_client.get_supported_tasks()
         given = Profile.from_environment(os.environ)
-        self._identity.serve(engine_client.model_config, args)
-        profile = given or Profile(self._identity.full_name, ("completion",))
-        for route in self._generation_routes.values():
-            route.serve(engine, profile)
+        capabilities = ("embedding",) if pools else ("completion",)
+        self._identity.serve(engine_client.model_config, args, capabilities)
+        profile = given or Profile(self._identity.full_name, capabilities, served_names=self._identity.spellings)
+        generates = None if pools else Engine(engine_client, state)
+        for generation in self._generation_routes.values():
+            generation.serve(generates, profile)
+        embeds = PoolingEngine(engine_client) if pools else None
+        for embedding in self._embedding_routes.values():
+            embedding.serve(embeds, profile)
         if given is not None and args.uds:
-            endpoints = {path: route.answer for path, route in self._generation_routes.items()}
-            self._channel = await channel.listen(channel.socket_path(args.uds, *engine.api_process), endpoints)
+            routes = self._generation_routes | self._embedding_routes
+            endpoints = {path: route.answer for path, route in routes.items()}
+            self._channel = await channel.listen(channel.socket_path(args.uds, *api_process(engine_client)), endpoints)

@@ -20,7 +20,8 @@ class Profile:
     """The model's part of every request.
 
     `full_name` is `host/namespace/model:tag`; `parameters` are Ollama PARAMETER values with their types;
-    `messages` are (role, content) pairs put before the client's own.
+    `messages` are (role, content) pairs put before the client's own. `served_names` are the only names
+    that requests may use; none where a gateway has resolved the name already.
     """
 
     full_name: str
@@ -28,6 +29,7 @@ class Profile:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
     messages: tuple[tuple[str, str], ...] = ()
+    served_names: frozenset[str] = frozenset()
 
     def to_environment(self) -> dict[str, str]:
         """The variable that carries it to the worker."""

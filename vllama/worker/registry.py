@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_EXTRAS = {"cohere_melody": ("cohere_command3", "cohere_command4")}
+"""Packages that vLLM does not require, and the parsers with which it does not start without them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parsers:
@@ -29,9 +32,12 @@ def installed_parsers() -> Parsers:
     if spec is None or spec.origin is None:
         return Parsers(frozenset(), frozenset())
     root = Path(spec.origin).parent
+    unusable = {
+        name for package, names in _EXTRAS.items() if importlib.util.find_spec(package) is None for name in names
+    }
     return Parsers(
-        tool=_keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER"),
-        reasoning=_keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER"),
+        tool=_keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER") - unusable,
+        reasoning=_keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER") - unusable,
     )
 
 

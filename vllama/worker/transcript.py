@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllama.errors import EngineError, VllamaError
+from vllama.errors import EngineError
 from vllama.ollama.replies import Replies, TokenLogprob
-from vllama.ollama.status import JSON, NDJSON, error_line
+from vllama.ollama.status import JSON, NDJSON
 from vllama.worker.dialects import Rendered, Request
 from vllama.worker.engine import Engine, token_logprobs
 from vllama.worker.engine_errors import as_our_error
 from vllama.worker.parsing import Piece
 from vllama.worker.sink import Sink
 from vllama.worker.timing import Stopwatch
-
-log = logging.getLogger(__name__)
 
 MOST_CONTEXT_IDS = 16_384
 """`context` is left out beyond this many token ids: line readers choke on lines of over 128 KB (contract §1.1)."""
@@ -61,10 +58,7 @@ class Transcript:
         await sink.reply(200, JSON, body)
 
     async def stream(self, outputs: AsyncGenerator[Any, None], sink: Sink) -> None:
-        """Send the reply record by record.
-
-        Raises EngineError where the engine fails before the first; later failures become the stream's last line.
-        """
+        """Send the reply record by record. Raises EngineError where the engine fails, before or after the first."""
         started = False
         try:
             async for output in outputs:
@@ -82,12 +76,7 @@ class Transcript:
                 if body:
                     await sink.write(body, last=finished)
         except Exception as error:
-            ours = as_our_error(error)
-            if not started:
-                raise ours from error
-            if not isinstance(ours, VllamaError):
-                log.exception("a stream failed")
-            await sink.write(error_line(_in_stream(ours)), last=True)
+            raise as_our_error(error) from error
 
     def _lines(self, completion: Any, *, finished: bool) -> bytes:
         """The lines of one output: mostly one, none where its text is still held back."""
@@ -139,12 +128,6 @@ def _raise_if_failed(completion: Any) -> None:
         raise EngineError(
             f"an error was encountered while running the model: request ended by {completion.finish_reason}"
         )
-
-
-def _in_stream(error: Exception) -> str:
-    if isinstance(error, VllamaError):
-        return str(error)
-    return "an error was encountered while running the model: internal error, check the server's log"
 
 
 def _without_end(completion: Any, ids: Sequence[int]) -> Sequence[int]:

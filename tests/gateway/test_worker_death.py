@@ -1,0 +1,211 @@
+"""A worker that dies with requests in flight: each client learns of it in its own format (contract §1.1, §1.2, §5)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from fake_worker import FakeWorker, within
+
+from vllama.ollama.status import JSON, NDJSON
+
+from .conftest import MODEL, Running
+from .raw_http import Head, RawConnection
+
+pytestmark = pytest.mark.anyio
+
+GENERATE, CHAT, COMPLETIONS, MESSAGES = "/api/generate", "/api/chat", "/v1/chat/completions", "/v1/messages"
+BODY = b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
+SSE = "text/event-stream; charset=utf-8"
+STOPPED = (
+    "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
+    "check ollama server logs for details"
+)
+
+
+async def begun(gateway: Running, path: str, content_type: str, first: bytes) -> tuple[FakeWorker, RawConnection, Head]:
+    """A stream of which the client has got the first piece."""
+    worker = await gateway.load()
+    client = await gateway.connect()
+    client.request("POST", path, BODY)
+    exchange = await worker.next_exchange()
+    exchange.start(content_type)
+    exchange.write(first)
+    head = await client.head()
+    assert await client.exactly(len(f"{len(first):x}") + 2 + len(first) + 2) == b"%x\r\n%b\r\n" % (len(first), first)
+    return worker, client, head
+
+
+@pytest.mark.parametrize("path", [GENERATE, CHAT])
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_before_the_first_byte_it_is_a_500_with_ollama_s_text(
+    gateway: Running, path: str, *, has_begun: bool
+) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", path, content=BODY)
+    exchange = await worker.next_exchange()
+    if has_begun:
+        exchange.start(NDJSON)  # a head without a body is not sent on
+    worker.die(last_words=True)
+    reply = await sent
+    assert (reply.status_code, reply.headers["content-type"]) == (500, JSON)
+    assert reply.json() == {"error": STOPPED}
+
+
+async def test_before_the_first_byte_under_v1_it_is_a_500_in_the_shape_of_openai(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", COMPLETIONS, content=BODY)
+    await worker.next_exchange()
+    worker.die()
+    reply = await sent
+    assert reply.status_code == 500
+    assert reply.json() == {"error": {"message": STOPPED, "type": "api_error", "param": None, "code": None}}
+
+
+@pytest.mark.parametrize("path", [GENERATE, CHAT])
+async def test_in_an_ndjson_stream_it_is_one_line_and_no_done(gateway: Running, path: str) -> None:
+    worker, client, head = await begun(gateway, path, NDJSON, b'{"done":false}\n')
+    worker.die()
+    assert head.status == 200
+    assert await client.chunks() == json.dumps({"error": STOPPED}, separators=(",", ":")).encode() + b"\n"
+
+
+async def test_half_a_line_is_ended_before_the_error(gateway: Running) -> None:
+    worker, client, _ = await begun(gateway, GENERATE, NDJSON, b'{"respo')
+    worker.die()
+    assert (await client.chunks()).splitlines() == [b"", b'{"error":"%b"}' % STOPPED.encode()]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_in_an_event_stream_it_is_an_error_event_and_the_usual_end(gateway: Running, path: str) -> None:
+    worker, client, head = await begun(gateway, path, SSE, b"data: {}\n\n")
+    worker.die()
+    assert head["content-type"] == SSE
+    *events, end = [event for event in (await client.chunks()).split(b"\n\n") if event.strip()]
+    (error,) = events
+    assert json.loads(error.strip().removeprefix(b"data: "))["error"]["message"] == STOPPED
+    assert end == b"data: [DONE]"
+
+
+async def test_under_v1_responses_there_is_no_done(gateway: Running) -> None:
+    worker, client, _ = await begun(gateway, "/v1/responses", SSE, b"event: response.created\ndata: {}\n\n")
+    worker.die()
+    assert b"[DONE]" not in await client.chunks()
+
+
+async def test_under_v1_messages_it_is_an_error_event_of_anthropic(gateway: Running) -> None:
+    worker, client, _ = await begun(gateway, MESSAGES, SSE, b"event: ping\ndata: {}\n\n")
+    worker.die()
+    name, data = (await client.chunks()).strip().split(b"\n")
+    assert name == b"event: error"
+    error = json.loads(data.removeprefix(b"data: "))
+    assert error["error"] == {"type": "api_error", "message": STOPPED}
+
+
+@pytest.mark.parametrize("cut", [b'data: {"a', b"data: {}\n"])
+async def test_half_an_event_does_not_swallow_the_error(gateway: Running, cut: bytes) -> None:
+    worker, client, _ = await begun(gateway, COMPLETIONS, SSE, cut)
+    worker.die()
+    events = (cut + await client.chunks()).split(b"\n\n")
+    assert [event.strip() for event in events][0] == cut.strip()
+    assert sum(event.strip().startswith(b'data: {"error"') for event in events) == 1
+
+
+async def test_a_body_whose_length_was_said_is_broken_off(gateway: Running) -> None:
+    """There is no room for an error in it: the client sees that the connection ended too early."""
+    worker = await gateway.load()
+    client = await gateway.connect()
+    client.request("POST", COMPLETIONS, BODY)
+    exchange = await worker.next_exchange()
+    exchange.raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\nhalf")
+    assert (await client.head())["content-length"] == "100"
+    assert await client.exactly(4) == b"half"
+    worker.die()
+    assert await client.rest() == b""
+
+
+async def test_a_chunked_body_of_another_type_is_broken_off(gateway: Running) -> None:
+    worker, client, _ = await begun(gateway, "/v1/audio/speech", "audio/wav", b"RIFF")
+    worker.die()
+    assert await client.rest() == b""  # and not the chunk of length 0 that ends a whole body
+
+
+async def test_rubbish_from_a_worker_is_its_end_for_this_request(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", COMPLETIONS, content=BODY)
+    (await worker.next_exchange()).raw(b"\x00\x01rubbish\r\n\r\n")
+    reply = await sent
+    assert reply.json()["error"]["message"] == STOPPED
+    sent = gateway.send("POST", COMPLETIONS, content=BODY)
+    (await worker.next_exchange()).reply(b"{}")
+    assert (await sent).content == b"{}"
+
+
+async def test_a_reply_that_the_server_cannot_send_ends_alone(gateway: Running) -> None:
+    """Streams of one model share a connection; a fault in one must not end the others."""
+    worker = await gateway.load()
+    good, bad = await gateway.connect(), await gateway.connect()
+    good.request("POST", GENERATE, BODY)
+    exchange = await worker.next_exchange()
+    exchange.start(NDJSON)
+    exchange.write(b"a")
+    await good.head()
+    bad.request("POST", GENERATE, BODY)
+    broken = await worker.next_exchange()
+    broken.reply(b"x", content_type="text/plain\r\nevil: 1")
+    assert await bad.rest() == b""
+    await within(broken.cancelled.wait())
+    exchange.finish(b"b")
+    assert await good.chunks() == b"ab"
+
+
+async def test_all_clients_of_the_worker_are_told_and_the_next_request_gets_a_new_one(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = [gateway.send("POST", GENERATE, content=BODY) for _ in range(5)]
+    sent += [gateway.send("POST", COMPLETIONS, content=BODY) for _ in range(5)]
+    for _ in sent:
+        await worker.next_exchange()
+    worker.die()
+    assert {(await reply).status_code for reply in sent} == {500}
+    await gateway.no_leases()
+    again = gateway.send("POST", GENERATE, content=BODY)
+    successor = await next_worker(gateway, after=worker)
+    (await successor.next_exchange()).reply(b'{"done":true}')
+    assert (await again).json() == {"done": True}
+
+
+async def test_other_models_do_not_notice(gateway: Running) -> None:
+    (manifest,) = gateway.store.list()
+    from dataclasses import replace
+
+    from vllama.names import ModelName
+
+    gateway.store.put(replace(manifest, name=ModelName.parse("other")))
+    dying = await gateway.load()
+    living = await gateway.load("other")
+    sent = gateway.send("POST", GENERATE, json={"model": "other", "prompt": "hi"})
+    exchange = await living.next_exchange()
+    dying.die()
+    exchange.reply(b"{}")
+    assert (await sent).status_code == 200
+
+
+@pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
+async def test_a_worker_that_listens_no_more_is_a_500(gateway: Running, path: str) -> None:
+    """Its process has not ended yet, but nothing can be asked of it."""
+    worker = await gateway.load()
+    for socket in (worker.socket, *worker.channels):
+        socket.unlink()
+    reply = await gateway.post(path, {"model": MODEL, "prompt": "hi"})
+    assert reply.status_code == 500
+    assert gateway.leases == 0
+
+
+async def next_worker(gateway: Running, after: FakeWorker) -> FakeWorker:
+    async def look() -> FakeWorker:
+        while gateway.launcher.workers[-1] is after:
+            await asyncio.sleep(0)
+        return gateway.launcher.workers[-1]
+
+    return await within(look())

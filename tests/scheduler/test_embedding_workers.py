@@ -1,0 +1,157 @@
+"""What is different about the worker of a model that makes embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_snapshot import make_manifest, write_snapshot
+
+from vllama.scheduler import engine_flags
+from vllama.scheduler.launcher import Launcher
+from vllama.scheduler.probe import produce_one_embedding, produce_one_token
+from vllama.scheduler.process import WorkerProcess, WorkerSpec
+from vllama.settings import Settings
+from vllama.store.manifest import Manifest
+
+pytestmark = pytest.mark.anyio
+
+BERT = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512}
+F32 = {"embeddings.word_embeddings.weight": ("F32", [32, 8])}
+F16 = {"embeddings.word_embeddings.weight": ("F16", [32, 8])}
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[WorkerSpec]:
+    """The specifications of the workers that would have been started."""
+    specs: list[WorkerSpec] = []
+
+    async def start(spec: WorkerSpec) -> None:
+        specs.append(spec)
+
+    monkeypatch.setattr(WorkerProcess, "start", start)
+    return specs
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vllama-") as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        yield Path(directory)
+
+
+class Starter:
+    """Starts workers for snapshots, and returns what they would be told."""
+
+    def __init__(self, settings: Settings, starts: list[WorkerSpec], directory: Path) -> None:
+        self.settings, self._starts, self._directory = settings, starts, directory
+        self.flags: list[str] = []
+
+    async def start(self, **snapshot: Any) -> WorkerSpec:
+        manifest: Manifest = make_manifest("m", write_snapshot(self._directory / f"s{len(self._starts)}", **snapshot))
+        launcher = Launcher(self.settings, user_flags=self.flags)
+        try:
+            await launcher.start(manifest)
+        finally:
+            launcher.close()
+        return self._starts[-1]
+
+
+@pytest.fixture
+def starter(
+    settings: Settings, starts: list[WorkerSpec], runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Starter:
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: False)
+    return Starter(settings, starts, tmp_path)
+
+
+def value_of(spec: WorkerSpec, flag: str) -> str | None:
+    arguments = list(spec.arguments)
+    return arguments[arguments.index(flag) + 1] if flag in arguments else None
+
+
+async def test_it_pools_and_is_ready_once_it_has_made_an_embedding(starter: Starter) -> None:
+    spec = await starter.start(config=BERT, tensors=F32)
+    assert value_of(spec, "--runner") == "pooling"
+    assert spec.trial is produce_one_embedding
+
+
+async def test_a_model_that_writes_text_is_asked_for_a_token_and_vllm_chooses_the_runner(starter: Starter) -> None:
+    spec = await starter.start()
+    assert (value_of(spec, "--runner"), value_of(spec, "--dtype")) == (None, None)
+    assert spec.trial is produce_one_token
+
+
+async def test_float32_weights_are_computed_in_float32_on_a_cpu(starter: Starter) -> None:
+    assert value_of(await starter.start(config=BERT, tensors=F32), "--dtype") == "float32"
+    assert value_of(await starter.start(config=BERT, tensors=F16), "--dtype") is None
+
+
+async def test_on_a_gpu_vllm_chooses_the_type(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
+    assert value_of(await starter.start(config=BERT, tensors=F32), "--dtype") is None
+
+
+async def test_the_user_s_own_choice_stands(starter: Starter) -> None:
+    starter.flags = ["--dtype", "bfloat16"]
+    arguments = list((await starter.start(config=BERT, tensors=F32)).arguments)
+    assert arguments.count("--dtype") == 1
+    assert arguments[-2:] == ["--dtype", "bfloat16"]
+
+
+@pytest.mark.parametrize(("asked", "served"), [(0, "-1"), (128, "128"), (8192, "512")])
+async def test_a_context_for_chats_is_made_smaller_where_the_model_has_less(
+    starter: Starter, asked: int, served: str
+) -> None:
+    starter.settings = replace(starter.settings, context_length=asked)
+    assert value_of(await starter.start(config=BERT, tensors=F32), "--max-model-len") == served
+
+
+class TestTheTrial:
+    """`produce_one_embedding` against a socket."""
+
+    @staticmethod
+    @asynccontextmanager
+    async def _answering(path: Path, status: int, body: bytes) -> AsyncIterator[list[bytes]]:
+        asked: list[bytes] = []
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            asked.append(head.split(b"\r\n")[0] + b"\n" + await reader.readexactly(length))
+            writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, path):
+            yield asked
+
+    async def test_it_is_passed_by_a_vector(self, runtime: Path) -> None:
+        async with self._answering(runtime / "s", 200, b'{"model":"","embeddings":[[0.5]]}') as asked:
+            assert await produce_one_embedding(runtime / "s", 10)
+        line, _, body = asked[0].partition(b"\n")
+        assert line == b"POST /api/embed HTTP/1.1"
+        assert json.loads(body)["input"]
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(200, b'{"model":"","embeddings":[]}'), (500, b'{"error":"x"}'), (400, b'{"error":"[["}'), (200, b"")],
+    )
+    async def test_nothing_else_passes_it(self, runtime: Path, status: int, body: bytes) -> None:
+        async with self._answering(runtime / "s", status, body):
+            assert not await produce_one_embedding(runtime / "s", 10)
+
+    async def test_where_nothing_listens_it_is_not_passed_yet(self, runtime: Path) -> None:
+        assert not await produce_one_embedding(runtime / "nobody", 10)

@@ -1,0 +1,208 @@
+"""vLLM's command line: the user's flags, our defaults, and the flags that are nobody's to give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllama.errors import BadEngineFlags
+from vllama.scheduler import engine_flags
+from vllama.scheduler.engine_flags import REFUSED, command_line, environment, refuse_ours
+from vllama.settings import Settings
+
+SETTINGS = Settings.from_environment({}, models=Path("/models"))
+NAMES = ["smollm2:135m", "registry.ollama.ai/library/smollm2:135m"]
+
+
+def line(*user_flags: str, settings: Settings = SETTINGS, on_cpu: bool = True, compiled: bool = False) -> list[str]:
+    return command_line(
+        Path("/snapshot"),
+        NAMES,
+        Path("/run/1.sock"),
+        settings,
+        user_flags=user_flags,
+        on_cpu=on_cpu,
+        compiled=compiled,
+    )
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """Return what argparse would take: the value of the last such flag."""
+    return next((arguments[at + 1] for at in reversed(range(len(arguments))) if arguments[at] == flag), None)
+
+
+def test_the_model_its_socket_and_its_names_come_first() -> None:
+    assert line()[:6] == ["/snapshot", "--uds", "/run/1.sock", "--served-model-name", *NAMES]
+
+
+def test_the_user_s_flags_come_last_in_their_order() -> None:
+    assert line("--seed", "1", "-tp", "2", "--seed=3")[-5:] == ["--seed", "1", "-tp", "2", "--seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--disable-uvicorn-access-log", None),
+        ("--max-model-len", "-1"),
+        ("--enforce-eager", None),
+        ("--compilation-config", '{"custom_ops":["none"]}'),
+        ("--kv-cache-memory-bytes", "1024"),
+    ],
+)
+def test_defaults_on_a_cpu(flag: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_flags, "cpu_kv_cache_bytes", lambda: 1024)
+    arguments = line()
+    assert flag in arguments
+    assert value is None or value_of(flag, arguments) == value
+
+
+def test_on_a_gpu_vllm_compiles_and_takes_the_memory_it_wants() -> None:
+    assert not {"--enforce-eager", "--compilation-config", "--kv-cache-memory-bytes"} & set(line(on_cpu=False))
+
+
+def test_compiled_on_a_cpu_leaves_compilation_to_vllm() -> None:
+    assert not {"--enforce-eager", "--compilation-config"} & set(line(compiled=True))
+
+
+def test_settings_become_flags() -> None:
+    arguments = line(settings=replace(SETTINGS, num_parallel=7, context_length=2048))
+    assert value_of("--max-num-seqs", arguments) == "7"
+    assert value_of("--max-model-len", arguments) == "2048"
+
+
+def test_without_num_parallel_vllm_decides() -> None:
+    assert "--max-num-seqs" not in line()
+
+
+@pytest.mark.parametrize(
+    ("given", "dropped"),
+    [
+        (["--max-model-len", "4096"], "--max-model-len"),
+        (["--max-model-len=4096"], "--max-model-len"),
+        (["--max_model_len", "4096"], "--max-model-len"),
+        (["--max-model", "4096"], "--max-model-len"),
+        (["--max-num-seqs", "256"], "--max-num-seqs"),
+        (["--gpu-memory-utilization", "0.5"], "--kv-cache-memory-bytes"),
+        (["--gpu-memory-util=0.5"], "--kv-cache-memory-bytes"),
+        (["--kv-cache-memory-bytes", "4G"], "--kv-cache-memory-bytes"),
+        (["--no-enforce-eager"], "--enforce-eager"),
+        (["-O3"], "--enforce-eager"),
+        (["-O", "3"], "--enforce-eager"),
+        (["-O=3"], "--enforce-eager"),
+        (["--optimization-level", "3"], "--enforce-eager"),
+        (["--compilation-config", '{"mode":3}'], "--compilation-config"),
+        (["--compilation-config.mode", "3"], "--compilation-config"),
+        (["-cc", '{"mode":3}'], "--compilation-config"),
+        (["-cc.mode=3"], "--compilation-config"),
+    ],
+)
+def test_a_flag_of_the_user_takes_the_place_of_our_default(given: list[str], dropped: str) -> None:
+    settings = replace(SETTINGS, num_parallel=4)
+    assert dropped in line(settings=settings)
+    assert dropped not in line(*given, settings=settings)[: -len(given)]
+
+
+@pytest.mark.parametrize("given", [["--seed", "1"], ["--max-num-batched-tokens", "8"], ["--kv-cache-dtype", "fp8"]])
+def test_other_flags_of_the_user_leave_our_defaults(given: list[str]) -> None:
+    assert [argument.partition("=")[0] for argument in line(*given)] == [*line(), *given]
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_flags_that_cut_the_gateway_off_are_refused(flag: str) -> None:
+    with pytest.raises(BadEngineFlags, match=f"^{flag} "):
+        refuse_ours(["--seed", "1", flag, "x"])
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("--port=9999", "--port"),
+        ("--served_model_name=x", "--served-model-name"),
+        ("--served_mod", "--served-model-name"),
+        ("--por", "--port"),
+        ("--ud=/tmp/x", "--uds"),
+        ("--api-k", "--api-key"),
+        ("--api_k=secret", "--api-key"),
+        ("--ssl-keyf", "--ssl-keyfile"),
+        ("--root", "--root-path"),
+        ("--headl", "--headless"),
+        ("--host.x", "--host"),
+        ("--uds.x=1", "--uds"),
+        ("--conf=x.yaml", "--config"),
+    ],
+)
+def test_they_are_refused_however_vllm_would_let_them_be_spelled(spelled: str, meant: str) -> None:
+    with pytest.raises(BadEngineFlags, match=meant):
+        refuse_ours([spelled])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model-impl", "auto"],
+        ["--api-server-count", "4"],
+        ["--grpc-port", "1"],
+        ["--port-of-another=1"],
+        ["--chat-template", "port"],
+        ["-tp", "2"],
+        ["-O3"],
+        ["--seed", "-1"],
+        ["--hf-overrides.port", "1"],
+        ['--hf-overrides={"--port":1}'],
+    ],
+)
+def test_other_flags_are_not_refused(flags: list[str]) -> None:
+    refuse_ours(flags)
+
+
+def test_the_flags_of_a_manifest_are_no_way_around() -> None:
+    with pytest.raises(BadEngineFlags, match="--uds is decided by vllama"):
+        line("--uds", "/tmp/elsewhere")
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_characters="\x00"), max_size=12)))
+def test_flags_that_nobody_thought_of_are_passed_on_as_they_are(flags: list[str]) -> None:
+    try:
+        refuse_ours(flags)
+    except BadEngineFlags:
+        return
+    assert not flags or line(*flags)[-len(flags) :] == flags
+
+
+def test_a_worker_is_offline_and_has_our_plugin() -> None:
+    made = environment({"HF_HUB_OFFLINE": "0", "PATH": "/bin"}, Path("/run"), on_cpu=False)
+    assert made["HF_HUB_OFFLINE"] == made["TRANSFORMERS_OFFLINE"] == made["VLLM_NO_USAGE_STATS"] == "1"
+    assert made["VLLM_PLUGINS"] == "vllama"
+    assert made["VLLM_RPC_BASE_PATH"] == "/run"
+    assert made["PATH"] == "/bin"
+
+
+def test_plugins_of_the_user_stay_beside_ours() -> None:
+    made = environment({"VLLM_PLUGINS": "lora,vllama,mine"}, Path("/run"), on_cpu=False)
+    assert made["VLLM_PLUGINS"] == "vllama,lora,mine"
+
+
+def test_variables_that_cut_the_gateway_off_are_taken_out() -> None:
+    made = environment({"VLLM_API_KEY": "s", "VLLM_USE_RUST_FRONTEND": "1"}, Path("/run"), on_cpu=False)
+    assert not {"VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND"} & made.keys()
+
+
+def test_on_a_cpu_all_cores_work_unless_the_user_bound_them() -> None:
+    assert environment({}, Path("/run"), on_cpu=True)["VLLM_CPU_OMP_THREADS_BIND"]
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}
+    assert environment(bound, Path("/run"), on_cpu=True)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment({}, Path("/run"), on_cpu=False)
+
+
+def test_the_kv_cache_on_a_cpu_has_an_upper_limit() -> None:
+    assert 0 < engine_flags.cpu_kv_cache_bytes() <= 4 * 1024**3
+
+
+def test_the_json_of_our_defaults_is_json() -> None:
+    assert json.loads(value_of("--compilation-config", line()) or "") == {"custom_ops": ["none"]}

@@ -1,0 +1,188 @@
+"""From a manifest to a worker, with a program in vLLM's place; and the directory of the sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_snapshot import make_manifest, write_snapshot
+
+from vllama.errors import BadEngineFlags
+from vllama.scheduler import engine_flags
+from vllama.scheduler.launcher import Launcher
+from vllama.settings import Settings
+from vllama.store.manifest import ChatMessage, Manifest
+from vllama.worker.profile import Profile
+
+from . import stand_in_worker
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}  # processes take real time
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where launchers make their directories."""
+    with tempfile.TemporaryDirectory(prefix="vllama-") as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        yield Path(directory)
+
+
+MakeLauncher = Callable[..., Launcher]
+
+
+@pytest.fixture
+def launcher(runtime: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLauncher]:
+    """Return a function that makes a launcher whose workers behave as one of stand_in_worker.py's."""
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: False)
+    launchers: list[Launcher] = []
+
+    def make(behaviour: str = "ready", **options: Any) -> Launcher:
+        command = (sys.executable, stand_in_worker.__file__, behaviour)
+        launchers.append(Launcher(settings, command=command, **options))
+        return launchers[-1]
+
+    yield make
+    for made in launchers:
+        made.close()
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return make_manifest(
+        "smollm2",
+        write_snapshot(tmp_path / "snapshot"),
+        parameters={"temperature": 0.5, "stop": ["<|im_end|>"]},
+        system="Be brief.",
+        messages=(ChatMessage("user", "hi"),),
+        engine_flags=("--max-model-len", "64"),
+    )
+
+
+@pytest.fixture
+async def told(launcher: MakeLauncher, manifest: Manifest) -> AsyncIterator[dict[str, Any]]:
+    """What a worker is told that was started with a flag of the user."""
+    async with asyncio.timeout(PATIENCE):
+        worker = await launcher(user_flags=["--seed", "1"]).start(manifest)
+        await worker.become_ready(PATIENCE)
+        yield json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())
+        await worker.stop(PATIENCE)
+
+
+async def test_a_worker_serves_the_snapshot_under_every_spelling_of_its_name(
+    told: dict[str, Any], manifest: Manifest
+) -> None:
+    arguments = told["arguments"]
+    assert arguments[0] == str(manifest.snapshot)
+    after = arguments[arguments.index("--served-model-name") + 1 :]
+    assert after[:3] == ["smollm2:latest", "smollm2", "registry.ollama.ai/library/smollm2:latest"]
+
+
+async def test_the_flags_of_the_manifest_come_before_those_of_the_user(told: dict[str, Any]) -> None:
+    assert told["arguments"][-4:] == ["--max-model-len", "64", "--seed", "1"]
+
+
+async def test_a_worker_is_told_what_the_manifest_says_of_the_model(told: dict[str, Any]) -> None:
+    assert Profile.from_environment(told["environment"]) == Profile(
+        full_name="registry.ollama.ai/library/smollm2:latest",
+        capabilities=("completion",),
+        parameters={"temperature": 0.5, "stop": ("<|im_end|>",)},
+        system="Be brief.",
+        messages=(("user", "hi"),),
+    )
+
+
+async def test_each_worker_has_a_socket_of_its_own_and_a_log_under_its_name(
+    launcher: MakeLauncher, manifest: Manifest, settings: Settings
+) -> None:
+    async with asyncio.timeout(PATIENCE):
+        maker = launcher("silent")
+        workers = [await maker.start(manifest) for _ in range(2)]
+        assert len({worker.socket for worker in workers}) == 2
+        assert all(worker.socket.parent == maker.runtime for worker in workers)
+        assert [path.name for path in (settings.models / "logs").iterdir()] == ["smollm2_latest.log"]
+        for worker in workers:
+            await worker.stop(0)
+
+
+async def test_a_worker_on_a_cpu_holds_its_weights_and_its_kv_cache_in_ram(
+    launcher: MakeLauncher, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_flags, "cpu_kv_cache_bytes", lambda: 1000)
+    async with asyncio.timeout(PATIENCE):
+        worker = await launcher("silent").start(manifest)
+        assert (worker.memory.total, worker.memory.gpu) == (manifest.size + 1000, 0)
+        await worker.stop(0)
+
+
+async def test_a_manifest_cannot_take_the_socket_away(launcher: MakeLauncher, tmp_path: Path) -> None:
+    manifest = make_manifest("a", write_snapshot(tmp_path / "a"), engine_flags=("--uds", "/tmp/elsewhere"))
+    with pytest.raises(BadEngineFlags, match="--uds is decided by vllama"):
+        await launcher().start(manifest)
+
+
+async def test_the_user_s_flags_can_be_checked_before_any_load(launcher: MakeLauncher) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await launcher("flags_are_fine", user_flags=["--seed", "1"]).check_flags()
+        with pytest.raises(BadEngineFlags, match="unrecognized arguments: --foo"):
+            await launcher("usage", user_flags=["--foo"]).check_flags()
+
+
+async def test_without_flags_there_is_nothing_to_check(launcher: MakeLauncher) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await launcher("usage").check_flags()
+
+
+def test_directories_that_killed_gateways_left_behind_are_removed(launcher: MakeLauncher, runtime: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    stale, living, other, odd = (
+        runtime / name for name in (f"vllama-{dead.pid}-a", f"vllama-{os.getpid()}-a", "other", "vllama-x-y")
+    )
+    for directory in (stale, living, other, odd):
+        directory.mkdir()
+        (directory / "1.sock").touch()
+    made = launcher().runtime
+    assert sorted(runtime.iterdir()) == sorted([living, other, odd, made])
+
+
+def test_a_link_among_the_directories_is_not_followed(launcher: MakeLauncher, runtime: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    (runtime / f"vllama-{dead.pid}-a").symlink_to(precious)
+    (runtime / f"vllama-{dead.pid}-b").symlink_to(tmp_path / "nowhere")
+    launcher()
+    assert (precious / "file").exists()
+
+
+def test_the_directory_of_the_sockets_is_private_and_goes_with_the_launcher(launcher: MakeLauncher) -> None:
+    made = launcher()
+    assert made.runtime.stat().st_mode & 0o777 == 0o700
+    made.close()
+    assert not made.runtime.exists()
+
+
+@pytest.mark.parametrize("name", engine_flags.REMOVED_VARIABLES)
+def test_a_variable_that_is_not_passed_on_is_said_so(
+    launcher: MakeLauncher, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(name, "1")
+    launcher()
+    assert f"{name} is not passed to the models' workers" in caplog.text

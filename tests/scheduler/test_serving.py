@@ -1,0 +1,114 @@
+"""What a model is served with: chosen parsers, the user's flags over them, and the capabilities that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_snapshot import make_manifest, write_snapshot
+
+from vllama.scheduler.serving import Serving, ServingPlan
+from vllama.store.parsers import ParserChoice
+from vllama.worker.registry import Parsers
+
+INSTALLED = Parsers(tool=frozenset({"hermes", "mistral"}), reasoning=frozenset({"qwen3", "deepseek_r1"}))
+TOOLS = "{% if tools %}<tool_call></tool_call>{% endif %}"
+THINKING_TOOLS = TOOLS + "{% if enable_thinking %}<think></think>{% endif %}"
+
+
+def plan(
+    tmp_path: Path, template: str, *flags: str, manifest_flags: tuple[str, ...] = (), **changes: Any
+) -> ServingPlan:
+    snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": template}, **changes)
+    return Serving(flags, INSTALLED).plan(make_manifest(snapshot=snapshot, engine_flags=manifest_flags))
+
+
+def test_chosen_parsers_become_flags_and_capabilities(tmp_path: Path) -> None:
+    assert plan(tmp_path, THINKING_TOOLS) == ServingPlan(
+        capabilities=("completion", "tools", "thinking"),
+        tool_parser=ParserChoice("hermes", "<tool_call>"),
+        reasoning_parser=ParserChoice("qwen3", "enable_thinking"),
+        flags=("--tool-call-parser", "hermes", "--enable-auto-tool-choice", "--reasoning-parser", "qwen3"),
+    )
+
+
+def test_a_model_without_either_is_served_as_it_is(tmp_path: Path) -> None:
+    assert plan(tmp_path, "plain") == ServingPlan(("completion",), ParserChoice(), ParserChoice(), ())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--tool-call-parser", "mistral"),
+        ("--tool-call-parser=mistral",),
+        ("--tool_call_parser", "mistral"),
+        ("--tool-call-parser", "hermes", "--tool-call-parser", "mistral"),
+    ],
+)
+def test_the_users_tool_parser_wins_over_the_chosen_one(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    found = plan(tmp_path, TOOLS, *flags)
+    assert found.tool_parser == ParserChoice("mistral", "--tool-call-parser")
+    assert found.flags == ("--enable-auto-tool-choice",)
+    assert found.capabilities == ("completion", "tools")
+
+
+def test_a_parser_given_by_flag_makes_a_plain_model_capable(tmp_path: Path) -> None:
+    found = plan(
+        tmp_path, "plain", "--enable-auto-tool-choice", "--tool-call-parser", "xlam", "--reasoning-parser", "step3"
+    )
+    assert found.capabilities == ("completion", "tools", "thinking")
+    assert found.flags == ()
+
+
+def test_the_users_flags_win_over_those_of_the_models_manifest(tmp_path: Path) -> None:
+    found = plan(tmp_path, TOOLS, "--reasoning-parser", "qwen3", manifest_flags=("--reasoning-parser", "deepseek_r1"))
+    assert found.reasoning_parser.name == "qwen3"
+
+
+def test_tools_can_be_switched_off(tmp_path: Path) -> None:
+    found = plan(tmp_path, THINKING_TOOLS, "--no-enable-auto-tool-choice")
+    assert found.capabilities == ("completion", "thinking")
+    assert found.flags == ("--reasoning-parser", "qwen3")
+
+
+def test_an_embedding_model_gets_no_parsers(tmp_path: Path) -> None:
+    found = plan(tmp_path, THINKING_TOOLS, config={"architectures": ["BertModel"]})
+    assert found == ServingPlan(("embedding",), ParserChoice(), ParserChoice(), ())
+
+
+def test_the_description_tells_the_parsers_with_their_reasons(tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": THINKING_TOOLS})
+    found = Serving(("--reasoning-parser=deepseek_r1",), INSTALLED).describe(make_manifest(snapshot=snapshot))
+    assert found.capabilities == ("completion", "tools", "thinking")
+    assert found.model_info["vllama.tool_parser"] == "hermes (<tool_call>)"
+    assert found.model_info["vllama.reasoning_parser"] == "deepseek_r1 (--reasoning-parser)"
+
+
+def test_a_model_without_parsers_has_no_keys_for_them(tmp_path: Path) -> None:
+    found = Serving((), INSTALLED).describe(make_manifest(snapshot=write_snapshot(tmp_path / "snapshot")))
+    assert not [key for key in found.model_info if key.startswith("vllama.")]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"added_tokens_decoder": {"7": {"content": "[TOOL_CALLS]"}}}},
+        {"tokenizer_config.json": {}, "tokenizer.json": {"added_tokens": [{"id": 7, "content": "[TOOL_CALLS]"}]}},
+    ],
+    ids=["tokenizer_config.json", "tokenizer.json"],
+)
+def test_tokens_of_their_own_are_found_in_either_file(tmp_path: Path, files: Mapping[str, Any]) -> None:
+    template = {"chat_template.jinja": "{% if tools %}[TOOL_CALLS]{% endif %}"}
+    snapshot = write_snapshot(tmp_path / "snapshot", files={**files, **template})
+    assert Serving((), INSTALLED).plan(make_manifest(snapshot=snapshot)).tool_parser.name == "mistral"
+
+
+def test_the_template_for_tools_tells_where_there_are_several(tmp_path: Path) -> None:
+    several = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": TOOLS}]
+    snapshot = write_snapshot(
+        tmp_path / "snapshot", files={"chat_template.jinja": None, "tokenizer_config.json": {"chat_template": several}}
+    )
+    found = Serving((), INSTALLED).describe(make_manifest(snapshot=snapshot))
+    assert (found.template, found.capabilities) == ("plain", ("completion", "tools"))

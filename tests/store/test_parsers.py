@@ -1,0 +1,182 @@
+"""Which parser is chosen for which family, from excerpts of what their template and vocabulary hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllama.store import parsers
+from vllama.store.parsers import ParserChoice, Rule, Traits, choose_reasoning_parser, choose_tool_parser
+
+_TOOL_SINCE_0_26 = """
+apertus cohere_command3 cohere_command4 deepseek_v3 deepseek_v31 deepseek_v32 deepseek_v4 ernie45 functiongemma gemma4
+gigachat3 glm45 glm47 granite granite-20b-fc granite4 hermes hunyuan_a13b hy_v3 inkling internlm jamba kimi_k2 lfm2
+llama3_json llama4_json llama4_pythonic longcat mimo minicpm5 minimax_m2 minimax_m3 mistral olmo3 openai phi4_mini_json
+poolside_v1 pythonic qwen3_coder qwen3_xml seed_oss step3 step3p5 xlam
+"""
+_TOOL_SINCE_0_32 = "deepseek_v41 dots hf hy_v4 k2_horizon kimi_k3 ling3 muse_glimmer plamo3 qwen3_json"
+_REASONING_SINCE_0_26 = """
+cohere_command3 cohere_command4 deepseek_r1 deepseek_v3 deepseek_v4 ernie45 gemma4 glm45 glm47 granite holo2
+hunyuan_a13b hy_v3 inkling kimi_k2 mimo minimax_m2 minimax_m2_append_think minimax_m3 mistral nemotron_v3 olmo3
+openai_gptoss poolside_v1 qwen3 seed_oss step3 step3p5
+"""
+_REASONING_SINCE_0_32 = """
+deepseek_v41 granite_thinking_parser hf hy_v4 k2_horizon kimi_k3 ling3 minicpmv muse_glimmer plamo3
+"""
+VLLM_0_26_TOOL = frozenset(_TOOL_SINCE_0_26.split())
+VLLM_0_32_TOOL = VLLM_0_26_TOOL | set(_TOOL_SINCE_0_32.split())
+VLLM_0_26_REASONING = frozenset(_REASONING_SINCE_0_26.split())
+VLLM_0_32_REASONING = VLLM_0_26_REASONING | set(_REASONING_SINCE_0_32.split())
+
+_HERMES = "{%- if tools %}For each function call, return a json object within <tool_call></tool_call> XML tags:"
+_QWEN3 = (
+    _HERMES + "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
+)
+_QWEN3_CODER = "{%- if tools %}<tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>"
+_LLAMA_31 = "{%- if custom_tools is defined %}{%- set tools = custom_tools %}{{- '<|python_tag|>' + tool_call.name }}"
+_MISTRAL_V3 = "{%- if tools is not none %}{{- '[AVAILABLE_TOOLS] [' }}{{- '[TOOL_CALLS] [' }}"
+_MAGISTRAL = "{%- if tools %}[AVAILABLE_TOOLS]{%- elif block.type == 'thinking' %}[THINK]{{ block.thinking }}[/THINK]"
+_FUNCTIONGEMMA = "{%- if tools %}<start_function_declaration>…<start_function_call>call:"
+_GEMMA4 = "{%- if tools %}<|tool>declaration:…<|tool_call>call:{{ name }}…{%- if enable_thinking %}<|channel>thought"
+_DEEPSEEK_R1_0528 = (
+    "{%- for tool in tools %}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'+ tool['type'] + '<｜tool▁sep｜>' + "
+    "'\\n' + '```json' + '\\n'…{%- if '</think>' in content %}<｜Assistant｜><think>\\n"
+)
+_DEEPSEEK_V31 = (
+    "{%- if tools %}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>…"
+    "{%- if not thinking %}</think>{%- else %}<think>"
+)
+_GRANITE_31 = "{%- if tools %}<|start_of_role|>tools<|end_of_role|>…write <tool_call> followed by a JSON list"
+_GRANITE_32 = _GRANITE_31 + "{%- if thinking %}Write the thoughts after 'Here is my thought process:'"
+_GRANITE_4 = "{%- if tools %}return a json object within <tool_call></tool_call> XML tags"
+_PHI_4_MINI = "{% if 'tools' in message %}{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}"
+_GLM_45 = "{%- if tools %}<tool_call>{function-name}\\n<arg_key>{arg-key-1}</arg_key>…/nothink…<think></think>"
+_PLAIN = "{% for message in messages %}{{ '<|im_start|>' + message['role'] }}{% endfor %}"
+
+_THINK = ("<think>", "</think>")
+_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>")
+
+FAMILIES = {
+    "Qwen 2.5": ("qwen2", _HERMES, ("<tool_call>", "</tool_call>"), "hermes", ""),
+    "Hermes 3": ("llama", _HERMES, ("<|im_end|>",), "hermes", ""),
+    "Qwen 3": ("qwen3", _QWEN3, (*_THINK, "<tool_call>"), "hermes", "qwen3"),
+    "Qwen3-Coder": ("qwen3_moe", _QWEN3_CODER, (*_THINK, "<tool_call>"), "qwen3_coder", ""),
+    "Llama 3.1": ("llama", _LLAMA_31, ("<|python_tag|>",), "llama3_json", ""),
+    "Llama 3.2, with the tag in its vocabulary alone": (
+        "llama",
+        "{%- if tools %}",
+        ("<|python_tag|>",),
+        "llama3_json",
+        "",
+    ),
+    "Llama 4": ("llama4", _LLAMA_31, ("<|python_tag|>",), "llama4_pythonic", ""),
+    "Mistral 7B v0.3": ("mistral", _MISTRAL_V3, ("[TOOL_CALLS]",), "mistral", ""),
+    "Magistral": ("mistral3", _MAGISTRAL, ("[TOOL_CALLS]", "[THINK]", "[/THINK]"), "mistral", "mistral"),
+    "FunctionGemma": ("gemma3_text", _FUNCTIONGEMMA, ("<start_function_call>",), "functiongemma", ""),
+    "Gemma 4": ("gemma4", _GEMMA4, ("<|tool_call>", "<|channel>"), "gemma4", "gemma4"),
+    "Gemma 3": ("gemma3", _PLAIN, ("<start_of_turn>",), "", ""),
+    "gpt-oss": ("gpt_oss", "", ("<|channel|>",), "openai", "openai_gptoss"),
+    "DeepSeek R1 0528": ("deepseek_v3", _DEEPSEEK_R1_0528, (*_THINK, *_DEEPSEEK), "deepseek_v3", "deepseek_r1"),
+    "DeepSeek V3.1": ("deepseek_v3", _DEEPSEEK_V31, (*_THINK, *_DEEPSEEK), "deepseek_v31", "deepseek_v3"),
+    "R1 distilled into Llama": ("llama", "<｜Assistant｜>{% if '</think>' in c %}", _THINK, "", "deepseek_r1"),
+    "Granite 3.1": ("granite", _GRANITE_31, ("<|tool_call|>",), "granite", ""),
+    "Granite 3.2": ("granite", _GRANITE_32, ("<|tool_call|>",), "granite", "granite"),
+    "Granite 4": ("granitemoehybrid", _GRANITE_4, ("<tool_call>",), "granite4", ""),
+    "Phi-4-mini": ("phi3", _PHI_4_MINI, ("<|tool|>", "<|/tool|>"), "phi4_mini_json", ""),
+    "GLM 4.5": ("glm4_moe", _GLM_45, (*_THINK, "<tool_call>", "<arg_key>"), "glm45", "glm45"),
+    "SmolLM2": ("llama", _PLAIN, ("<|im_start|>",), "", ""),
+    "a base model": ("llama", "", (), "", ""),
+}
+both_versions = pytest.mark.parametrize(
+    ("installed_tool", "installed_reasoning"),
+    [(VLLM_0_26_TOOL, VLLM_0_26_REASONING), (VLLM_0_32_TOOL, VLLM_0_32_REASONING)],
+    ids=["vLLM 0.26", "vLLM 0.32"],
+)
+
+
+@both_versions
+@pytest.mark.parametrize(("model_type", "template", "tokens", "tool", "reasoning"), FAMILIES.values(), ids=FAMILIES)
+def test_each_family_gets_the_parsers_of_its_format(
+    *,
+    installed_tool: frozenset[str],
+    installed_reasoning: frozenset[str],
+    model_type: str,
+    template: str,
+    tokens: tuple[str, ...],
+    tool: str,
+    reasoning: str,
+) -> None:
+    traits = Traits(model_type, template, frozenset(tokens))
+    assert choose_tool_parser(traits, installed_tool).name == tool
+    assert choose_reasoning_parser(traits, installed_reasoning).name == reasoning
+
+
+@pytest.mark.parametrize("name", sorted({name for rule in parsers._TOOL_RULES for name in rule.candidates}))
+def test_every_tool_parser_of_the_rules_exists_in_a_supported_vllm(name: str) -> None:
+    assert name in VLLM_0_26_TOOL | VLLM_0_32_TOOL
+
+
+@pytest.mark.parametrize("name", sorted({name for rule in parsers._REASONING_RULES for name in rule.candidates}))
+def test_every_reasoning_parser_of_the_rules_exists_in_a_supported_vllm(name: str) -> None:
+    assert name in VLLM_0_26_REASONING | VLLM_0_32_REASONING
+
+
+def test_a_choice_says_what_told() -> None:
+    chosen = choose_tool_parser(Traits("qwen2", _HERMES, frozenset()), VLLM_0_32_TOOL)
+    assert chosen == ParserChoice("hermes", "<tool_call>")
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_nothing_is_chosen_where_the_installed_vllm_has_no_parsers(family: tuple[str, str, tuple[str, ...]]) -> None:
+    traits = Traits(family[0], family[1], frozenset(family[2]))
+    assert choose_tool_parser(traits, ()) == choose_reasoning_parser(traits, ()) == ParserChoice()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "template"),
+    [
+        ("llama", _LLAMA_31),
+        ("mistral", _MISTRAL_V3),
+        ("deepseek_v3", _DEEPSEEK_R1_0528),
+        ("deepseek_v3", _DEEPSEEK_V31),
+    ],
+)
+def test_no_parser_is_chosen_that_vllm_would_refuse_to_start_with_for_want_of_a_token(
+    model_type: str, template: str
+) -> None:
+    traits = Traits(model_type, template, frozenset())
+    assert choose_tool_parser(traits, VLLM_0_32_TOOL) == ParserChoice()
+    assert choose_reasoning_parser(traits, VLLM_0_32_REASONING) == ParserChoice()
+
+
+def test_a_template_that_takes_no_tools_gets_no_tool_parser_whatever_its_vocabulary() -> None:
+    traits = Traits("qwen3", _PLAIN, frozenset({"<tool_call>", "<|python_tag|>", "[TOOL_CALLS]"}))
+    assert choose_tool_parser(traits, VLLM_0_32_TOOL) == ParserChoice()
+
+
+def _rule(*candidates: str, applies: bool = True, needs: tuple[str, ...] = ()) -> Rule:
+    return Rule(candidates, f"rule of {candidates[0]}", lambda _: applies, needs)
+
+
+@pytest.mark.parametrize(
+    ("rules", "installed", "chosen"),
+    [
+        ([_rule("a"), _rule("b")], {"a", "b"}, "a"),
+        ([_rule("a", applies=False), _rule("b")], {"a", "b"}, "b"),
+        ([_rule("newest", "older")], {"older"}, "older"),
+        ([_rule("newest", "older")], {"newest", "older"}, "newest"),
+        ([_rule("missing"), _rule("general")], {"general"}, ""),
+        ([_rule("a", needs=("<x>",)), _rule("general")], {"a", "general"}, ""),
+        ([], {"a"}, ""),
+    ],
+    ids=[
+        "the first that applies",
+        "one that does not apply is passed over",
+        "an older name where the newest is missing",
+        "the best candidate first",
+        "a more general rule does not stand in for a format that vLLM cannot read",
+        "nor for one whose tokens the model lacks",
+        "no rules",
+    ],
+)
+def test_the_first_rule_that_applies_decides(rules: list[Rule], installed: set[str], chosen: str) -> None:
+    assert parsers._first(rules, Traits("", "", frozenset()), installed).name == chosen

@@ -1,0 +1,50 @@
+"""What `installed_parsers` reads from vLLM's files, beside what vLLM itself says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from vllama.worker import registry
+from vllama.worker.registry import installed_parsers
+
+
+@pytest.mark.engine  # vLLM is imported, but no engine started
+@pytest.mark.filterwarnings("ignore")
+def test_the_installed_parsers_are_those_that_vllm_lists() -> None:
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    unusable = {
+        name
+        for package, names in registry._EXTRAS.items()
+        if importlib.util.find_spec(package) is None
+        for name in names
+    }
+    assert installed_parsers().tool == set(ToolParserManager.list_registered()) - unusable
+    assert installed_parsers().reasoning == set(ReasoningParserManager.list_registered()) - unusable
+
+
+@pytest.mark.engine
+@pytest.mark.filterwarnings("ignore")
+def test_every_installed_tool_parser_can_be_imported() -> None:
+    from vllm.tool_parsers import ToolParserManager
+
+    for name in installed_parsers().tool:
+        ToolParserManager.get_tool_parser(name)
+
+
+@pytest.mark.parametrize("text", ["OTHER = {'a': 1}", "TABLE = make()", ""])
+def test_a_table_that_has_moved_or_changed_leaves_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "__init__.py"
+    path.write_text(text)
+    assert registry._keys(path, "TABLE") == frozenset()
+    assert registry._keys(tmp_path / "missing.py", "TABLE") == frozenset()
+
+
+def test_the_keys_of_a_table_are_read_without_running_it(tmp_path: Path) -> None:
+    path = tmp_path / "__init__.py"
+    path.write_text("import does_not_exist\nTABLE: dict = {'hermes': ('file', 'Class'), 'mistral': f()}\n")
+    assert registry._keys(path, "TABLE") == {"hermes", "mistral"}

@@ -1,0 +1,98 @@
+"""`/api/embed` and its predecessor `/api/embeddings`: requests, checks and replies (contract §1.4, §1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from vllama.durations import parse_keep_alive, quote
+from vllama.errors import RequestError, Unsupported
+from vllama.ollama import options
+from vllama.ollama.gojson import Fields, decode, known_fields
+from vllama.ollama.replies import Timings
+
+_COMMON = ("model", "keep_alive", "options")
+_EMBED = known_fields(*_COMMON, "input", "truncate", "dimensions")
+_EMBEDDINGS = known_fields(*_COMMON, "prompt")
+
+Vector = Any
+"""A NumPy array of float32; what it is made with does not matter here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """A request of `/api/embed`: texts, each of which becomes a vector.
+
+    `keep_alive` is ns, durations.FOREVER, or None for unsaid; `dimensions` below 1 means all of them.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    keep_alive: int | None
+    options: dict[str, Any]
+    truncate: bool = True
+    dimensions: int = 0
+    normalizes: bool = True
+
+    @classmethod
+    def parse(cls, body: bytes) -> EmbedRequest:
+        """Decode and check a body. Raises RequestError."""
+        fields = Fields(decode(body), "EmbedRequest", _EMBED)
+        model, keep_alive, given = _common(fields)
+        truncate, dimensions = fields.boolean("truncate"), fields.integer("dimensions")
+        return cls(model, _inputs(fields.raw("input")), keep_alive, given, truncate is not False, dimensions)
+
+    def reply(self, vectors: Sequence[Vector], timings: Timings | None = None) -> bytes:
+        """The record of these vectors; with none there are no timings either."""
+        written = orjson.dumps(list(vectors), option=orjson.OPT_SERIALIZE_NUMPY)
+        figures = timings.to_json() if timings else b""
+        return b'{"model":%b,"embeddings":%b%b}' % (orjson.dumps(self.model), written, figures)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRequest(EmbedRequest):
+    """A request of `/api/embeddings`: one text, and the vector as the model makes it.
+
+    A text that is too long is cut as in `/api/embed`, where Ollama fails.
+    """
+
+    normalizes: bool = False
+
+    @classmethod
+    def parse(cls, body: bytes) -> EmbeddingsRequest:
+        """Decode and check a body. Raises RequestError."""
+        fields = Fields(decode(body), "EmbeddingRequest", _EMBEDDINGS)
+        model, keep_alive, given = _common(fields)
+        prompt = fields.string("prompt")
+        return cls(model, (prompt,) if prompt else (), keep_alive, given)
+
+    def reply(self, vectors: Sequence[Vector], timings: Timings | None = None) -> bytes:
+        """The record of the one vector, or of none; it never has timings."""
+        del timings
+        vector = vectors[0] if vectors else []
+        return b'{"embedding":%b}' % orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def check_embedding(request: EmbedRequest, capabilities: Collection[str]) -> None:
+    """Raise Unsupported or OptionTypeError where the request cannot be served (contract §10)."""
+    if "embedding" not in capabilities:
+        raise Unsupported(f"{quote(request.model)} does not support embeddings")
+    options.check(request.options)
+
+
+def _common(fields: Fields) -> tuple[str, int | None, dict[str, Any]]:
+    return fields.string("model"), parse_keep_alive(fields.raw("keep_alive")), fields.mapping("options")
+
+
+def _inputs(value: Any) -> tuple[str, ...]:
+    """The texts; an empty text alone is none, but one among others, or in a list, is a text."""
+    if value is None or value == "":
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise RequestError("invalid input type")
