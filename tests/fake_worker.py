@@ -1,9 +1,9 @@
 """A worker without an engine: real sockets, the real channel, real HTTP; a test decides every byte and when.
 
-    exchange = await worker.next_exchange()     # what the gateway asked
-    exchange.start(NDJSON)
-    exchange.write(b'{"response":"a"}\n')
-    exchange.finish()
+exchange = await worker.next_exchange()     # what the gateway asked
+exchange.start(NDJSON)
+exchange.write(b'{"response":"a"}\n')
+exchange.finish()
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import orjson
 from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
 from vllama.ollama.status import JSON
 from vllama.scheduler.process import Memory
+from vllama.scheduler.serving import Serving
 from vllama.store.manifest import Manifest
+from vllama.worker.registry import Parsers
 
 PATIENCE = 20.0
 """Seconds after which something that never comes fails a test."""
@@ -269,6 +271,7 @@ class FakeLauncher:
     def __init__(self, directory: Path, *, api_servers: int = 1) -> None:
         self._directory = directory
         self.api_servers = api_servers
+        self.serving = Serving(installed=Parsers(frozenset(), frozenset()))
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.failure: Exception | None = None

@@ -22,7 +22,7 @@ from engine.processes import MARK, Process, ProcessTree, wait_for
 
 Record = dict[str, Any]
 
-TIMEOUT = 180.0
+TIMEOUT = 240.0
 """Seconds for one request, a load among them: several times what it takes."""
 
 _LISTENS = re.compile(r"listens on (http://\S+)")
@@ -35,6 +35,22 @@ def environment(models: Path, mark: str, extra: Mapping[str, str] | None = None)
     return {**inherited, "OLLAMA_MODELS": str(models), MARK: mark, **(extra or {})}
 
 
+RUNNING = "vllm:num_requests_running"
+FINISHED = "vllm:request_success_total"
+"""Counts requests that came to their end; those that were aborted are not among them."""
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """Return the sum of a metric over its labels, from vLLM's own /metrics."""
+    values = [
+        float(line.rpartition(" ")[2])
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith((f"{name}{{", f"{name} "))
+    ]
+    assert values, f"no metric {name}"
+    return sum(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One loaded model's process tree, seen from outside."""
@@ -44,11 +60,9 @@ class Worker:
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels, from vLLM's own /metrics."""
-        with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), timeout=30) as client:
-            text = client.get("http://worker/metrics").text
-        values = [float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(rf"{name}[{{ ]", line)]
-        assert values, f"no metric {name}"
-        return sum(values)
+        transport = httpx.HTTPTransport(uds=self.socket)
+        with httpx.Client(transport=transport, base_url="http://worker", timeout=30) as client:
+            return metric(client, name)
 
 
 class Server:

@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from engine.processes import wait_for
-from engine.server import Record, Server, Worker
+from engine.server import FINISHED, RUNNING, Record, Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 MODEL = "smollm2:135m"
-# At 500 tokens a second, more than any CPU gives one client, this would still take 8 s.
 LONG = {"temperature": 0, "num_predict": 4000}
 PATHS: dict[str, Record] = {
     "/api/chat": {"model": MODEL, "messages": [{"role": "user", "content": "Count to 9999."}], "options": LONG},
@@ -26,14 +25,6 @@ PATHS: dict[str, Record] = {
         "ignore_eos": True,
     },
 }
-
-
-def running(worker: Worker) -> int:
-    return int(worker.metric("vllm:num_requests_running"))
-
-
-def finished(worker: Worker) -> int:
-    return int(worker.metric("vllm:request_success_total"))
 
 
 def send(server: Server, path: str, body: Record) -> socket.socket:
@@ -51,25 +42,29 @@ def send(server: Server, path: str, body: Record) -> socket.socket:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "one reply"])
 def test_a_request_ends_in_the_engine_when_its_client_leaves(server: Server, path: str, *, stream: bool) -> None:
     worker = server.worker(MODEL)
-    wait_for(lambda: running(worker) == 0, "the engine is idle")
+    wait_for(lambda: worker.metric(RUNNING) == 0, "the engine is idle")
+    before = worker.metric(FINISHED)
     with send(server, path, {**PATHS[path], "stream": stream}) as connection:
         if stream:
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
-        wait_for(lambda: running(worker) == 1, "the engine works on the request", 10)
-    wait_for(lambda: running(worker) == 0, "the engine drops the request", 5)
+        wait_for(lambda: worker.metric(RUNNING) == 1, "the engine works on the request", 10)
+    wait_for(lambda: worker.metric(RUNNING) == 0, "the engine drops the request", 10)
 
+    assert worker.metric(FINISHED) == before
     assert server.ask("/api/chat", {**PATHS["/api/chat"], "options": {"num_predict": 1}})["eval_count"] == 1
 
 
 def test_one_client_of_several_leaves_and_the_others_lose_nothing(server: Server) -> None:
     worker = server.worker(MODEL)
+    before = worker.metric(FINISHED)
     body = {**PATHS["/api/chat"], "options": {"temperature": 0, "num_predict": 48}}
     alone = [record["message"]["content"] for record in server.records("/api/chat", body)]
     with server.stream("/api/chat", body) as records:
         heard = [next(records)["message"]["content"]]
         with send(server, "/api/chat", PATHS["/api/chat"]):
-            wait_for(lambda: running(worker) == 2, "the engine works on both", 10)
+            wait_for(lambda: worker.metric(RUNNING) == 2, "the engine works on both", 10)
         heard += [record["message"]["content"] for record in records]
 
     assert len(heard) == len(alone)
-    wait_for(lambda: running(worker) == 0, "the engine drops the other request", 5)
+    wait_for(lambda: worker.metric(RUNNING) == 0, "the engine drops the other request", 10)
+    assert worker.metric(FINISHED) == before + 2

@@ -16,7 +16,7 @@ import ollama
 import pytest
 
 from engine.processes import ProcessTree, wait_for
-from engine.server import environment
+from engine.server import FINISHED, RUNNING, environment, metric
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -138,13 +138,13 @@ def test_a_model_that_is_not_served_is_not_found(vllm: httpx.Client, path: str) 
     assert (reply.status_code, reply.json()) == (404, {"error": "model 'nosuchmodel' not found"})
 
 
-def test_a_client_that_leaves_ends_its_request(vllm: httpx.Client) -> None:
-    def running() -> float:
-        lines = vllm.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
-
+def test_a_client_that_leaves_aborts_its_request(vllm: httpx.Client) -> None:
+    before = metric(vllm, FINISHED)
     long = {**CHAT, "options": {"temperature": 0, "num_predict": 8000}}
     with httpx.Client(base_url=vllm.base_url) as leaving, leaving.stream("POST", "/api/chat", json=long) as reply:
-        next(reply.iter_lines())
-        wait_for(lambda: running() == 1, "the engine works on the request", 10)
-    wait_for(lambda: running() == 0, "the engine drops the request", 5)
+        lines = reply.iter_lines()
+        next(lines)
+        wait_for(lambda: metric(vllm, RUNNING) == 1, "the engine works on the request", 10)
+    wait_for(lambda: metric(vllm, RUNNING) == 0, "the engine drops the request", 10)
+
+    assert metric(vllm, FINISHED) == before

@@ -118,7 +118,7 @@ def test_no_request_needs_a_compiler(breakable: Server, tiny: str) -> None:
     extras = {"logprobs": True, "top_logprobs": 2, "format": "json", "stream": False}
     reply = breakable.post("/api/chat", {**long_chat(tiny, 4), **extras})
     if reply.status_code != 200:
-        wait_for(lambda: not worker.main.lives, "the worker ends", GONE)
+        wait_for(lambda: not worker.main.lives and tiny not in breakable.loaded(), "the worker ends", GONE)
 
     assert reply.status_code == 200, reply.text
 

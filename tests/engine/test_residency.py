@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -106,27 +106,27 @@ def narrow(store: ModelStore) -> Iterator[Server]:
 
 def test_a_model_is_loaded_once_for_all_who_wait_for_it_while_lists_answer_promptly(narrow: Server, tiny: str) -> None:
     body = {"model": tiny, "messages": [{"role": "user", "content": "Hi"}], "options": {"num_predict": 4}}
-    slowest, lists = 0.0, 0
+    slowest, rounds = 0.0, 0
     with ThreadPoolExecutor(3) as clients:
         waiting = [clients.submit(narrow.ask, "/api/chat", body) for _ in range(3)]
         wait_for(lambda: tiny in narrow.loaded(), "the model is loading", 10)
-        while not all(reply.done() for reply in waiting):
+        while wait(waiting, timeout=0.2).not_done:
+            started = time.monotonic()
             for path in ("/api/tags", "/api/version", "/api/ps"):
-                started = time.monotonic()
                 assert narrow.client.get(path).status_code == 200
-                slowest, lists = max(slowest, time.monotonic() - started), lists + 1
+            slowest, rounds = max(slowest, time.monotonic() - started), rounds + 1
         replies = [reply.result() for reply in waiting]
 
     assert [reply["eval_count"] for reply in replies] == [4, 4, 4]
     assert len(narrow.workers()) == 1
-    assert lists > 30  # in a load of half a minute
+    assert rounds > 10  # in a load of half a minute
     assert slowest < 5  # no list waited for the load
 
 
 @pytest.mark.slow
 def test_a_second_model_evicts_the_first_once_that_is_idle(narrow: Server, tiny: str) -> None:
     first = narrow.load(tiny)
-    long = {"model": tiny, "prompt": "Hi", "options": {"temperature": 0, "num_predict": 2000}}
+    long = {"model": tiny, "prompt": "Hi", "options": {"temperature": 0, "num_predict": 600}}
     with narrow.stream("/api/generate", long) as records:
         next(records)
         newcomer = threading.Thread(target=narrow.load, args=[MODEL])
@@ -134,7 +134,7 @@ def test_a_second_model_evicts_the_first_once_that_is_idle(narrow: Server, tiny:
         *_, last = records
     newcomer.join()
 
-    assert last["eval_count"] == 2000
+    assert last["eval_count"] == 600
     assert narrow.loaded() == [MODEL]
     assert not first.main.lives
     assert len(narrow.workers()) == 1

@@ -60,9 +60,13 @@ class _Server(uvicorn.Server):
 class Running:
     """A gateway at work, and clients of it."""
 
-    def __init__(self, port: int, store: ModelStore, scheduler: Scheduler, launcher: FakeLauncher) -> None:
-        self.port, self.store, self.scheduler, self.launcher = port, store, scheduler, launcher
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False, verify=False)
+    def __init__(
+        self, port: int, app: Gateway, store: ModelStore, scheduler: Scheduler, launcher: FakeLauncher
+    ) -> None:
+        self.port, self.app, self.store, self.scheduler, self.launcher = port, app, store, scheduler, launcher
+        self.client = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False, verify=False
+        )
         self._connections: list[RawConnection] = []
 
     def send(self, method: str, path: str, **arguments: Any) -> asyncio.Task[httpx.Response]:
@@ -136,11 +140,11 @@ def run_gateway(tmp_path: Path, sockets: Path, manifest: Manifest) -> RunGateway
             store.put(manifest)
         launcher = FakeLauncher(sockets, api_servers=api_servers)
         scheduler = Scheduler(settings, launcher)
-        gateway = Gateway(settings, store, scheduler)
+        gateway = Gateway(settings, store, scheduler, launcher.serving)
         server = _Server(server_config(gateway))
         listener = socket.create_server(("127.0.0.1", 0))
         serving = asyncio.create_task(server.serve([listener]))
-        running = Running(listener.getsockname()[1], store, scheduler, launcher)
+        running = Running(listener.getsockname()[1], gateway, store, scheduler, launcher)
         try:
             yield running
         finally:

@@ -37,7 +37,11 @@ class RawConnection:
         connected.setblocking(False)
         if buffer is not None:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        await within(asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", port)))
+        try:
+            await within(asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", port)))
+        except BaseException:
+            connected.close()
+            raise
         return cls(*await within(asyncio.open_connection(sock=connected, limit=buffer or 2**20)))
 
     def send(self, data: bytes) -> None:

@@ -80,7 +80,7 @@ async def test_keep_alive_0_with_a_prompt_answers_and_then_unloads(gateway: Runn
     assert (await gateway.get("/api/ps")).json() == {"models": []}
 
 
-@pytest.mark.parametrize("asked", ["SmolLM2:135m", "registry.ollama.ai/library/smollm2:135M", 'smollm2:135m '])
+@pytest.mark.parametrize("asked", ["SmolLM2:135m", "registry.ollama.ai/library/smollm2:135M", "smollm2:135m "])
 @pytest.mark.parametrize("keep_alive", [None, 0])
 async def test_a_reply_echoes_the_request_s_spelling(gateway: Running, asked: str, keep_alive: object) -> None:
     for path in (GENERATE, CHAT):
@@ -98,7 +98,9 @@ async def test_a_request_loads_the_model_that_it_needs(gateway: Running) -> None
 
 async def test_many_requests_share_one_load(gateway: Running) -> None:
     gateway.launcher.may_load.clear()
-    sent = [gateway.send("POST", path, json={"model": MODEL, "prompt": "hi"}) for path in [GENERATE, "/v1/completions"] * 4]
+    sent = [
+        gateway.send("POST", path, json={"model": MODEL, "prompt": "hi"}) for path in [GENERATE, "/v1/completions"] * 4
+    ]
     worker = await gateway.worker()
     gateway.launcher.may_load.set()
     for _ in sent:

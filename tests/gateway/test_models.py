@@ -1,4 +1,4 @@
-"""What models there are: version, tags, ps, show and /v1/models, whatever the engines do meanwhile (contract §4, §5.3)."""
+"""What models there are: tags, ps, show and /v1/models, whatever the engines do meanwhile (contract §4, §5.3)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,10 @@ pytestmark = pytest.mark.anyio
 
 EXCHANGES = json.loads(Path(__file__).with_name("recorded").joinpath("exchanges.json").read_bytes())
 LOADS = ("100_generate_empty_prompt_load", "205_chat_empty_messages_load_stream_default")
-SETTINGS = {"864_origins_star_preflight": {"origins": ("*",)}, "000_api_tags_empty_store": {"empty": True}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "864_origins_star_preflight": {"origins": ("*",)},
+    "000_api_tags_empty_store": {"empty": True},
+}
 
 
 @pytest.mark.parametrize("name", EXCHANGES)

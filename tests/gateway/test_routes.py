@@ -173,9 +173,7 @@ async def test_an_internal_error_under_v1_has_the_shape_of_openai(
     assert reply.json()["error"]["type"] == "api_error"
 
 
-async def test_accesses_are_logged_with_status_and_duration(
-    gateway: Running, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_accesses_are_logged_with_status_and_duration(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "vllama.access"):
         await gateway.get("/api/nope")
     (line,) = [record.getMessage() for record in caplog.records if record.name == "vllama.access"]

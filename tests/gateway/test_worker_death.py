@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from fake_worker import FakeWorker, within
 
+from vllama.names import ModelName
 from vllama.ollama.status import JSON, NDJSON
 
 from .conftest import MODEL, Running
@@ -108,7 +113,7 @@ async def test_half_an_event_does_not_swallow_the_error(gateway: Running, cut: b
     worker, client, _ = await begun(gateway, COMPLETIONS, SSE, cut)
     worker.die()
     events = (cut + await client.chunks()).split(b"\n\n")
-    assert [event.strip() for event in events][0] == cut.strip()
+    assert events[0].strip() == cut.strip()
     assert sum(event.strip().startswith(b'data: {"error"') for event in events) == 1
 
 
@@ -131,15 +136,21 @@ async def test_a_chunked_body_of_another_type_is_broken_off(gateway: Running) ->
     assert await client.rest() == b""  # and not the chunk of length 0 that ends a whole body
 
 
-async def test_rubbish_from_a_worker_is_its_end_for_this_request(gateway: Running) -> None:
-    worker = await gateway.load()
+@pytest.mark.parametrize("rubbish", [b"\x00\x01rubbish\r\n\r\n", b""])
+async def test_an_http_reply_that_breaks_ends_alone(gateway: Running, rubbish: bytes) -> None:
+    """vLLM closes the connection of a reply that it cannot complete; its other requests go on."""
+    worker, client, _ = await begun(gateway, GENERATE, NDJSON, b"a")
     sent = gateway.send("POST", COMPLETIONS, content=BODY)
-    (await worker.next_exchange()).raw(b"\x00\x01rubbish\r\n\r\n")
+    broken = await worker.next_exchange()
+    broken.raw(rubbish)
+    broken.connection.transport.close()
     reply = await sent
     assert reply.json()["error"]["message"] == STOPPED
     sent = gateway.send("POST", COMPLETIONS, content=BODY)
     (await worker.next_exchange()).reply(b"{}")
     assert (await sent).content == b"{}"
+    assert gateway.launcher.workers == [worker]
+    client.close()
 
 
 async def test_a_reply_that_the_server_cannot_send_ends_alone(gateway: Running) -> None:
@@ -177,10 +188,6 @@ async def test_all_clients_of_the_worker_are_told_and_the_next_request_gets_a_ne
 
 async def test_other_models_do_not_notice(gateway: Running) -> None:
     (manifest,) = gateway.store.list()
-    from dataclasses import replace
-
-    from vllama.names import ModelName
-
     gateway.store.put(replace(manifest, name=ModelName.parse("other")))
     dying = await gateway.load()
     living = await gateway.load("other")
@@ -192,14 +199,45 @@ async def test_other_models_do_not_notice(gateway: Running) -> None:
 
 
 @pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
-async def test_a_worker_that_listens_no_more_is_a_500(gateway: Running, path: str) -> None:
+async def test_a_worker_that_listens_no_more_is_replaced(gateway: Running, path: str) -> None:
     """Its process has not ended yet, but nothing can be asked of it."""
     worker = await gateway.load()
     for socket in (worker.socket, *worker.channels):
         socket.unlink()
     reply = await gateway.post(path, {"model": MODEL, "prompt": "hi"})
     assert reply.status_code == 500
-    assert gateway.leases == 0
+    assert STOPPED in reply.text
+    await within(asyncio.shield(worker.exited))
+    again = gateway.send("POST", path, content=BODY)
+    (await (await next_worker(gateway, after=worker)).next_exchange()).reply(b"{}")
+    assert (await again).status_code == 200
+
+
+@pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
+async def test_a_gateway_with_too_many_open_files_does_not_blame_the_worker(gateway: Running, path: str) -> None:
+    worker = await gateway.load()
+    client = await gateway.connect()
+    client.request("GET", "/")
+    await client.exactly(int((await client.head())["content-length"]))
+    with no_more_files():
+        client.request("POST", path, BODY)
+        head = await client.head()
+        reply = await client.exactly(int(head["content-length"]))
+    assert (head.status, b"cannot reach the model's worker" in reply) == (500, True)
+    client.request("POST", path, BODY)
+    (await worker.next_exchange()).reply(b"{}")
+    assert (await client.head()).status == 200
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def next_worker(gateway: Running, after: FakeWorker) -> FakeWorker:

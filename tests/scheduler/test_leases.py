@@ -196,6 +196,28 @@ async def test_the_end_of_a_lease_on_a_dead_worker_leaves_its_successor_alone(sc
     assert scene.launcher.workers[1].is_alive
 
 
+async def test_a_worker_that_is_reported_dead_is_ended_and_replaced(scene: Scene) -> None:
+    """The gateway may see that nothing can be asked of it before its process has ended."""
+    client = scene.ask("a")
+    resident = await client.served()
+    scene.launcher.workers[0].may_stop_while_serving = True
+    for _ in range(2):
+        scene.scheduler.report_death(resident)
+    await scene.serve("a")
+    await client.finish()
+    assert scene.loads == ["a", "a"]
+    assert [worker.stops for worker in scene.launcher.workers] == [1, 0]
+
+
+async def test_a_late_report_leaves_the_successor_alone(scene: Scene) -> None:
+    resident = await scene.serve("a")
+    scene.launcher.workers[0].die()
+    await now()
+    await scene.serve("a")
+    scene.scheduler.report_death(resident)
+    assert scene.resident_names == ["a"]
+
+
 async def test_new_files_replace_an_idle_model(scene: Scene) -> None:
     await scene.serve("a")
     assert version_of(await scene.serve("a", version=2)) == 2

@@ -89,6 +89,17 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         self.run(act())
 
+    @rule(number=picks)
+    def report_death(self, number: int) -> None:
+        async def act(client: Client) -> None:
+            resident = await client.served()
+            worker: Any = resident.worker
+            worker.may_stop_while_serving = True
+            self.scene.scheduler.report_death(resident)
+
+        if client := self.pick([client for client in self.clients if client.is_served], number):
+            self.run(act(client))
+
     @rule()
     def next_load_fails(self) -> None:
         self.scene.launcher.failures.append(LoadFailed("out of memory"))

@@ -211,7 +211,7 @@ async def test_one_failure_ends_the_request_and_aborts_the_other_inputs(asker: A
 
 async def test_a_client_that_leaves_aborts_all_inputs(asker: Asker) -> None:
     task = asyncio.create_task(asker.ask(input=["aaaa", "bbbb"]))
-    while asker.engine.at_work < 2:  # noqa: ASYNC110 - the engine tells by this number
+    while asker.engine.at_work < 2:
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait({task})

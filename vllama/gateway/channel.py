@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vllama.errors import WorkerDied
+from vllama.errors import EngineError, WorkerDied
 from vllama.frames import FrameReader, Kind, frame, open_frame, parse_reply
 from vllama.gateway.relay import Relay, RelayMaker
 
@@ -88,6 +88,13 @@ class Channel(asyncio.Protocol):
             self._transport.write(frame(kind, stream))
 
 
+def not_reached(error: OSError) -> EngineError:
+    """What it means that a worker's socket could not be connected to: its fault, or ours (as too many open files)."""
+    if isinstance(error, ConnectionError | FileNotFoundError):
+        return WorkerDied()
+    return EngineError(f"cannot reach the model's worker: {error.strerror or error}")
+
+
 class Channels:
     """The channels to all workers, by socket."""
 
@@ -96,7 +103,10 @@ class Channels:
         self._connecting: dict[Path, asyncio.Lock] = {}
 
     async def least_loaded(self, sockets: Sequence[Path]) -> Channel:
-        """A channel to the API server process with the fewest streams. Raises WorkerDied where one does not listen."""
+        """A channel to the API server process with the fewest streams.
+
+        Raises WorkerDied where one does not listen, EngineError where this process cannot connect.
+        """
         channels = [await self._connect(socket) for socket in sockets]
         if not channels:
             raise WorkerDied
@@ -119,6 +129,6 @@ class Channels:
             try:
                 _, channel = await asyncio.get_running_loop().create_unix_connection(Channel, str(socket))
             except OSError as error:
-                raise WorkerDied from error
+                raise not_reached(error) from error
             self._open[socket] = channel
             return channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from vllama.asgi import cancelled_on_disconnect, read_body
 from vllama.errors import CloudDisabled, ModelNotFound, NamedModelNotFound, RequestError, WorkerDied
@@ -23,6 +24,7 @@ from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 
 _ENVELOPE = known_fields("model")
+T = TypeVar("T")
 
 
 class Inference:
@@ -83,8 +85,9 @@ class Inference:
             request.headers = {**request.headers, b"content-type": b"application/json"}
             outgoing = request_bytes(request.method, request.target, request.headers.items(), body)
             async with self._scheduler.lease(self._resolve(model), None) as resident:
-                connection = await self._pool.acquire(resident.socket)
-                await self._relay(request, resident, lambda make_relay: connection.exchange(outgoing, make_relay))
+                connection = await self._reporting(resident, self._pool.acquire(resident.socket))
+                # One that breaks proves nothing: vLLM closes the connection of a reply that it cannot complete.
+                await _relay(request, lambda make_relay: connection.exchange(outgoing, make_relay))
 
     def _resolve(self, text: str) -> Manifest:
         """The manifest behind what the client typed. Raises InvalidName, CloudDisabled, ModelNotFound."""
@@ -139,41 +142,48 @@ class Inference:
     async def _have_answered(self, request: Request, manifest: Manifest, keep_alive: int | None, body: bytes) -> None:
         """Send the body, as it came, to the model's worker, and the worker's reply to the client."""
         async with self._scheduler.lease(manifest, keep_alive) as resident:
-            channel = await self._channels.least_loaded(resident.channels)
-            await self._relay(
-                request,
-                resident,
-                lambda make_relay: channel.exchange(request.path, request.received, body, make_relay),
-            )
+            channel = await self._reporting(resident, self._channels.least_loaded(resident.channels))
 
-    async def _relay(
-        self, request: Request, resident: Resident, exchange: Callable[[RelayMaker], Awaitable[None]]
-    ) -> None:
-        """Run an exchange whose reply goes to the client; one whose worker dies in the middle ends in its own format.
+            def exchange(make_relay: RelayMaker) -> Awaitable[None]:
+                answered = channel.exchange(request.path, request.received, body, make_relay)
+                return self._reporting(resident, answered)
 
-        Raises WorkerDied where nothing was sent yet, BrokenReply where the format has no room for an error.
-        """
-        relay: Relay | None = None
+            await _relay(request, exchange)
 
-        def make_relay(on_slow: OnSlow) -> Relay:
-            nonlocal relay
-            relay = Relay(request.send, request.extra_headers, on_slow)
-            return relay
-
+    async def _reporting(self, resident: Resident, work: Awaitable[T]) -> T:
+        """Do the work, and report the worker where that shows that nothing can be asked of it any more."""
         try:
-            await exchange(make_relay)
-        except WorkerDied as error:
+            return await work
+        except WorkerDied:
             self._scheduler.report_death(resident)
-            if relay is None or not relay.status:
-                raise
-            ending = closing_error(request.path, relay.content_type, str(error), after=relay.last_byte)
-            if ending is None:
-                raise BrokenReply from error
-            await request.send({"type": "http.response.body", "body": ending, "more_body": False})
-        finally:
-            request.status = relay.status if relay is not None else 0
+            raise
 
     def close(self) -> None:
         """Close the connections to the workers."""
         self._pool.close()
         self._channels.close()
+
+
+async def _relay(request: Request, exchange: Callable[[RelayMaker], Awaitable[None]]) -> None:
+    """Run an exchange whose reply goes to the client; one that breaks in the middle ends in its own format.
+
+    Raises WorkerDied where nothing was sent yet, BrokenReply where the format has no room for an error.
+    """
+    relay: Relay | None = None
+
+    def make_relay(on_slow: OnSlow) -> Relay:
+        nonlocal relay
+        relay = Relay(request.send, request.extra_headers, on_slow)
+        return relay
+
+    try:
+        await exchange(make_relay)
+    except WorkerDied as error:
+        if relay is None or not relay.status:
+            raise
+        ending = closing_error(request.path, relay.content_type, str(error), after=relay.last_byte)
+        if ending is None:
+            raise BrokenReply from error
+        await request.send({"type": "http.response.body", "body": ending, "more_body": False})
+    finally:
+        request.status = relay.status if relay is not None else 0

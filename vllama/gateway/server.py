@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -97,8 +99,10 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((address.host, address.port), family=family, backlog=2048)
     except OSError as error:
-        where = f"{address.host}:{address.port}"
-        raise VllamaError(f"cannot listen on {where}: {error.strerror}. Is another server running there?") from error
+        # Python adds the address to the system's words, but not to those of the resolver.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        hint = ". Is another server running there?" if error.errno == errno.EADDRINUSE else ""
+        raise VllamaError(f"cannot listen on {address.host}:{address.port}: {reason}{hint}") from error
 
 
 async def _serve(

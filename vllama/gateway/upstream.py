@@ -10,6 +10,7 @@ from typing import Any
 import httptools
 
 from vllama.errors import WorkerDied
+from vllama.gateway.channel import not_reached
 from vllama.gateway.relay import Header, Relay, RelayMaker
 
 # These belong to a connection and not to the message.
@@ -122,7 +123,10 @@ class Pool:
         self._idle: dict[Path, list[Connection]] = {}
 
     async def acquire(self, socket: Path) -> Connection:
-        """An open connection. Raises WorkerDied where nothing listens."""
+        """An open connection.
+
+        Raises WorkerDied where nothing listens, EngineError where this process cannot connect.
+        """
         idle = self._idle.setdefault(socket, [])
         if idle:
             return idle.pop()
@@ -130,7 +134,7 @@ class Pool:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_unix_connection(lambda: Connection(idle), str(socket))
         except OSError as error:
-            raise WorkerDied from error
+            raise not_reached(error) from error
         return connection
 
     def close(self) -> None:

@@ -61,6 +61,12 @@ class Engine:
         return int(self._client.model_config.max_model_len)
 
     @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the model can do with the parsers that vLLM was given (contract §4.5)."""
+        tools = ("tools",) if self.parsing.calls_tools else ()
+        return ("completion", *tools, *(("thinking",) if self.parsing.thinks else ()))
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered; base models have no template."""
         return bool(self._chat_template or getattr(self._tokenizer, "chat_template", True))

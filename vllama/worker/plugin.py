@@ -53,10 +53,10 @@ class OllamaPlugin:
             return  # vLLM's render-only server has no engine
         pools = "generate" not in await engine_client.get_supported_tasks()
         given = Profile.from_environment(os.environ)
-        capabilities = ("embedding",) if pools else ("completion",)
+        generates = None if pools else Engine(engine_client, state)
+        capabilities = generates.capabilities if generates else ("embedding",)
         self._identity.serve(engine_client.model_config, args, capabilities)
         profile = given or Profile(self._identity.full_name, capabilities, served_names=self._identity.spellings)
-        generates = None if pools else Engine(engine_client, state)
         for generation in self._generation_routes.values():
             generation.serve(generates, profile)
         embeds = PoolingEngine(engine_client) if pools else None

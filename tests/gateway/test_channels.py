@@ -1,0 +1,233 @@
+"""How requests reach a worker: channels to its API server processes, and HTTP connections that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fake_worker import ChannelEnd, ChannelExchange, HttpEnd, within
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllama.frames import Kind
+from vllama.gateway.upstream import request_bytes
+from vllama.ollama.status import NDJSON
+
+from .conftest import MODEL, RunGateway, Running
+
+pytestmark = pytest.mark.anyio
+
+GENERATE, COMPLETIONS = "/api/generate", "/v1/completions"
+ASK = {"model": MODEL, "prompt": "hi"}
+
+
+async def test_all_streams_of_a_model_share_one_connection(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = [gateway.send("POST", path, json=ASK) for path in [GENERATE] * 5]
+    for _ in sent:
+        (await worker.next_exchange()).reply(b"{}")
+    for reply in sent:
+        await reply
+    assert len(worker.connections) == 1
+
+
+async def test_several_api_server_processes_share_the_load(run_gateway: RunGateway) -> None:
+    async with run_gateway(api_servers=2) as gateway:
+        worker = await gateway.load()
+        sent, exchanges = [], []
+        for _ in range(6):
+            sent.append(gateway.send("POST", GENERATE, json=ASK))
+            exchanges.append(await worker.next_exchange())
+        first, second = (connection for connection in worker.connections)
+        assert [exchange.channel for exchange in exchanges].count(first) == 3
+        assert [exchange.channel for exchange in exchanges].count(second) == 3
+        for exchange in exchanges:
+            exchange.reply(b"{}")
+        for reply in sent:
+            await reply
+
+
+async def test_the_process_with_the_fewest_streams_gets_the_next(run_gateway: RunGateway) -> None:
+    async with run_gateway(api_servers=2) as gateway:
+        worker = await gateway.load()
+        sent, exchanges = [], []
+        for _ in range(4):
+            sent.append(gateway.send("POST", GENERATE, json=ASK))
+            exchanges.append(await worker.next_exchange())
+        idle = exchanges[1].channel
+        for exchange in exchanges:
+            if exchange.channel is idle:
+                exchange.reply(b"{}")
+        await within(asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED))
+        for _ in range(2):
+            sent.append(gateway.send("POST", GENERATE, json=ASK))
+            exchanges.append(await worker.next_exchange())
+        assert {exchange.channel for exchange in exchanges[4:]} == {idle}
+        for exchange in exchanges:
+            if exchange.channel is not idle or exchange in exchanges[4:]:
+                exchange.reply(b"{}")
+        for reply in sent:
+            await reply
+
+
+async def test_the_worker_gets_path_body_and_nothing_else(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", "/api/generate?x=1", json=ASK, headers={"authorization": "Bearer secret"})
+    exchange = await worker.next_exchange()
+    assert isinstance(exchange, ChannelExchange)
+    assert (exchange.path, exchange.json) == (GENERATE, ASK)
+    exchange.reply(b"{}")
+    await sent
+
+
+async def test_a_frame_for_a_stream_that_has_ended_is_ignored(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", GENERATE, json=ASK)
+    exchange = await worker.next_exchange()
+    exchange.reply(b"{}")
+    await sent
+    exchange.write(b"late")
+    exchange.finish(b"later")
+    again = gateway.send("POST", GENERATE, json=ASK)
+    (await worker.next_exchange()).reply(b'{"again":1}')
+    assert (await again).json() == {"again": 1}
+
+
+async def test_a_new_worker_gets_a_new_channel(gateway: Running) -> None:
+    for _ in range(3):
+        sent = gateway.send("POST", GENERATE, json={**ASK, "keep_alive": 0})
+        worker = await gateway.worker()
+        (await worker.next_exchange()).reply(b"{}")
+        assert (await sent).status_code == 200
+    assert len(gateway.launcher.workers) == 3
+
+
+async def test_http_connections_are_used_again(gateway: Running) -> None:
+    worker = await gateway.load()
+    for _ in range(3):
+        sent = gateway.send("POST", COMPLETIONS, json=ASK)
+        (await worker.next_exchange()).reply(b"{}")
+        await sent
+    for _ in range(3):
+        sent = gateway.send("POST", COMPLETIONS, json=ASK)
+        exchange = await worker.next_exchange()
+        exchange.start("text/event-stream")
+        exchange.finish(b"data: {}\n\n")
+        await sent
+    assert [type(connection) for connection in worker.connections] == [HttpEnd]
+
+
+async def test_each_http_request_at_a_time_has_a_connection_of_its_own(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = [gateway.send("POST", COMPLETIONS, json={**ASK, "prompt": str(n)}) for n in range(4)]
+    exchanges = [await worker.next_exchange() for _ in sent]
+    assert len({exchange.connection for exchange in exchanges}) == 4
+    for exchange in reversed(exchanges):
+        exchange.reply(exchange.json["prompt"].encode())
+    assert [(await reply).text for reply in sent] == ["0", "1", "2", "3"]
+
+
+async def test_an_idle_connection_that_the_worker_closed_is_not_used(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", COMPLETIONS, json=ASK)
+    exchange = await worker.next_exchange()
+    exchange.reply(b"{}")
+    await sent
+    exchange.connection.transport.close()
+    await within(exchange.cancelled.wait())
+    await gateway.get("/")
+    sent = gateway.send("POST", COMPLETIONS, json=ASK)
+    (await worker.next_exchange()).reply(b"{}")
+    assert (await sent).status_code == 200
+
+
+async def test_bytes_that_nobody_asked_for_end_an_idle_connection(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", COMPLETIONS, json=ASK)
+    exchange = await worker.next_exchange()
+    exchange.reply(b"{}")
+    await sent
+    exchange.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+    await within(exchange.cancelled.wait())
+    sent = gateway.send("POST", COMPLETIONS, json=ASK)
+    (await worker.next_exchange()).reply(b"good")
+    assert (await sent).content == b"good"
+
+
+async def test_vllm_gets_the_path_the_query_and_the_client_s_own_headers(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send(
+        "POST",
+        "/v1//chat/completions?beta=true&x=%2F",
+        content=b'{"model":"smollm2:135m"}',
+        headers={"content-type": "text/plain", "x-request-id": "7", "connection": "keep-alive", "origin": "app://x"},
+    )
+    exchange = await worker.next_exchange()
+    assert exchange.path == "/v1/chat/completions?beta=true&x=%2F"
+    headers = {name.lower(): value for name, value in exchange.headers.items()}
+    assert headers["x-request-id"] == "7"
+    assert headers["content-type"] == "application/json"  # vLLM insists on it
+    assert headers["host"] == "worker"
+    assert not {"connection", "origin", "transfer-encoding"} & headers.keys()
+    assert exchange.body == b'{"model":"smollm2:135m"}'
+    exchange.reply(b"{}")
+    await sent
+
+
+async def test_vllm_s_own_headers_reach_the_client_and_those_of_the_connection_do_not(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", COMPLETIONS, json=ASK)
+    (await worker.next_exchange()).raw(
+        b"HTTP/1.1 200 OK\r\nX-Request-Id: 7\r\nServer: uvicorn\r\nDate: yesterday\r\nKeep-Alive: timeout=1\r\n"
+        b"Content-Length: 2\r\n\r\n{}"
+    )
+    reply = await sent
+    assert reply.headers["x-request-id"] == "7"
+    assert not {"server", "keep-alive"} & set(reply.headers)
+    assert reply.headers.get_list("date") != ["yesterday"]
+
+
+async def test_other_paths_under_v1_reach_vllm_too(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", "/v1/rerank", json={"model": MODEL, "query": "q"})
+    exchange = await worker.next_exchange()
+    assert exchange.path == "/v1/rerank"
+    exchange.reply(b'{"detail":"Not Found"}', status=404)
+    assert (await sent).status_code == 404
+
+
+async def test_native_and_openai_requests_are_served_side_by_side(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = [gateway.send("POST", path, json=ASK) for path in (GENERATE, COMPLETIONS)]
+    for _ in sent:
+        exchange = await worker.next_exchange()
+        exchange.start(NDJSON)
+        exchange.finish(exchange.path.encode())
+    assert [(await reply).text for reply in sent] == [GENERATE, COMPLETIONS]
+    assert {type(connection) for connection in worker.connections} == {ChannelEnd, HttpEnd}
+
+
+async def test_the_channel_carries_only_what_is_needed(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", GENERATE, json=ASK)
+    exchange = await worker.next_exchange()
+    exchange.reply(b"{}")
+    await sent
+    await gateway.get("/")
+    assert exchange.channel.kinds == [Kind.OPEN]
+
+
+names = st.sampled_from([b"x-a", b"accept", b"connection", b"keep-alive", b"transfer-encoding", b"host", b"expect"])
+
+
+@given(
+    st.lists(st.tuples(names, st.binary(max_size=5).filter(lambda value: b"\r" not in value and b"\n" not in value)))
+)
+def test_the_head_of_a_request_to_vllm_is_always_framed_by_its_length(headers: list[tuple[bytes, bytes]]) -> None:
+    data = request_bytes("POST", b"/v1/x", [*headers, (b"content-length", b"999")], b"\r\n\r\nbody")
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[:2] == [b"POST /v1/x HTTP/1.1", b"host: worker"]
+    assert lines[-1] == b"content-length: %d" % len(body)
+    assert sum(line.startswith((b"content-length", b"transfer-encoding", b"host")) for line in lines) == 2
+    assert body == b"\r\n\r\nbody"

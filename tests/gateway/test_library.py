@@ -1,0 +1,134 @@
+"""Pull, copy and delete over HTTP (contract §1.7, §1.10); what a pull does is the subject of tests/store."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Generator
+
+import pytest
+from fake_worker import PATIENCE, within
+
+from vllama.errors import SourceUnavailable
+from vllama.gateway.library import Library
+from vllama.names import ModelName
+from vllama.ollama.status import NDJSON
+from vllama.store.model_store import ModelStore
+from vllama.store.pull import Progress
+
+from .conftest import MODEL, Running
+from .raw_http import RawConnection
+
+pytestmark = pytest.mark.anyio
+
+
+class ScriptedPull:
+    """Pulls step by step, when it may; `closed` is set when nobody wants more."""
+
+    def __init__(self, gateway: Running, error: Exception | None = None) -> None:
+        self._error = error
+        self.asked: list[str] = []
+        self.may_go_on = threading.Event()
+        self.closed = threading.Event()
+        gateway.app._router.exact["/api/pull"]["POST"] = Library(gateway.store, self.pull).pull
+
+    def pull(self, store: ModelStore, name: ModelName) -> Generator[Progress, None, None]:
+        self.asked.append(name.display)
+        try:
+            yield Progress("pulling manifest")
+            assert self.may_go_on.wait(PATIENCE)
+            if self._error is not None:
+                raise self._error
+            yield Progress("pulling 3f1c9a0b77de", f"sha256:{'3' * 64}", 4200, 2100)
+            yield Progress("success")
+        finally:
+            self.closed.set()
+
+
+async def begun(gateway: Running) -> RawConnection:
+    client = await gateway.connect()
+    client.request("POST", "/api/pull", b'{"name":"x"}')
+    head = await client.head()
+    assert (head.status, head["content-type"]) == (200, NDJSON)
+    assert await client.chunk() == b'{"status":"pulling manifest"}\n'
+    return client
+
+
+async def test_each_step_of_a_pull_is_a_line_as_soon_as_it_is_made(gateway: Running) -> None:
+    puller = ScriptedPull(gateway)
+    client = await begun(gateway)
+    puller.may_go_on.set()
+    assert (await client.chunks()).splitlines() == [
+        b'{"status":"pulling 3f1c9a0b77de","digest":"sha256:%b","total":4200,"completed":2100}' % (b"3" * 64),
+        b'{"status":"success"}',
+    ]
+    assert puller.asked == ["x:latest"]
+
+
+async def test_other_requests_are_answered_during_a_pull(gateway: Running) -> None:
+    puller = ScriptedPull(gateway)
+    client = await begun(gateway)
+    assert (await gateway.get("/api/tags")).status_code == 200
+    puller.may_go_on.set()
+    await client.chunks()
+
+
+async def test_a_failed_pull_says_so_in_its_stream(gateway: Running) -> None:
+    puller = ScriptedPull(gateway, SourceUnavailable("pull model manifest: file does not exist"))
+    client = await begun(gateway)
+    puller.may_go_on.set()
+    assert await client.chunks() == b'{"error":"pull model manifest: file does not exist"}\n'
+
+
+async def test_a_failed_pull_without_a_stream_is_a_500(gateway: Running) -> None:
+    puller = ScriptedPull(gateway, SourceUnavailable("pull model manifest: file does not exist"))
+    puller.may_go_on.set()
+    reply = await gateway.post("/api/pull", {"model": "x", "stream": False})
+    assert (reply.status_code, reply.json()) == (500, {"error": "pull model manifest: file does not exist"})
+
+
+async def test_a_pull_without_a_stream_says_success(gateway: Running) -> None:
+    ScriptedPull(gateway).may_go_on.set()
+    reply = await gateway.post("/api/pull", {"model": "x", "stream": False})
+    assert (reply.status_code, reply.json()) == (200, {"status": "success"})
+
+
+async def test_a_client_that_leaves_ends_the_pull_after_the_step_under_way(gateway: Running) -> None:
+    puller = ScriptedPull(gateway)
+    client = await begun(gateway)
+    client.close()
+    await gateway.get("/")
+    assert not puller.closed.is_set()
+    puller.may_go_on.set()
+    assert await within(asyncio.to_thread(puller.closed.wait, PATIENCE))
+
+
+async def test_a_copy_is_another_name_for_the_same_files(gateway: Running) -> None:
+    reply = await gateway.post("/api/copy", {"source": MODEL, "destination": "me/mine"})
+    assert (reply.status_code, reply.content) == (200, b"")
+    copy, original = (gateway.store.get(ModelName.parse(name)) for name in ("me/mine", MODEL))
+    assert (copy.digest, copy.snapshot) == (original.digest, original.snapshot)
+    assert copy.modified_at > original.modified_at
+
+
+async def test_a_copy_is_loaded_under_its_own_name(gateway: Running) -> None:
+    await gateway.post("/api/copy", {"source": MODEL, "destination": "gpt-4"})
+    assert (await gateway.load("gpt-4")).manifest.name.display == "gpt-4:latest"
+
+
+@pytest.mark.parametrize("field", ["model", "name"])
+async def test_a_deleted_model_is_gone(gateway: Running, field: str) -> None:
+    reply = await gateway.client.request("DELETE", "/api/delete", json={field: "SmolLM2:135m"})
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert gateway.store.list() == []
+
+
+async def test_a_deleted_model_goes_on_until_it_is_unloaded(gateway: Running) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", "/api/generate", json={"model": MODEL, "prompt": "hi"})
+    exchange = await worker.next_exchange()
+    await gateway.client.request("DELETE", "/api/delete", json={"model": MODEL})
+    exchange.reply(b"{}")
+    assert (await sent).status_code == 200
+    assert not worker.exited.done()
+    assert (await gateway.post("/api/generate", {"model": MODEL, "prompt": "hi"})).status_code == 404
