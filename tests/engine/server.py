@@ -10,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class Server:
                 start_new_session=True,
             )
         self._client: httpx.Client | None = None
+        self._making_client = threading.Lock()
 
     @property
     def log(self) -> str:
@@ -99,8 +101,9 @@ class Server:
     @property
     def client(self) -> httpx.Client:
         """A client of it, made at the first use."""
-        if self._client is None:
-            self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT)
+        with self._making_client:  # tests ask from several threads; a second client would never be closed
+            if self._client is None:
+                self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT)
         return self._client
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
