@@ -22,6 +22,7 @@ from vllama.ollama.status import JSON
 from vllama.scheduler.process import Memory
 from vllama.scheduler.serving import Serving
 from vllama.store.manifest import Manifest
+from vllama.worker.profile import Profile
 from vllama.worker.registry import Parsers
 
 PATIENCE = 20.0
@@ -89,7 +90,8 @@ class ChannelExchange(Exchange):
     """A stream on the channel."""
 
     def __init__(self, channel: ChannelEnd, number: int, payload: bytes) -> None:
-        path, self.received, body = parse_open(payload)
+        path, self.received, profile, body = parse_open(payload)
+        self.profile = channel.profiles[profile]
         super().__init__(path, body)
         self.channel, self.number = channel, number
 
@@ -113,6 +115,7 @@ class ChannelEnd(asyncio.Protocol):
         self._worker = worker
         self._reader = FrameReader()
         self._exchanges: dict[int, ChannelExchange] = {}
+        self.profiles: dict[int, Profile] = {}
         self.transport: Any = None
         self.kinds: list[Kind] = []
         self.closed = asyncio.Event()
@@ -127,6 +130,9 @@ class ChannelEnd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for number, stream, payload in self._reader.feed(data):
             kind = Kind(number)
+            if kind is Kind.PROFILE:
+                self.profiles[stream] = Profile.from_json(payload)
+                continue
             self.kinds.append(kind)
             if kind is Kind.OPEN:
                 self._exchanges[stream] = exchange = ChannelExchange(self, stream, payload)
@@ -279,6 +285,9 @@ class FakeLauncher:
         self.workers: list[FakeWorker] = []
         self.started: asyncio.Queue[FakeWorker] = asyncio.Queue()
         self.is_closed = False
+
+    def engine_of(self, manifest: Manifest) -> str:
+        return self.serving.engine_of(manifest)
 
     async def start(self, manifest: Manifest) -> FakeWorker:
         worker = FakeWorker(self, manifest, self._directory / f"{len(self.workers)}.sock")

@@ -49,11 +49,16 @@ def test_a_head_is_length_kind_and_stream_in_little_endian() -> None:
     assert frame(Kind.DATA, 0x01020304, b"ab") == b"\x02\x00\x00\x00" + b"\x07" + b"\x04\x03\x02\x01" + b"ab"
 
 
-@given(received=st.integers(0, 2**64 - 1), path=st.sampled_from(["/api/chat", "/api/generate", "/"]), body=st.binary())
-def test_an_open_frame_carries_path_time_and_body(received: int, path: str, body: bytes) -> None:
-    [(kind, stream, payload)] = FrameReader().feed(open_frame(3, path, received, body))
+@given(
+    received=st.integers(0, 2**64 - 1),
+    profile=st.integers(0, 2**32 - 1),
+    path=st.sampled_from(["/api/chat", "/api/generate", "/"]),
+    body=st.binary(),
+)
+def test_an_open_frame_carries_path_time_profile_and_body(received: int, profile: int, path: str, body: bytes) -> None:
+    [(kind, stream, payload)] = FrameReader().feed(open_frame(3, path, received, profile, body))
     assert (kind, stream) == (Kind.OPEN, 3)
-    assert parse_open(payload) == (path, received, body)
+    assert parse_open(payload) == (path, received, profile, body)
 
 
 @given(status=st.integers(100, 599), body=st.binary())

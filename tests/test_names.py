@@ -152,3 +152,23 @@ def test_no_text_makes_a_name_that_leads_out_of_a_directory(text: str) -> None:
     for part in (name.host, name.namespace, name.model, name.tag):
         assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", part)
         assert ".." not in part
+
+
+@pytest.mark.parametrize(
+    ("text", "display"),
+    [
+        ("qwen2.5:local", "qwen2.5:latest"),
+        ("qwen2.5:7b:local", "qwen2.5:7b"),
+        ("me/qwen:7b:LOCAL ", "me/qwen:7b"),
+        ("my:localhost", "my:localhost"),
+        ("local", "local:latest"),
+    ],
+)
+def test_local_after_a_name_asks_for_what_is_served_here_anyway(text: str, display: str) -> None:
+    assert ModelName.parse(text).display == display
+
+
+@pytest.mark.parametrize("text", ["gpt-oss:cloud:local", "gpt-oss:120b-cloud:local"])
+def test_local_and_cloud_contradict_each_other(text: str) -> None:
+    with pytest.raises(InvalidName, match=f'^use either :local or :cloud, not both: "{text}"$'):
+        ModelName.parse(text)

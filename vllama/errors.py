@@ -53,13 +53,10 @@ class FormatError(RequestError):
 
 
 class PromptTooLong(RequestError):
-    """The context has no room for the prompt (contract §1.2)."""
+    """The context has no room for the prompt, and the client does not want it cut (contract §1.2, §2.7)."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "the prompt is longer than the context length currently available to the model; shorten the prompt, "
-            "adjust the context length in settings, or use a model with a longer context length"
-        )
+        super().__init__("the input length exceeds the context length")
 
 
 class Unsupported(RequestError):

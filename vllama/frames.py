@@ -4,7 +4,9 @@ A step of the engine yields one token for every running request. Over HTTP that 
 each of them; here all that one turn of the event loop produces goes as one write (docs/architecture.md has the
 figures). A frame is a head (payload length in bytes, kind, stream number; little endian) and its payload.
 
-    gateway → worker   OPEN      received (monotonic ns, u64), length of the path (u8), path, request body
+    gateway → worker   PROFILE   what the worker is told of a model, under a number in place of the stream's
+                       OPEN      received (monotonic ns, u64), number of the profile (u32), length of the path (u8),
+                                 path, request body
                        CANCEL    nobody listens to the stream any more
                        PAUSE, RESUME   the client is slower than the model; it has caught up
     worker → gateway   REPLY     status (u16), length of the content type (u8), content type, whole body
@@ -20,7 +22,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 _HEAD = struct.Struct("<IBI")
-_OPEN = struct.Struct("<QB")
+_OPEN = struct.Struct("<QIB")
 _REPLY = struct.Struct("<HB")
 
 
@@ -35,6 +37,7 @@ class Kind(IntEnum):
     START = 6
     DATA = 7
     LAST = 8
+    PROFILE = 9
 
 
 def frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
@@ -42,16 +45,16 @@ def frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
     return _HEAD.pack(len(payload), kind, stream) + payload
 
 
-def open_frame(stream: int, path: str, received: int, body: bytes) -> bytes:
-    """The frame that begins a stream."""
-    return frame(Kind.OPEN, stream, _OPEN.pack(received, len(path)) + path.encode() + body)
+def open_frame(stream: int, path: str, received: int, profile: int, body: bytes) -> bytes:
+    """The frame that begins a stream; `profile` is a number that a PROFILE frame gave out before."""
+    return frame(Kind.OPEN, stream, _OPEN.pack(received, profile, len(path)) + path.encode() + body)
 
 
-def parse_open(payload: bytes) -> tuple[str, int, bytes]:
-    """Path, time of receipt in monotonic ns, and body of an OPEN frame."""
-    received, length = _OPEN.unpack_from(payload)
+def parse_open(payload: bytes) -> tuple[str, int, int, bytes]:
+    """Path, time of receipt in monotonic ns, number of the profile, and body of an OPEN frame."""
+    received, profile, length = _OPEN.unpack_from(payload)
     end = _OPEN.size + length
-    return payload[_OPEN.size : end].decode(), received, payload[end:]
+    return payload[_OPEN.size : end].decode(), received, profile, payload[end:]
 
 
 def reply_frame(kind: Kind, stream: int, status: int, content_type: str, body: bytes = b"") -> bytes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vllama.durations import quote
 from vllama.errors import InvalidName
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
+
+_LOCAL = ":local"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
@@ -31,8 +34,15 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> ModelName:
-        """Parse `[scheme://][host/][namespace/]model[:tag]`. Raises InvalidName."""
+        """Parse `[scheme://][host/][namespace/]model[:tag][:local]`. Raises InvalidName.
+
+        `:local` says that Ollama's cloud is not meant, which here it never is.
+        """
         rest = text.strip()
+        if rest.lower().endswith(_LOCAL):
+            rest = rest[: -len(_LOCAL)]
+            if _is_cloud(rest.rpartition(":")[2]):
+                raise InvalidName(f"use either :local or :cloud, not both: {quote(text)}")
         if "://" in rest:
             rest = rest.partition("://")[2]
         path, tag = rest, DEFAULT_TAG
@@ -76,8 +86,11 @@ class ModelName:
     @property
     def is_cloud(self) -> bool:
         """Whether only Ollama's cloud could serve it (`x:cloud`, `x:120b-cloud`)."""
-        tag = self.tag.lower()
-        return tag == "cloud" or tag.endswith("-cloud")
+        return _is_cloud(self.tag)
 
     def __str__(self) -> str:
         return self.display
+
+
+def _is_cloud(tag: str) -> bool:
+    return tag.lower() == "cloud" or tag.lower().endswith("-cloud")

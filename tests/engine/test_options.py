@@ -15,10 +15,7 @@ MODEL = "smollm2:135m"
 FULL_NAME = "registry.ollama.ai/library/smollm2:135m"
 QUESTION = "Why is the sky blue?"
 SHORT = "What is the capital of France?"
-TOO_LONG = (
-    "the prompt is longer than the context length currently available to the model; shorten the prompt, "
-    "adjust the context length in settings, or use a model with a longer context length"
-)
+TOO_LONG = "the input length exceeds the context length"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
@@ -133,23 +130,49 @@ def test_sampling_options_out_of_vllms_range_are_brought_into_it(server: Server)
     assert server.ask("/api/generate", generate(seed=2**64 + 1, **extreme))["eval_count"] > 0
 
 
-def test_num_ctx_limits_a_request_and_reloads_nothing(server: Server) -> None:
+def test_num_ctx_ends_a_reply_that_may_not_shift_and_reloads_nothing(server: Server) -> None:
     worker = server.worker(MODEL)
-    record = server.ask("/api/generate", generate(num_ctx=20, num_predict=50))
+    record = server.ask("/api/generate", generate(num_ctx=20, num_predict=50, fields={"shift": False}))
 
-    assert (record["prompt_eval_count"], record["eval_count"], record["done_reason"]) == (15, 5, "length")
+    assert (record["prompt_eval_count"], record["eval_count"], record["done_reason"]) == (15, 6, "length")
     assert server.worker(MODEL) == worker
 
 
+def test_a_reply_that_may_shift_goes_on_beyond_num_ctx(server: Server) -> None:
+    record = server.ask("/api/generate", generate(num_ctx=20, num_predict=30))
+
+    assert (record["prompt_eval_count"], record["eval_count"], record["done_reason"]) == (15, 30, "length")
+    assert record["response"] == server.ask("/api/generate", generate(num_predict=30))["response"]
+
+
+def test_a_prompt_that_is_too_long_loses_its_middle(server: Server) -> None:
+    begin, end = "Zebra zebra. ", "What is the capital of France?"
+    record = server.ask("/api/generate", generate(begin + "word " * 200 + end, num_ctx=40, num_keep=8))
+
+    assert (record["prompt_eval_count"], record["eval_count"]) == (40, 8)
+    whole = server.ask("/api/generate", generate(begin + "word " * 200 + end))
+    prompt = whole["context"][: whole["prompt_eval_count"]]
+    assert record["context"][:40] == [*prompt[:8], *prompt[-32:]]
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_prompt_that_leaves_no_room_is_refused(server: Server, *, stream: bool) -> None:
+@pytest.mark.parametrize("forbidden", [{"truncate": False}, {"shift": False}], ids=str)
+def test_a_prompt_that_is_too_long_is_refused_where_it_may_not_be_cut(
+    server: Server, forbidden: dict[str, bool], *, stream: bool
+) -> None:
     too_long = "word " * 9000
     for path, body in (
         ("/api/generate", generate(too_long)),
-        ("/api/generate", generate(num_ctx=15)),
+        ("/api/generate", generate(num_ctx=14)),
         ("/api/chat", chat(too_long)),
     ):
-        assert server.refusal(path, {**body, "stream": stream}) == (400, TOO_LONG)
+        assert server.refusal(path, {**body, **forbidden, "stream": stream}) == (400, TOO_LONG)
+
+
+def test_a_prompt_longer_than_all_that_is_served_leaves_room_for_the_reply(server: Server) -> None:
+    record = server.ask("/api/chat", chat("word " * 9000))
+
+    assert (record["prompt_eval_count"], record["eval_count"] <= 8) == (8192 - 8, True)
 
 
 def test_logprobs_come_with_each_line_and_whole_in_one_reply(server: Server) -> None:
@@ -258,13 +281,25 @@ def test_tools_are_refused_by_a_model_without_them_and_no_tools_are_fine(server:
     assert server.ask("/api/chat", chat(tools=[]))["eval_count"] == 8
 
 
-def test_suffix_images_and_templates_are_refused_clearly(server: Server) -> None:
+def test_a_template_of_the_request_replaces_that_of_the_model(server: Server) -> None:
+    body = generate(SHORT, fields={"template": "Q: {{ .Prompt }}\nA:", "system": "unused", "_debug_render_only": True})
+
+    assert server.ask("/api/generate", body)["_debug_info"]["rendered_template"] == f"Q: {SHORT}\nA:"
+    assert server.ask("/api/generate", generate(SHORT, fields={"template": "Q: {{ .Prompt }}\nA:"}))["eval_count"] > 0
+
+
+def test_a_template_with_a_suffix_fills_a_gap(server: Server) -> None:
+    body = generate("def f(", fields={"suffix": "return 1", "template": "<P>{{ .Prompt }}<S>{{ .Suffix }}<M>"})
+    assert server.refusal("/api/generate", body) == (400, f"{FULL_NAME} does not support insert")
+
+
+def test_suffix_images_and_bad_templates_are_refused_clearly(server: Server) -> None:
     def refusal(**fields: Any) -> tuple[int, str]:
         return server.refusal("/api/generate", generate(fields=fields))
 
     assert refusal(suffix="}") == (400, f"{FULL_NAME} does not support insert")
     assert refusal(images=[PIXEL]) == (400, f"{FULL_NAME} does not support vision")
-    assert refusal(template="{{ .Prompt }}")[0] == 400
+    assert refusal(template="{{ .Prompt")[0] == 500
     with_image = [{"role": "user", "content": "What is it?", "images": [PIXEL]}]
     assert server.refusal("/api/chat", chat(messages=with_image)) == (400, f"{FULL_NAME} does not support vision")
     assert server.refusal("/api/generate", generate(fields={"raw": True, "system": "x"})) == (

@@ -11,7 +11,10 @@ import pytest
 from fake_worker import within
 
 from vllama.errors import LoadFailed
+from vllama.names import ModelName
 from vllama.ollama.status import JSON
+from vllama.store.manifest import ChatMessage
+from vllama.worker.profile import Profile
 
 from .conftest import MODEL, RunGateway, Running
 
@@ -195,6 +198,43 @@ async def test_a_worker_learns_when_the_request_came(gateway: Running) -> None:
 async def test_new_files_under_the_same_name_are_served_by_a_new_worker(gateway: Running) -> None:
     await gateway.load()
     (manifest,) = gateway.store.list()
-    gateway.store.put(replace(manifest, parameters={"seed": 1}))
+    gateway.store.put(replace(manifest, engine_flags=("--seed", "1")))
     await gateway.load()
     assert [worker.exited.done() for worker in gateway.launcher.workers] == [True, False]
+
+
+async def test_a_model_that_differs_only_in_what_is_said_of_it_shares_the_worker(gateway: Running) -> None:
+    worker = await gateway.load()
+    (manifest,) = gateway.store.list()
+    mario = replace(manifest, name=ModelName.parse("mario"), system="You are Mario.", parameters={"temperature": 0.5})
+    gateway.store.put(replace(mario, messages=(ChatMessage("user", "hi"),)))
+    sent = gateway.send("POST", "/api/generate", json={"model": "mario", "prompt": "who?"})
+    exchange = await worker.next_exchange()
+    assert exchange.profile == Profile(
+        full_name="registry.ollama.ai/library/mario:latest",
+        capabilities=("completion",),
+        parameters={"temperature": 0.5},
+        system="You are Mario.",
+        messages=(("user", "hi"),),
+    )
+    exchange.reply(b"{}")
+    assert (await sent).status_code == 200
+    assert len(gateway.launcher.workers) == 1
+    (resident,) = (await gateway.get("/api/ps")).json()["models"]
+    assert resident["name"] == "mario:latest"
+
+
+async def test_unloading_one_of_the_models_that_share_a_worker_unloads_it(gateway: Running) -> None:
+    worker = await gateway.load()
+    (manifest,) = gateway.store.list()
+    gateway.store.put(replace(manifest, name=ModelName.parse("mario"), system="You are Mario."))
+    await gateway.post("/api/generate", {"model": "mario", "keep_alive": 0})
+    await within(asyncio.shield(worker.exited))
+
+
+async def test_a_parameter_of_the_wrong_type_in_the_model_is_an_error_before_any_load(gateway: Running) -> None:
+    (manifest,) = gateway.store.list()
+    gateway.store.put(replace(manifest, parameters={"temperature": "hot"}))
+    refused = await gateway.post("/api/generate", {"model": manifest.name.display, "prompt": "hi"})
+    assert (refused.status_code, refused.json()) == (400, {"error": 'option "temperature" must be of type float32'})
+    assert gateway.launcher.workers == []

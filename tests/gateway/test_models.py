@@ -99,7 +99,7 @@ async def test_ps_shows_for_ever_as_a_time_that_every_client_can_read(gateway: R
 
 async def test_ps_has_the_longest_to_stay_first(gateway: Running, manifest: Manifest) -> None:
     for name, keep_alive in (("b", 60), ("c", -1), ("d", "1h")):
-        gateway.store.put(replace(manifest, name=ModelName.parse(name)))
+        gateway.store.put(replace(manifest, name=ModelName.parse(name), engine_flags=("--seed", str(keep_alive))))
         await gateway.load(name, keep_alive)
     assert list(await expiries(gateway)) == ["c:latest", "d:latest", "b:latest"]
 

@@ -188,7 +188,7 @@ async def test_all_clients_of_the_worker_are_told_and_the_next_request_gets_a_ne
 
 async def test_other_models_do_not_notice(gateway: Running) -> None:
     (manifest,) = gateway.store.list()
-    gateway.store.put(replace(manifest, name=ModelName.parse("other")))
+    gateway.store.put(replace(manifest, name=ModelName.parse("other"), engine_flags=("--seed", "1")))
     dying = await gateway.load()
     living = await gateway.load("other")
     sent = gateway.send("POST", GENERATE, json={"model": "other", "prompt": "hi"})

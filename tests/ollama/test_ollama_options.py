@@ -27,11 +27,11 @@ EFFECTIVE: list[tuple[str, Any, Any, Any]] = [
     ("seed", -1, 42, 42),
     ("num_predict", -1, 128, 128),
     ("num_ctx", 0, 2048, 2048),
+    ("num_keep", 4, -1, -1),
     ("stop", (), ["\n", "user:"], ("\n", "user:")),
 ]
 WITHOUT_EFFECT: list[tuple[str, Any]] = [
     ("typical_p", 0.7),
-    ("num_keep", 4),
     ("num_batch", 512),
     ("num_gpu", -1),
     ("main_gpu", 0),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recorded_exchanges import ANSWERED, REFUSED
 
 from vllama.durations import FOREVER
-from vllama.errors import RequestError, Unsupported, VllamaError
+from vllama.errors import RequestError, TemplateError, Unsupported, VllamaError
 from vllama.ollama.checks import check_chat, check_generate
 from vllama.ollama.requests import ChatRequest, GenerateRequest
 from vllama.ollama.status import error_body, status_of
@@ -308,9 +308,10 @@ def test_a_raw_prompt_goes_with_nothing_that_shapes_it(conflict: dict[str, Any])
     check(generate(raw=True))
 
 
-def test_a_template_in_the_request_is_refused_with_what_to_do_instead() -> None:
-    with pytest.raises(RequestError, match="`raw`"):
-        check(generate(template="{{ .Prompt }}"))
+def test_a_template_that_cannot_be_used_is_refused() -> None:
+    check(generate(template="{{ .Prompt }}"))
+    with pytest.raises(TemplateError, match="unclosed action"):
+        check(generate(template="{{ .Prompt"))
 
 
 # Field names of both requests, with values of any kind: most of them wrong.

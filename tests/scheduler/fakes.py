@@ -112,6 +112,10 @@ class ScriptedLauncher:
     def living(self) -> list[ScriptedWorker]:
         return [worker for worker in self.workers if worker.is_alive]
 
+    @staticmethod
+    def engine_of(manifest: Manifest) -> str:
+        return f"{manifest.name.key} {manifest.parameters['seed']}"
+
     async def start(self, manifest: Manifest) -> ScriptedWorker:
         if any(worker.is_loading for worker in self.living):
             self.violations.append(f"the load of {manifest.name} did not wait for its turn")

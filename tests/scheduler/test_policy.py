@@ -25,19 +25,23 @@ from vllama.scheduler.policy import ResidentFacts, choose_victim
 def test_the_victim_is_idle_and_has_the_shortest_keep_alive_then_the_first_name(
     residents: list[tuple[str, bool, int]], victim: str | None
 ) -> None:
-    assert choose_victim(ResidentFacts(*facts) for facts in residents) == victim
+    assert choose_victim(ResidentFacts(name, name, idle, keep_alive) for name, idle, keep_alive in residents) == victim
 
 
 facts = st.builds(
-    ResidentFacts, key=st.text(max_size=3), idle=st.booleans(), keep_alive=st.just(FOREVER) | st.integers(0, 9)
+    ResidentFacts,
+    engine=st.text(max_size=3),
+    name=st.text(max_size=3),
+    idle=st.booleans(),
+    keep_alive=st.just(FOREVER) | st.integers(0, 9),
 )
 
 
-@given(st.lists(facts, unique_by=lambda resident: resident.key))
+@given(st.lists(facts, unique_by=lambda resident: resident.engine))
 def test_the_order_of_the_residents_does_not_matter_and_nobody_at_work_is_chosen(
     residents: list[ResidentFacts],
 ) -> None:
     victim = choose_victim(residents)
     assert victim == choose_victim(reversed(residents))
     assert (victim is None) == (not any(resident.idle for resident in residents))
-    assert all(resident.idle for resident in residents if resident.key == victim)
+    assert all(resident.idle for resident in residents if resident.engine == victim)

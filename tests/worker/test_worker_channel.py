@@ -16,6 +16,7 @@ import pytest
 from vllama.frames import FrameReader, Kind, frame, open_frame, parse_reply
 from vllama.ollama.status import JSON, NDJSON
 from vllama.worker.channel import Channel, Endpoint, listen, socket_path
+from vllama.worker.profile import Profile
 from vllama.worker.sink import Sink
 
 pytestmark = pytest.mark.anyio
@@ -39,8 +40,11 @@ class Gateway:
         self._frames = FrameReader()
         self._received: list[Frame] = []
 
-    def open(self, stream: int, body: bytes, *, path: str = "/api/chat", received: int = 0) -> None:
-        self._writer.write(open_frame(stream, path, received, body))
+    def introduce(self, number: int, profile: Profile) -> None:
+        self._writer.write(frame(Kind.PROFILE, number, profile.to_json()))
+
+    def open(self, stream: int, body: bytes, *, path: str = "/api/chat", received: int = 0, profile: int = 0) -> None:
+        self._writer.write(open_frame(stream, path, received, profile, body))
 
     def tell(self, kind: Kind, stream: int) -> None:
         self._writer.write(frame(kind, stream))
@@ -70,7 +74,7 @@ class Script:
         self.cancelled[body] = asyncio.Event()
         return self.say.setdefault(body, asyncio.Queue())
 
-    async def __call__(self, body: bytes, received: int, sink: Sink) -> None:
+    async def __call__(self, body: bytes, received: int, sink: Sink, profile: Profile) -> None:
         self.received[body] = received
         try:
             await sink.start(NDJSON)
@@ -82,15 +86,15 @@ class Script:
             raise
 
 
-async def serve_whole(body: bytes, received: int, sink: Sink) -> None:
+async def serve_whole(body: bytes, received: int, sink: Sink, profile: Profile) -> None:
     await sink.reply(200, JSON, body[::-1])
 
 
-async def serve_failing(body: bytes, received: int, sink: Sink) -> None:
+async def serve_failing(body: bytes, received: int, sink: Sink, profile: Profile) -> None:
     raise LookupError("a secret of the inside")
 
 
-async def serve_failing_late(body: bytes, received: int, sink: Sink) -> None:
+async def serve_failing_late(body: bytes, received: int, sink: Sink, profile: Profile) -> None:
     await sink.start(NDJSON)
     await sink.write(b"begun\n", last=False)
     raise LookupError("a secret of the inside")
@@ -103,6 +107,7 @@ async def worker(path: Path, **endpoints: Endpoint) -> AsyncIterator[Callable[[]
 
     async def connect() -> Gateway:
         gateways.append(Gateway(*await asyncio.open_unix_connection(str(path))))
+        gateways[-1].introduce(0, Profile("m", ("completion",)))
         return gateways[-1]
 
     server = await listen(path, {f"/api/{name}": endpoint for name, endpoint in endpoints.items()})
@@ -274,7 +279,7 @@ async def test_a_gateway_that_does_not_read_makes_the_streams_wait(tmp_path: Pat
     flood = bytes(32 * 1024 * 1024)  # more than any socket buffer holds
     progress: asyncio.Queue[str] = asyncio.Queue()
 
-    async def serve_much(body: bytes, received: int, sink: Sink) -> None:
+    async def serve_much(body: bytes, received: int, sink: Sink, profile: Profile) -> None:
         await sink.write(flood, last=False)
         await asyncio.sleep(0)  # the frame goes to the socket, which is full now
         progress.put_nowait("flooded")
@@ -364,3 +369,17 @@ async def test_a_socket_left_behind_by_an_earlier_worker_is_replaced(tmp_path: P
 
 def test_each_api_server_process_has_a_socket_of_its_own() -> None:
     assert [str(socket_path("/run/w.sock", rank, 2)) for rank in range(2)] == ["/run/w.sock.0of2", "/run/w.sock.1of2"]
+
+
+async def test_each_request_is_answered_for_the_model_whose_profile_it_names(tmp_path: Path) -> None:
+    async def serve_the_name(body: bytes, received: int, sink: Sink, profile: Profile) -> None:
+        await sink.reply(200, JSON, profile.full_name.encode())
+
+    async with worker(tmp_path / "s", chat=serve_the_name) as connect:
+        gateway = await connect()
+        gateway.introduce(7, Profile("mario", ("completion",), system="You are Mario."))
+        gateway.open(1, b"{}", profile=7)
+        gateway.open(2, b"{}", profile=0)
+
+        assert parse_reply((await gateway.next())[2])[2] == b"mario"
+        assert parse_reply((await gateway.next())[2])[2] == b"m"

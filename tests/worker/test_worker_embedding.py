@@ -92,9 +92,10 @@ class Asker:
     async def ask(self, request: type[EmbedRequest] = EmbedRequest, **fields: Any) -> tuple[int, Any]:
         route = EmbeddingRoute(request)
         engine: Any = self.engine
-        route.serve(engine, Profile("m", ("embedding",), self.parameters))
+        profile = Profile("m", ("embedding",), self.parameters)
+        route.serve(engine, profile)
         sink = Kept()
-        await route.answer(json.dumps({"model": "m", **fields}).encode(), 1, sink)
+        await route.answer(json.dumps({"model": "m", **fields}).encode(), 1, sink, profile)
         return sink.status, sink.body
 
     async def vectors(self, **fields: Any) -> list[list[float]]:
@@ -220,8 +221,9 @@ async def test_a_client_that_leaves_aborts_all_inputs(asker: Asker) -> None:
 
 async def test_a_model_that_makes_no_embeddings_says_so_without_an_engine() -> None:
     route, sink = EmbeddingRoute(EmbedRequest), Kept()
-    route.serve(None, Profile("m", ("completion",)))
-    await route.answer(b'{"model":"m","input":"a"}', 1, sink)
+    profile = Profile("m", ("completion",))
+    route.serve(None, profile)
+    await route.answer(b'{"model":"m","input":"a"}', 1, sink, profile)
     assert (sink.status, sink.body) == (400, {"error": '"m" does not support embeddings'})
 
 
@@ -241,9 +243,10 @@ async def test_a_bug_is_an_error_of_the_engine_and_tells_nothing(
 async def test_the_plugin_alone_knows_no_other_names_than_its_own() -> None:
     route = EmbeddingRoute(EmbedRequest)
     engine: Any = LetterEngine()
-    route.serve(engine, Profile("m", ("embedding",), served_names=frozenset({"mine"})))
+    profile = Profile("m", ("embedding",), served_names=frozenset({"mine"}))
+    route.serve(engine, profile)
     for model, status in (("mine", 200), ("other", 404), ("", 404)):
         sink = Kept()
-        await route.answer(json.dumps({"model": model, "input": "a"}).encode(), 1, sink)
+        await route.answer(json.dumps({"model": model, "input": "a"}).encode(), 1, sink, profile)
         assert sink.status == status
     assert sink.body == {"error": 'model "" not found, try pulling it first'}

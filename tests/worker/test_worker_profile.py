@@ -1,16 +1,12 @@
-"""What the scheduler tells a worker of its model."""
+"""What the gateway tells a worker of a model."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllama.worker.profile import ENVIRONMENT_VARIABLE, Profile
+from vllama.ollama.infill import Infill
+from vllama.worker.profile import Profile
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _PROFILES = st.builds(
@@ -24,35 +20,17 @@ _PROFILES = st.builds(
     ),
     system=_TEXT,
     messages=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), _TEXT), max_size=3).map(tuple),
+    chat_template=_TEXT,
+    infill=st.none() | st.builds(Infill, _TEXT, _TEXT, _TEXT, st.booleans()),
 )  # fmt: skip
-
-FULL: dict[str, Any] = {
-    "full_name": "registry.ollama.ai/library/mario:latest",
-    "capabilities": ("completion",),
-    "parameters": {"stop": ("\n", "é"), "temperature": 0.5},
-    "system": "You are Mario.\nSay so.",
-    "messages": (("user", "who?"), ("assistant", "me")),
-}
 
 
 @given(_PROFILES)
-def test_a_profile_comes_out_of_the_environment_as_it_went_in(profile: Profile) -> None:
-    assert Profile.from_environment(profile.to_environment()) == profile
-
-
-def test_a_worker_without_our_gateway_has_no_profile() -> None:
-    assert Profile.from_environment({}) is None
-    assert Profile.from_environment({ENVIRONMENT_VARIABLE: ""}) is None
-
-
-def test_a_profile_reaches_another_process() -> None:
-    program = "import os; from vllama.worker.profile import Profile; print(Profile.from_environment(os.environ))"
-    profile = Profile(**FULL)
-    environment = {**os.environ, **profile.to_environment(), "PYTHONUTF8": "1"}
-    printed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
-    assert printed.stdout.decode().strip() == repr(profile)
+def test_a_profile_arrives_as_it_was_sent(profile: Profile) -> None:
+    assert Profile.from_json(profile.to_json()) == profile
 
 
 def test_what_a_model_does_not_say_is_empty() -> None:
     profile = Profile("name", ("completion",))
     assert (profile.parameters, profile.system, profile.messages) == ({}, "", ())
+    assert (profile.chat_template, profile.infill) == ("", None)

@@ -21,6 +21,7 @@ class Channel(asyncio.Protocol):
         self._reader = FrameReader()
         self._relays: dict[int, Relay] = {}
         self._numbers = count(1)
+        self._profiles: dict[bytes, int] = {}
         self.is_open = False
 
     @property
@@ -28,8 +29,8 @@ class Channel(asyncio.Protocol):
         """Streams under way."""
         return len(self._relays)
 
-    async def exchange(self, path: str, received: int, body: bytes, make_relay: RelayMaker) -> None:
-        """Have the worker answer, and relay its reply.
+    async def exchange(self, path: str, received: int, profile: bytes, body: bytes, make_relay: RelayMaker) -> None:
+        """Have the worker answer for a model of this profile, and relay its reply.
 
         Raises WorkerDied where the worker goes before its reply is complete. Cancelling aborts the request.
         """
@@ -38,7 +39,7 @@ class Channel(asyncio.Protocol):
         stream = next(self._numbers)
         relay = make_relay(lambda slow: self._tell(Kind.PAUSE if slow else Kind.RESUME, stream))
         self._relays[stream] = relay
-        self._transport.write(open_frame(stream, path, received, body))
+        self._transport.write(open_frame(stream, path, received, self._number_of(profile), body))
         try:
             await relay.finished()
         finally:
@@ -82,6 +83,14 @@ class Channel(asyncio.Protocol):
     def close(self) -> None:
         """Close it."""
         self._transport.abort()
+
+    def _number_of(self, profile: bytes) -> int:
+        """The number under which the worker knows the profile, told now where it does not know it yet."""
+        number = self._profiles.get(profile)
+        if number is None:
+            number = self._profiles[profile] = len(self._profiles)
+            self._transport.write(frame(Kind.PROFILE, number, profile))
+        return number
 
     def _tell(self, kind: Kind, stream: int) -> None:
         if self.is_open:

@@ -107,16 +107,17 @@ class Inference:
             self._scheduler.unload(manifest)
             await send_record(request, replies.final("unload"))
             return
-        capabilities = self._serving.plan(manifest).capabilities
+        served = self._serving.plan(manifest)
         if isinstance(parsed, GenerateRequest):
-            checks.check_generate(parsed, capabilities, manifest.name.full)
+            checks.check_generate(parsed, served.capabilities, manifest.name.full)
         else:
-            checks.check_chat(parsed, capabilities, manifest.name.full)
+            checks.check_chat(parsed, served.capabilities, manifest.name.full)
+        profile = self._serving.profile(manifest, served).to_json()
         if parsed.is_empty:
             await self._load(manifest, parsed.keep_alive)
             await send_record(request, replies.final("load"))
             return
-        await self._have_answered(request, manifest, parsed.keep_alive, body)
+        await self._have_answered(request, manifest, profile, parsed.keep_alive, body)
 
     async def _embed(self, request: Request, parsed: EmbedRequest, body: bytes) -> None:
         """Without a text to embed it only loads; with a keep_alive of 0 as well, what was loaded goes."""
@@ -128,24 +129,28 @@ class Inference:
             self._scheduler.unload(manifest)
             await send_record(request, parsed.reply(()))
             return
-        check_embedding(parsed, self._serving.plan(manifest).capabilities)
+        served = self._serving.plan(manifest)
+        check_embedding(parsed, served.capabilities)
+        profile = self._serving.profile(manifest, served).to_json()
         if not parsed.inputs:
             await self._load(manifest, parsed.keep_alive)
             await send_record(request, parsed.reply(()))
             return
-        await self._have_answered(request, manifest, parsed.keep_alive, body)
+        await self._have_answered(request, manifest, profile, parsed.keep_alive, body)
 
     async def _load(self, manifest: Manifest, keep_alive: int | None) -> None:
         async with self._scheduler.lease(manifest, keep_alive):
             pass
 
-    async def _have_answered(self, request: Request, manifest: Manifest, keep_alive: int | None, body: bytes) -> None:
+    async def _have_answered(
+        self, request: Request, manifest: Manifest, profile: bytes, keep_alive: int | None, body: bytes
+    ) -> None:
         """Send the body, as it came, to the model's worker, and the worker's reply to the client."""
         async with self._scheduler.lease(manifest, keep_alive) as resident:
             channel = await self._reporting(resident, self._channels.least_loaded(resident.channels))
 
             def exchange(make_relay: RelayMaker) -> Awaitable[None]:
-                answered = channel.exchange(request.path, request.received, body, make_relay)
+                answered = channel.exchange(request.path, request.received, profile, body, make_relay)
                 return self._reporting(resident, answered)
 
             await _relay(request, exchange)

@@ -77,8 +77,9 @@ class Models:
             raise ModelNotFound(asked) from None
 
     def _served_context(self, manifest: Manifest) -> int | None:
+        engine = self._serving.engine_of(manifest)
         for view in self._scheduler.residents():
-            if view.manifest.name.key == manifest.name.key:
+            if view.engine == engine:
                 return view.context_length or None  # not known while it loads
         return None
 

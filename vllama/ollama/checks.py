@@ -8,21 +8,22 @@ from vllama.durations import quote
 from vllama.errors import RequestError, Unsupported
 from vllama.ollama import options
 from vllama.ollama.requests import ChatRequest, Common, GenerateRequest, check_format
+from vllama.ollama.templates import in_jinja
 
 
 def check_generate(request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
-    """Raise RequestError or Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""
+    """Raise where the request cannot be served; `full_name` is `host/ns/model:tag`.
+
+    Raises RequestError or Unsupported; TemplateError where the request's template cannot be used.
+    """
     if request.raw and (request.template or request.system or request.context):
         raise RequestError("raw mode does not support template, system, or context")
     _check_common(request, capabilities, "generate")
     if request.suffix and "insert" not in capabilities:
         raise Unsupported(f"{full_name} does not support insert")
-    if request.template:
-        raise RequestError(
-            "a template in the request is not supported yet; put the whole prompt into `prompt` with `raw`"
-        )
     if request.images and "vision" not in capabilities:
         raise Unsupported(f"{full_name} does not support vision")
+    in_jinja(request.template)
 
 
 def check_chat(request: ChatRequest, capabilities: Collection[str], full_name: str) -> None:

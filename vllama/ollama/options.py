@@ -27,12 +27,12 @@ _EFFECTIVE = {
     "seed": "integer",
     "num_predict": "integer",
     "num_ctx": "integer",
+    "num_keep": "integer",
     "stop": "array",
 }
 # Accepted for Ollama's sake: vLLM decides these at start, or has nothing of the kind.
 _WITHOUT_EFFECT = {
     "typical_p": "float32",
-    "num_keep": "integer",
     "num_batch": "integer",
     "num_gpu": "integer",
     "main_gpu": "integer",
@@ -54,6 +54,7 @@ DEFAULTS: Mapping[str, Any] = {
     "seed": -1,
     "num_predict": -1,
     "num_ctx": 0,
+    "num_keep": 4,
     "stop": (),
 }
 
@@ -64,7 +65,8 @@ _mentioned: set[str] = set()
 class Sampling:
     """The values in force for one request, in Ollama's terms.
 
-    `num_predict` ≤ 0 means until the model stops, `num_ctx` 0 the whole context, `seed` < 0 random.
+    `num_predict` ≤ 0 means until the model stops, `num_ctx` 0 the whole context, `seed` < 0 random; `num_keep` < 0
+    keeps all of the beginning of a prompt that is cut.
     """
 
     temperature: float
@@ -78,6 +80,7 @@ class Sampling:
     seed: int
     num_predict: int
     num_ctx: int
+    num_keep: int
     stop: tuple[str, ...]
 
 

@@ -20,7 +20,7 @@ from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
-from vllama.worker.profile import Profile
+from vllama.worker.profile import SUPERVISED
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,10 @@ class Launcher:
         if self._user_flags:
             await check_flags(self._user_flags, self._environment(), self._command)
 
+    def engine_of(self, manifest: Manifest) -> str:
+        """The identity of the engine that serves the model: models with the same can share a worker."""
+        return self.serving.engine_of(manifest)
+
     async def start(self, manifest: Manifest) -> WorkerProcess:
         """Start a worker for this model; it is not ready yet."""
         description = describe(manifest)
@@ -61,13 +65,6 @@ class Launcher:
         embeds = "embedding" in served.capabilities
         name = manifest.name
         socket = self.runtime / f"{next(self._numbers)}.sock"
-        profile = Profile(
-            full_name=name.full,
-            capabilities=served.capabilities,
-            parameters=manifest.parameters,
-            system=manifest.system,
-            messages=tuple((message.role, message.content) for message in manifest.messages),
-        )
         self._logs.mkdir(parents=True, exist_ok=True)
         arguments = engine_flags.command_line(
             manifest.snapshot,
@@ -86,7 +83,7 @@ class Launcher:
                 environment={
                     **engine_flags.eager_environment(arguments, on_cpu=self._on_cpu),
                     **self._environment(),
-                    **profile.to_environment(),
+                    SUPERVISED: "1",
                 },
                 socket=socket,
                 memory=self._memory(manifest),

@@ -53,6 +53,9 @@ class Worker(Protocol):
 class WorkerLauncher(Protocol):
     """Starts workers; see vllama.scheduler.launcher.Launcher."""
 
+    def engine_of(self, manifest: Manifest) -> str:
+        """The identity of the engine that serves the model: models with the same can share a worker."""
+
     async def start(self, manifest: Manifest) -> Worker:
         """Start a worker that is not ready yet."""
 
@@ -65,10 +68,14 @@ class State(StrEnum):
 
 
 class Resident:
-    """One loaded or loading model. `keep_alive` is ns, or negative for ever; `leases` counts requests at work."""
+    """One loaded or loading engine. `keep_alive` is ns, or negative for ever; `leases` counts requests at work.
 
-    def __init__(self, manifest: Manifest, keep_alive: int, clock: Callable[[], float]) -> None:
+    `manifest` is the model that asked last: those that differ in system, parameters, template or messages share it.
+    """
+
+    def __init__(self, engine: str, manifest: Manifest, keep_alive: int, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.engine = engine
         self.manifest = manifest
         self.keep_alive = keep_alive
         self.state = State.LOADING
@@ -78,11 +85,6 @@ class Resident:
         self.load: asyncio.Task[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self.idle_since = clock()
-
-    @property
-    def key(self) -> str:
-        """The identity of its model."""
-        return self.manifest.name.key
 
     @property
     def socket(self) -> Path:
@@ -114,6 +116,7 @@ class Resident:
     def view(self) -> ResidentView:
         """How it looks from outside now."""
         return ResidentView(
+            engine=self.engine,
             manifest=self.manifest,
             state=self.state,
             expires_at=self.expires_at,
@@ -127,6 +130,7 @@ class Resident:
 class ResidentView:
     """A resident as `/api/ps` shows it. `context_length` is 0 while it is not known yet."""
 
+    engine: str
     manifest: Manifest
     state: State
     expires_at: float | None
@@ -165,13 +169,13 @@ class Scheduler:
 
     def unload(self, manifest: Manifest) -> None:
         """Let the model go as soon as nobody uses it; at once where nobody does."""
-        if resident := self._residents.get(manifest.name.key):
+        if resident := self._residents.get(self._launcher.engine_of(manifest)):
             resident.keep_alive = 0
             self._rest(resident)
 
     def report_death(self, resident: Resident) -> None:
         """Take note that a worker does not answer any more: the next request gets a new one."""
-        if self._residents.get(resident.key) is resident and resident.state is State.READY:
+        if self._residents.get(resident.engine) is resident and resident.state is State.READY:
             self._on_exit(resident)
 
     def residents(self) -> list[ResidentView]:
@@ -197,30 +201,35 @@ class Scheduler:
     async def _acquire(self, manifest: Manifest, keep_alive: int | None) -> Resident:
         """Find or make the resident, and take a lease on it.
 
-        1. closed → refuse            2. ready, same files → lease    3. too many wait → refuse
-        4. other files → replace it when idle    5. nothing → start the load    6. loading → wait, then lease
+        1. closed → refuse            2. ready → lease                3. too many wait → refuse
+        4. the name had another engine → that goes when idle    5. nothing → start the load    6. loading → wait, lease
         """
+        engine = self._launcher.engine_of(manifest)
         while True:
             if self._closed:  # 1
                 raise EngineError("the server is stopping")
-            resident = self._residents.get(manifest.name.key)
-            is_same = resident is not None and resident.manifest.digest == manifest.digest
-            if resident is not None and is_same and resident.state is State.READY:  # 2
+            resident = self._residents.get(engine)
+            if resident is not None:
+                resident.manifest = manifest
                 self._set_keep_alive(resident, keep_alive)
-                self._take(resident)
-                return resident
+                if resident.state is State.READY:  # 2
+                    self._take(resident)
+                    return resident
             with self._queued():  # 3
-                if resident is not None and not is_same:  # 4
-                    if not resident.is_idle:
-                        await self._changed.wait()
-                        continue
-                    self._drop(resident, "its files changed")
-                    resident = None
-                if resident is None:  # 5
-                    resident = self._begin(manifest)
-                self._set_keep_alive(resident, keep_alive)
+                if resident is None:
+                    if outdated := self._outdated(manifest):  # 4
+                        if not outdated.is_idle:
+                            await self._changed.wait()
+                            continue
+                        self._drop(outdated, "its files changed")
+                    resident = self._begin(engine, manifest)  # 5
+                    self._set_keep_alive(resident, keep_alive)
                 await self._wait_for_load(resident)  # 6
             return resident
+
+    def _outdated(self, manifest: Manifest) -> Resident | None:
+        """What is resident under the model's name with another engine: its files or flags were changed since."""
+        return next((r for r in self._residents.values() if r.manifest.name.key == manifest.name.key), None)
 
     @contextmanager
     def _queued(self) -> Iterator[None]:
@@ -233,9 +242,9 @@ class Scheduler:
         finally:
             self._waiting -= 1
 
-    def _begin(self, manifest: Manifest) -> Resident:
-        resident = Resident(manifest, self._settings.keep_alive, self._clock)
-        self._residents[resident.key] = resident
+    def _begin(self, engine: str, manifest: Manifest) -> Resident:
+        resident = Resident(engine, manifest, self._settings.keep_alive, self._clock)
+        self._residents[engine] = resident
         resident.load = asyncio.create_task(self._load(resident))
         resident.load.add_done_callback(_retrieve)
         return resident
@@ -292,7 +301,8 @@ class Scheduler:
             holders = [resident for resident in self._residents.values() if resident.worker is not None]
             if len(holders) < self._settings.resident_limit:
                 break
-            victim = choose_victim(ResidentFacts(r.key, r.is_idle, r.keep_alive) for r in holders)
+            facts = (ResidentFacts(r.engine, r.manifest.name.key, r.is_idle, r.keep_alive) for r in holders)
+            victim = choose_victim(facts)
             if victim is None:
                 await self._changed.wait()
             else:
@@ -314,7 +324,7 @@ class Scheduler:
     def _rest(self, resident: Resident) -> None:
         """Start the keep-alive of a resident that has become idle."""
         self._notify()
-        if not resident.is_idle or self._residents.get(resident.key) is not resident:
+        if not resident.is_idle or self._residents.get(resident.engine) is not resident:
             return
         resident.idle_since = self._clock()
         if resident.expiry:
@@ -327,7 +337,7 @@ class Scheduler:
             resident.expiry = asyncio.get_running_loop().call_later(delay, self._drop, resident, "keep_alive ended")
 
     def _on_exit(self, resident: Resident) -> None:
-        if self._residents.get(resident.key) is resident:
+        if self._residents.get(resident.engine) is resident:
             log.error("the worker of %s died", resident.manifest.name)
             self._drop(resident, "its worker died", grace=0)  # what it left behind has to go as well
 
@@ -353,8 +363,8 @@ class Scheduler:
             await asyncio.wait(self._stops)  # and not `gather`: whoever is cancelled here must not cancel the stops
 
     def _forget(self, resident: Resident) -> None:
-        if self._residents.get(resident.key) is resident:
-            del self._residents[resident.key]
+        if self._residents.get(resident.engine) is resident:
+            del self._residents[resident.engine]
         if resident.expiry:
             resident.expiry.cancel()
             resident.expiry = None

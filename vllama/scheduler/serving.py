@@ -5,14 +5,19 @@ One answer for the worker's command line, for the checks of requests and for wha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from vllama.ollama import options
+from vllama.ollama.infill import Infill, infill_of
+from vllama.ollama.templates import fills_gaps, in_jinja
 from vllama.scheduler.engine_flags import given_value, is_given
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.store.parsers import ParserChoice, Traits, choose_reasoning_parser, choose_tool_parser
+from vllama.worker.profile import Profile
 from vllama.worker.registry import Parsers, installed_parsers
 
 _TOOL_PARSER = "--tool-call-parser"
@@ -29,17 +34,37 @@ class ServingPlan:
     tool_parser: ParserChoice
     reasoning_parser: ParserChoice
     flags: tuple[str, ...]
+    infill: Infill | None = None
 
 
-def plan(description: ModelDescription, installed: Parsers, flags: Sequence[str]) -> ServingPlan:
-    """Decide what the model is served with; `flags` are those of its manifest and of the user, the last one wins."""
+def plan(
+    description: ModelDescription, installed: Parsers, flags: Sequence[str], origin: str = "", template: str = ""
+) -> ServingPlan:
+    """Decide what the model is served with.
+
+    `flags` are those of its manifest and of the user, the last one wins. `origin` says where its files come from and
+    what it is called; `template` is what its manifest puts in place of the template that came with the files.
+    """
     if "completion" not in description.capabilities:
         return ServingPlan(description.capabilities, ParserChoice(), ParserChoice(), ())
-    return _plan(description.capabilities, description.traits, installed, tuple(flags))
+    facts = _Facts(description.capabilities, description.traits, tuple(flags), origin, template)
+    return _plan(facts, installed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a plan depends on besides the installed vLLM."""
+
+    capabilities: tuple[str, ...]
+    traits: Traits
+    flags: tuple[str, ...]
+    origin: str
+    template: str
 
 
 @lru_cache(maxsize=256)  # asked at every request
-def _plan(capabilities: tuple[str, ...], traits: Traits, installed: Parsers, flags: tuple[str, ...]) -> ServingPlan:
+def _plan(facts: _Facts, installed: Parsers) -> ServingPlan:
+    traits, flags = facts.traits, facts.flags
     added: list[str] = []
     if is_given(flags, _NO_TOOLS):
         tool = ParserChoice()
@@ -55,8 +80,11 @@ def _plan(capabilities: tuple[str, ...], traits: Traits, installed: Parsers, fla
     else:
         reasoning = choose_reasoning_parser(traits, installed.reasoning)
         added += [_REASONING_PARSER, reasoning.name] if reasoning.name else []
-    more = [name for name, choice in (("tools", tool), ("thinking", reasoning)) if choice.name]
-    return ServingPlan((*capabilities, *more), tool, reasoning, tuple(added))
+    infill = infill_of(traits.tokens, traits.model_type, facts.origin)
+    inserts = infill is not None or fills_gaps(facts.template)
+    gained = (("tools", bool(tool.name)), ("insert", inserts), ("thinking", bool(reasoning.name)))
+    more = [name for name, is_gained in gained if is_gained]
+    return ServingPlan((*facts.capabilities, *more), tool, reasoning, tuple(added), infill)
 
 
 class Serving:
@@ -71,6 +99,23 @@ class Serving:
         """Raises ManifestCorrupt where a file is damaged or missing."""
         return self._plan(manifest, describe(manifest))
 
+    def profile(self, manifest: Manifest, served: ServingPlan) -> Profile:
+        """What the worker is told with each request. Raises OptionTypeError where a parameter has the wrong type."""
+        return Profile(
+            full_name=manifest.name.full,
+            capabilities=served.capabilities,
+            parameters=options.check(manifest.parameters),
+            system=manifest.system,
+            messages=tuple((message.role, message.content) for message in manifest.messages),
+            chat_template=in_jinja(manifest.template),
+            infill=served.infill,
+        )
+
+    def engine_of(self, manifest: Manifest) -> str:
+        """The identity of the engine that serves the model: models with the same can share a worker."""
+        flags = "\0".join((*manifest.engine_flags, *self.plan(manifest).flags))
+        return hashlib.sha256(f"{manifest.weights_digest}\0{flags}".encode()).hexdigest()
+
     def describe(self, manifest: Manifest) -> ModelDescription:
         """What is known of the model, with what it can do here. Raises ManifestCorrupt."""
         found = describe(manifest)
@@ -81,4 +126,10 @@ class Serving:
 
     def _plan(self, manifest: Manifest, description: ModelDescription) -> ServingPlan:
         installed = self._installed if self._installed is not None else installed_parsers()
-        return plan(description, installed, (*manifest.engine_flags, *self._user_flags))
+        return plan(
+            description,
+            installed,
+            (*manifest.engine_flags, *self._user_flags),
+            origin=f"{manifest.source.locator} {manifest.name.model}",
+            template=manifest.template,
+        )

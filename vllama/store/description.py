@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from vllama.errors import ManifestCorrupt
+from vllama.ollama.templates import in_jinja
 from vllama.store.manifest import Manifest
 from vllama.store.parsers import Traits
 from vllama.store.snapshot import weight_files
@@ -58,8 +59,8 @@ _SAMPLING = {
 class ModelDescription:
     """The facts that `/api/tags`, `/api/show` and `/api/ps` tell of a model.
 
-    Lengths are tokens or vector elements, 0 where unknown. `template` is Jinja. `parameters` are
-    the sampling defaults in force for it: the manifest's over those of generation_config.json.
+    Lengths are tokens or vector elements, 0 where unknown. `template` is as it was given, `chat_template` the
+    same in Jinja. `parameters` are the sampling defaults in force: the manifest's over generation_config.json's.
     `tokens` are the tokens that its tokenizer has beyond its learned vocabulary; `tool_template` is
     the template for requests with tools where that is another one. `capabilities` are
     those that its architecture tells; what parsers add is known to vllama.scheduler.serving.
@@ -80,11 +81,12 @@ class ModelDescription:
     parameters: Mapping[str, Any]
     tokens: frozenset[str] = frozenset()
     tool_template: str = ""
+    chat_template: str = ""
 
     @property
     def traits(self) -> Traits:
         """What tells how the model writes tool calls and thinking."""
-        return Traits(self.family, self.tool_template or self.template, self.tokens)
+        return Traits(self.family, self.tool_template or self.chat_template, self.tokens)
 
     @property
     def parameter_size(self) -> str:
@@ -95,9 +97,11 @@ class ModelDescription:
 def describe(manifest: Manifest) -> ModelDescription:
     """Read the facts from the snapshot. Raises ManifestCorrupt where a file is damaged or missing."""
     found = _describe_snapshot(manifest.snapshot, _state(manifest))
+    if manifest.template:
+        jinja = in_jinja(manifest.template)
+        found = replace(found, template=manifest.template, chat_template=jinja, tool_template="")
     return replace(
         found,
-        template=manifest.template or found.template,
         license=manifest.license or found.license,
         model_info={"general.basename": manifest.name.model, **found.model_info},
         parameters={**found.parameters, **manifest.parameters},
@@ -115,6 +119,7 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
     level = quantization_level(tensors, quantization)
     count = parameter_count(tensors, quantization)
     facts = _facts(config, snapshot)
+    template = _chat_template(snapshot)
     family = str(config.get("model_type", ""))
     return ModelDescription(
         family=family,
@@ -128,7 +133,8 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
             config.get("architectures") or [],
             is_sentence_transformer=(snapshot / "modules.json").exists(),
         ),
-        template=_chat_template(snapshot),
+        template=template,
+        chat_template=template,
         license=_license(snapshot),
         model_info={
             "general.architecture": family,

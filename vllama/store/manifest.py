@@ -58,7 +58,7 @@ class Manifest:
     """What is served under a name.
 
     `snapshot` is the directory of the files, in Hugging Face's layout. `parameters` are Ollama
-    PARAMETER values given with the model; `system`, `template` (Jinja), `license` and `messages`
+    PARAMETER values given with the model; `system`, `template` (Jinja or Go), `license` and `messages`
     are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone.
     """
 
@@ -88,6 +88,11 @@ class Manifest:
                 "engine_flags": list(self.engine_flags),
             }
         )
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Identity of the files alone, 64 hex: equal for a model and those derived from it."""
+        return content_digest(self.files)
 
     @property
     def size(self) -> int:

@@ -11,12 +11,13 @@ from typing import Any
 from vllama.errors import EngineError, VllamaError, WorkerDied
 from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
 from vllama.ollama.status import JSON, error_body, error_line, status_of
+from vllama.worker.profile import Profile
 from vllama.worker.sink import Sink
 
 log = logging.getLogger(__name__)
 
-Endpoint = Callable[[bytes, int, Sink], Awaitable[None]]
-"""Answers a body that was received at a monotonic time in ns."""
+Endpoint = Callable[[bytes, int, Sink, Profile], Awaitable[None]]
+"""Answers a body that was received at a monotonic time in ns, for a model of this profile."""
 
 
 async def listen(path: Path, endpoints: Mapping[str, Endpoint]) -> asyncio.AbstractServer:
@@ -36,6 +37,7 @@ class Channel(asyncio.Protocol):
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
         self._reader = FrameReader()
+        self._profiles: dict[int, Profile] = {}
         self._streams: dict[int, tuple[asyncio.Task[None], ChannelSink]] = {}
         self._transport: Any = None
         self._pending: list[bytes] = []
@@ -51,6 +53,8 @@ class Channel(asyncio.Protocol):
         for kind, stream, payload in self._reader.feed(data):
             if kind == Kind.OPEN:
                 self._open(stream, payload)
+            elif kind == Kind.PROFILE:
+                self._profiles[stream] = Profile.from_json(payload)
             elif (entry := self._streams.get(stream)) is None:
                 continue  # it has just ended
             elif kind == Kind.CANCEL:
@@ -92,15 +96,15 @@ class Channel(asyncio.Protocol):
             self._transport.write(data)
 
     def _open(self, stream: int, payload: bytes) -> None:
-        path, received, body = parse_open(payload)
+        path, received, profile, body = parse_open(payload)
         sink = ChannelSink(self, stream)
-        task = asyncio.create_task(self._answer(path, received, body, sink))
+        task = asyncio.create_task(self._answer(path, received, self._profiles[profile], body, sink))
         self._streams[stream] = (task, sink)
         task.add_done_callback(lambda _: self._streams.pop(stream, None))
 
-    async def _answer(self, path: str, received: int, body: bytes, sink: ChannelSink) -> None:
+    async def _answer(self, path: str, received: int, profile: Profile, body: bytes, sink: ChannelSink) -> None:
         try:
-            await self._endpoints[path](body, received, sink)
+            await self._endpoints[path](body, received, sink, profile)
         except Exception:
             log.exception("%s failed", path)
             await sink.fail(EngineError("internal error, check the model's log"))

@@ -10,11 +10,13 @@ from vllama.errors import PromptTooLong
 from vllama.ollama import checks
 from vllama.ollama.replies import ChatReplies, Clock, GenerateReplies, Replies
 from vllama.ollama.requests import ChatRequest, GenerateRequest
+from vllama.ollama.templates import in_jinja
 from vllama.worker import conversation
 from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine import Engine, Prompt
 from vllama.worker.parsing import ParsedPrompt
 from vllama.worker.profile import Profile
+from vllama.worker.window import Window
 
 Request = GenerateRequest | ChatRequest
 
@@ -32,6 +34,16 @@ class Rendered:
         ids: list[int] = self.prompt["prompt_token_ids"]
         return ids
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the prompt is nothing but its token ids; those of one with images belong to the images."""
+        return bool(self.prompt.get("type", "token") == "token")
+
+    def replace_ids(self, ids: list[int]) -> None:
+        """Put other token ids in the prompt's place."""
+        self.prompt["prompt_token_ids"] = ids
+        self.prompt.pop("prompt", None)  # the text that they no longer are
+
 
 class Dialect(Protocol):
     """One route's part of the work."""
@@ -45,8 +57,8 @@ class Dialect(Protocol):
     def replies(self, model: str, clock: Clock) -> Replies:
         """The writer of this route's records."""
 
-    async def render(self, request: Any, engine: Engine, profile: Profile, context: int) -> Rendered:
-        """Make the prompt, for a context of so many tokens."""
+    async def render(self, request: Any, engine: Engine, profile: Profile, window: Window) -> Rendered:
+        """Make the prompt."""
 
     def returns_context(self, request: Any) -> bool:
         """Whether the final record carries the token ids."""
@@ -67,21 +79,34 @@ class Generate:
         """The writer of this route's records."""
         return GenerateReplies(model, clock)
 
-    async def render(self, request: GenerateRequest, engine: Engine, profile: Profile, context: int) -> Rendered:
-        """Make the prompt: raw text, or a conversation of one turn; `context` stands before it verbatim."""
-        del context  # a single message is not shortened: what is too long is refused
-        if request.raw or not engine.has_chat_template:
+    async def render(self, request: GenerateRequest, engine: Engine, profile: Profile, window: Window) -> Rendered:
+        """Make the prompt: raw text, a gap to fill, or a conversation of one turn with `context` verbatim before it."""
+        del window  # a single message is not shortened
+        template = in_jinja(request.template) if request.template else profile.chat_template
+        if request.raw or not (template or request.suffix or engine.has_chat_template):
             return Rendered(await engine.render_text(request.prompt))
+        if request.suffix:
+            return Rendered(await self._with_gap(request, engine, profile, template))
         messages = conversation.of_generate(request, profile)
         if engine.parsing.thinks:
-            parsed = await engine.parsing.render(messages, tools=(), think=request.think, stream=request.stream)
+            parsed = await engine.parsing.render(
+                messages, tools=(), think=request.think, stream=request.stream, chat_template=template
+            )
             rendered = Rendered(parsed.prompt, parsed)
         else:
-            rendered = Rendered(await engine.render_conversation(messages))
+            rendered = Rendered(await engine.render_conversation(messages, template))
         if request.context:
-            rendered.prompt["prompt_token_ids"] = [*request.context, *rendered.token_ids]
-            rendered.prompt.pop("prompt", None)
+            rendered.replace_ids([*request.context, *rendered.token_ids])
         return rendered
+
+    @staticmethod
+    async def _with_gap(request: GenerateRequest, engine: Engine, profile: Profile, template: str) -> Prompt:
+        """The prompt for what stands between prompt and suffix: by a template that knows of suffixes, or by tokens."""
+        if profile.infill is None or "suffix" in template:
+            messages = [{"role": "user", "content": request.prompt}]
+            arguments = {"prompt": request.prompt, "suffix": request.suffix}
+            return await engine.render_conversation(messages, template, arguments)
+        return await engine.render_text(profile.infill.prompt(request.prompt, request.suffix))
 
     def returns_context(self, request: GenerateRequest) -> bool:
         """Whether the final record carries the token ids."""
@@ -103,42 +128,45 @@ class Chat:
         """The writer of this route's records."""
         return ChatReplies(model, clock)
 
-    async def render(self, request: ChatRequest, engine: Engine, profile: Profile, context: int) -> Rendered:
+    async def render(self, request: ChatRequest, engine: Engine, profile: Profile, window: Window) -> Rendered:
         """Make the prompt; where it is too long, without as many of the oldest messages as it takes (§2.7)."""
         messages = conversation.of_chat(request, profile)
+        template = profile.chat_template
         if not request.truncate:
-            return await self._render_all(request, engine, messages)
-        rendered = await self._fitting(request, engine, messages, context)
+            return await self._render_all(request, engine, messages, template)
+        rendered = await self._fitting(request, engine, messages, template, window)
         too_few, enough = 0, len(messages) - 1  # how many to drop: more than the one, at most the other
         while rendered is None and enough - too_few > 1:
             middle = (too_few + enough) // 2
-            if await self._fitting(request, engine, conversation.shortened(messages, middle), context):
+            if await self._fitting(request, engine, conversation.shortened(messages, middle), template, window):
                 enough = middle
             else:
                 too_few = middle
-        return rendered or await self._render_all(request, engine, conversation.shortened(messages, enough))
+        return rendered or await self._render_all(request, engine, conversation.shortened(messages, enough), template)
 
     async def _fitting(
-        self, request: ChatRequest, engine: Engine, messages: list[TemplateMessage], context: int
+        self, request: ChatRequest, engine: Engine, messages: list[TemplateMessage], template: str, window: Window
     ) -> Rendered | None:
         """The prompt of these messages; None where it leaves no room for a reply."""
         try:
-            rendered = await self._render_all(request, engine, messages)
+            rendered = await self._render_all(request, engine, messages, template)
         except PromptTooLong:
             return None
-        return rendered if len(rendered.token_ids) < context else None
+        return rendered if window.fits(len(rendered.token_ids)) else None
 
     @staticmethod
-    async def _render_all(request: ChatRequest, engine: Engine, messages: list[TemplateMessage]) -> Rendered:
+    async def _render_all(
+        request: ChatRequest, engine: Engine, messages: list[TemplateMessage], template: str
+    ) -> Rendered:
         """Render these messages; without a chat template they stand one after the other."""
-        if not engine.has_chat_template:
+        if not (template or engine.has_chat_template):
             return Rendered(await engine.render_text("\n".join(message["content"] for message in messages)))
         if engine.parsing.thinks or (request.tools and engine.parsing.calls_tools):
             parsed = await engine.parsing.render(
-                messages, tools=request.tools, think=request.think, stream=request.stream
+                messages, tools=request.tools, think=request.think, stream=request.stream, chat_template=template
             )
             return Rendered(parsed.prompt, parsed)
-        return Rendered(await engine.render_conversation(messages))
+        return Rendered(await engine.render_conversation(messages, template))
 
     def returns_context(self, request: ChatRequest) -> bool:
         """Whether the final record carries the token ids."""

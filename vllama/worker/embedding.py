@@ -37,7 +37,10 @@ class EmbeddingRoute:
         self._profile = Profile("", ())
 
     def serve(self, engine: PoolingEngine | None, profile: Profile) -> None:
-        """Begin to answer with this engine; without one, where the profile says that the model cannot do it."""
+        """Begin to answer with this engine; without one, where the profile says that the model cannot do it.
+
+        The profile is that of requests over HTTP; those over the channel bring their own.
+        """
         self._engine, self._profile = engine, profile
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,32 +49,32 @@ class EmbeddingRoute:
         received = time.monotonic_ns()
         body = await read_body(receive)
         async with cancelled_on_disconnect(receive):
-            await self.answer(body, received, HttpSink(send))
+            await self.answer(body, received, HttpSink(send), self._profile)
 
-    async def answer(self, body: bytes, received: int, sink: Sink) -> None:
+    async def answer(self, body: bytes, received: int, sink: Sink, profile: Profile) -> None:
         """Answer one request with one record, or an error with its status.
 
         `received` is when the client's request came, in monotonic ns. Cancelling aborts it in the engine.
         """
         try:
-            await sink.reply(200, JSON, await self._reply(self._request.parse(body), received))
+            await sink.reply(200, JSON, await self._reply(self._request.parse(body), received, profile))
         except VllamaError as error:
             await sink.fail(error)
         except Exception:
             log.exception("a request failed")
             await sink.fail(EngineError("an error was encountered while running the model: internal error"))
 
-    async def _reply(self, request: EmbedRequest, received: int) -> bytes:
-        names = self._profile.served_names
+    async def _reply(self, request: EmbedRequest, received: int, profile: Profile) -> bytes:
+        names = profile.served_names
         if names and request.model not in names:
             raise NamedModelNotFound(request.model, ", try pulling it first")
-        check_embedding(request, self._profile.capabilities)
+        check_embedding(request, profile.capabilities)
         engine = self._engine
         if engine is None:
             raise EngineError("the engine is not ready")
         if not request.inputs:
             return request.reply(())
-        num_ctx = options.resolve(options.check(request.options), self._profile.parameters).num_ctx
+        num_ctx = options.resolve(options.check(request.options), profile.parameters).num_ctx
         limit = min(num_ctx, engine.context_length) if num_ctx > 0 else engine.context_length
         prompts = await _prompts(engine, request, limit)
         submitted = time.monotonic_ns()

@@ -18,6 +18,7 @@ from vllm.renderers import ChatParams, TokenizeParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from vllama.errors import RequestError
+from vllama.ollama.infill import Infill, infill_of
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import TokenLogprob
 from vllama.worker.conversation import TemplateMessage
@@ -79,11 +80,18 @@ class Engine:
         stated = self._client.model_config.get_diff_sampling_param()
         return {ours: stated[theirs] for theirs, ours in _GENERATION_DEFAULTS.items() if theirs in stated}
 
-    async def render_conversation(self, conversation: list[TemplateMessage]) -> Prompt:
-        """Apply the chat template. Raises RequestError with the template's own text."""
-        arguments = {"add_generation_prompt": True, "continue_final_message": False, **self._template_arguments}
+    async def render_conversation(
+        self, conversation: list[TemplateMessage], template: str = "", arguments: Mapping[str, Any] | None = None
+    ) -> Prompt:
+        """Apply the chat template, or another one. Raises RequestError with the template's own text."""
+        arguments = {
+            "add_generation_prompt": True,
+            "continue_final_message": False,
+            **self._template_arguments,
+            **(arguments or {}),
+        }
         parameters = ChatParams(
-            chat_template=self._chat_template,
+            chat_template=template or self._chat_template,
             chat_template_content_format=self._content_format,
             chat_template_kwargs=arguments,
         )
@@ -93,6 +101,11 @@ class Engine:
             raise as_request_error(error) from error
         prompt: Prompt = prompts[0]
         return prompt
+
+    def infill(self, origin: str) -> Infill | None:
+        """How to ask for the text of a gap; None where the model fills none. `origin` names repository or directory."""
+        tokens = self._tokenizer.get_added_vocab()
+        return infill_of(tokens, str(self._client.model_config.hf_text_config.model_type), origin)
 
     async def render_text(self, text: str) -> Prompt:
         """Tokenise a raw prompt, with the special tokens that the tokenizer adds by itself."""

@@ -11,7 +11,6 @@ from typing import Any
 from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
 from vllama.errors import EngineError, ModelNotFound, PromptTooLong, VllamaError
 from vllama.ollama import options
-from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
 from vllama.ollama.status import JSON
 from vllama.worker.dialects import Dialect, Rendered, Request
@@ -20,6 +19,7 @@ from vllama.worker.profile import Profile
 from vllama.worker.sink import HttpSink, Sink
 from vllama.worker.timing import Stopwatch
 from vllama.worker.transcript import Transcript
+from vllama.worker.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,15 @@ class GenerationRoute:
         self._clock = Clock()
         self._engine: Engine | None = None
         self._profile = Profile("", ("completion",))
-        self._defaults: tuple[dict[str, Any], ...] = ()
+        self._generation_defaults: dict[str, Any] = {}
 
     def serve(self, engine: Engine | None, profile: Profile) -> None:
-        """Begin to answer with this engine; without one, where the profile says that the model cannot do it."""
+        """Begin to answer with this engine; without one, where the profile says that the model cannot do it.
+
+        The profile is that of requests over HTTP; those over the channel bring their own.
+        """
         self._engine, self._profile = engine, profile
-        self._defaults = (dict(profile.parameters), engine.generation_defaults() if engine else {})
+        self._generation_defaults = engine.generation_defaults() if engine else {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that came over HTTP."""
@@ -47,23 +50,23 @@ class GenerationRoute:
         received = time.monotonic_ns()
         body = await read_body(receive)
         async with cancelled_on_disconnect(receive):
-            await self.answer(body, received, HttpSink(send))
+            await self.answer(body, received, HttpSink(send), self._profile)
 
-    async def answer(self, body: bytes, received: int, sink: Sink) -> None:
+    async def answer(self, body: bytes, received: int, sink: Sink, profile: Profile) -> None:
         """Answer one request: an error with its status, one record, or a stream of records.
 
         `received` is when the client's request came, in monotonic ns. Cancelling aborts it in the engine.
         """
         try:
-            await self._answer(body, Stopwatch(received), sink)
+            await self._answer(body, Stopwatch(received), sink, profile)
         except VllamaError as error:
             await sink.fail(error)
         except Exception:
             log.exception("a request failed")
             await sink.fail(EngineError("an error was encountered while running the model: internal error"))
 
-    async def _answer(self, body: bytes, stopwatch: Stopwatch, sink: Sink) -> None:
-        engine, profile = self._engine, self._profile
+    async def _answer(self, body: bytes, stopwatch: Stopwatch, sink: Sink, profile: Profile) -> None:
+        engine = self._engine
         request = self._dialect.parse(body)
         if profile.served_names and request.model not in profile.served_names:
             raise ModelNotFound(request.model)
@@ -77,13 +80,21 @@ class GenerationRoute:
         if request.is_empty:
             await sink.reply(200, JSON, replies.final("load"))
             return
-        sampling = options.resolve(options.check(request.options), *self._defaults)
-        context = min(sampling.num_ctx, engine.context_length) if sampling.num_ctx > 0 else engine.context_length
-        rendered = await self._dialect.render(request, engine, profile, context)
+        sampling = options.resolve(options.check(request.options), profile.parameters, self._generation_defaults)
+        window = Window.of(sampling, engine.context_length)
+        rendered = await self._dialect.render(request, engine, profile, window)
+        _make_fit(rendered, request, window)
         if request.debug_render_only:
             await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids)))
             return
-        params = _params(engine, request, rendered, sampling, context)
+        params = engine.sampling_params(
+            sampling,
+            max_tokens=window.longest_reply(len(rendered.token_ids), shift=request.shift),
+            stream=request.stream,
+            logprobs=max(1, request.top_logprobs) if request.logprobs else None,
+            constraint=request.format,
+            parsed=rendered.parsed,
+        )
         transcript = Transcript(
             request=request,
             replies=replies,
@@ -101,16 +112,11 @@ class GenerationRoute:
                 await transcript.whole(outputs, sink)
 
 
-def _params(engine: Engine, request: Request, rendered: Rendered, sampling: Sampling, context: int) -> Any:
-    """vLLM's sampling parameters. Raises PromptTooLong where the context leaves no room for a reply."""
-    room = context - len(rendered.token_ids)
-    if room < 1:
+def _make_fit(rendered: Rendered, request: Request, window: Window) -> None:
+    """Take the middle out of a prompt that is too long. Raises PromptTooLong where the client forbids that."""
+    if window.fits(len(rendered.token_ids)):
+        return
+    if not (request.truncate and request.shift and rendered.is_text):
         raise PromptTooLong
-    return engine.sampling_params(
-        sampling,
-        max_tokens=min(sampling.num_predict, room) if sampling.num_predict > 0 else room,
-        stream=request.stream,
-        logprobs=max(1, request.top_logprobs) if request.logprobs else None,
-        constraint=request.format,
-        parsed=rendered.parsed,
-    )
+    log.warning("a prompt of %d tokens was cut to fit a context of %d", len(rendered.token_ids), window.limit)
+    rendered.replace_ids(window.clipped(rendered.token_ids))

@@ -8,6 +8,7 @@ have no Jinja template.
 
 from __future__ import annotations
 
+import copy
 import logging
 import secrets
 import string
@@ -240,7 +241,9 @@ class Parsing:
     """The parsers of one model."""
 
     def __init__(self, online_renderer: Any, model_config: Any) -> None:
-        self._renderer = online_renderer
+        # The template comes from the model's own manifest or from us, never unseen from a client.
+        self._renderer = copy.copy(online_renderer)
+        self._renderer.trust_request_chat_template = True
         self._model_config = model_config
         self._tokenizer = online_renderer.renderer.get_tokenizer()
         self._parser_class = online_renderer.parser
@@ -262,8 +265,9 @@ class Parsing:
         tools: Sequence[dict[str, Any]],
         think: bool | str | None,
         stream: bool,
+        chat_template: str = "",
     ) -> ParsedPrompt:
-        """Apply the chat template. Raises RequestError where vLLM refuses messages or tools."""
+        """Apply the chat template, or another one. Raises RequestError where vLLM refuses messages or tools."""
         # The two names that templates use for the same switch; those that know neither ignore both.
         switch = think is not False
         arguments = {"enable_thinking": switch, "thinking": switch} if self.thinks else {}
@@ -272,6 +276,7 @@ class Parsing:
             request = ChatCompletionRequest(
                 messages=conversation,
                 stream=stream,
+                chat_template=chat_template or None,
                 chat_template_kwargs=arguments,
                 **({"tools": list(tools), "tool_choice": "auto"} if tools else {}),
                 **({"reasoning_effort": level} if level else {}),

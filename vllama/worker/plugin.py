@@ -20,7 +20,7 @@ from vllama.worker.engine import Engine, api_process
 from vllama.worker.generation import GenerationRoute
 from vllama.worker.identity import Identity
 from vllama.worker.pooling import PoolingEngine
-from vllama.worker.profile import Profile
+from vllama.worker.profile import SUPERVISED, Profile
 
 
 class OllamaPlugin:
@@ -52,17 +52,20 @@ class OllamaPlugin:
         if engine_client is None:
             return  # vLLM's render-only server has no engine
         pools = "generate" not in await engine_client.get_supported_tasks()
-        given = Profile.from_environment(os.environ)
         generates = None if pools else Engine(engine_client, state)
         capabilities = generates.capabilities if generates else ("embedding",)
+        infill = generates.infill(f"{args.model} {args.served_model_name}") if generates else None
+        capabilities += ("insert",) if infill else ()
         self._identity.serve(engine_client.model_config, args, capabilities)
-        profile = given or Profile(self._identity.full_name, capabilities, served_names=self._identity.spellings)
+        is_supervised = bool(os.environ.get(SUPERVISED))
+        names = frozenset() if is_supervised else self._identity.spellings
+        profile = Profile(self._identity.full_name, capabilities, infill=infill, served_names=names)
         for generation in self._generation_routes.values():
             generation.serve(generates, profile)
         embeds = PoolingEngine(engine_client) if pools else None
         for embedding in self._embedding_routes.values():
             embedding.serve(embeds, profile)
-        if given is not None and args.uds:
+        if is_supervised and args.uds:
             routes = self._generation_routes | self._embedding_routes
             endpoints = {path: route.answer for path, route in routes.items()}
             self._channel = await channel.listen(channel.socket_path(args.uds, *api_process(engine_client)), endpoints)

@@ -1,7 +1,7 @@
-"""What a worker is told of the model it serves: everything that vLLM's command line does not say.
+"""What a request is told of the model that it names: everything that the engine itself does not know.
 
-The scheduler writes it into the worker's environment. A worker without one (the plugin alone in somebody's
-vLLM) takes what vLLM knows.
+Models with the same files and engine flags share one worker, so the gateway sends the model's profile along with each
+request (vllama.frames). A worker without a gateway (the plugin alone in somebody's vLLM) takes what vLLM knows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any
 
 import orjson
 
-ENVIRONMENT_VARIABLE = "VLLAMA_PROFILE"
+from vllama.ollama.infill import Infill
+
+SUPERVISED = "VLLAMA_SUPERVISED"
+"""The environment variable that tells a worker that a gateway talks to it; any value but "" counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,9 @@ class Profile:
     """The model's part of every request.
 
     `full_name` is `host/namespace/model:tag`; `parameters` are Ollama PARAMETER values with their types;
-    `messages` are (role, content) pairs put before the client's own. `served_names` are the only names
-    that requests may use; none where a gateway has resolved the name already.
+    `messages` are (role, content) pairs put before the client's own. `chat_template` is Jinja, "" for the one that
+    comes with the files. `infill` says how to ask for the text between a prompt and a suffix, where the model can.
+    `served_names` are the only names that requests may use; none where a gateway has resolved the name already.
     """
 
     full_name: str
@@ -29,29 +33,28 @@ class Profile:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
     messages: tuple[tuple[str, str], ...] = ()
+    chat_template: str = ""
+    infill: Infill | None = None
     served_names: frozenset[str] = frozenset()
 
-    def to_environment(self) -> dict[str, str]:
-        """The variable that carries it to the worker."""
-        return {
-            ENVIRONMENT_VARIABLE: orjson.dumps(
-                {
-                    "full_name": self.full_name,
-                    "capabilities": self.capabilities,
-                    "parameters": dict(self.parameters),
-                    "system": self.system,
-                    "messages": self.messages,
-                }
-            ).decode()
-        }
+    def to_json(self) -> bytes:
+        """The profile as it travels to the worker: all but the served names."""
+        return orjson.dumps(
+            {
+                "full_name": self.full_name,
+                "capabilities": self.capabilities,
+                "parameters": dict(self.parameters),
+                "system": self.system,
+                "messages": self.messages,
+                "chat_template": self.chat_template,
+                "infill": self.infill,
+            }
+        )
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Profile | None:
-        """The profile in the environment; None where vLLM runs without our gateway."""
-        text = environ.get(ENVIRONMENT_VARIABLE)
-        if not text:
-            return None
-        values = orjson.loads(text)
+    def from_json(cls, data: bytes) -> Profile:
+        """Read what `to_json` wrote."""
+        values = orjson.loads(data)
         return cls(
             full_name=values["full_name"],
             capabilities=tuple(values["capabilities"]),
@@ -60,4 +63,6 @@ class Profile:
             },
             system=values["system"],
             messages=tuple((role, content) for role, content in values["messages"]),
+            chat_template=values["chat_template"],
+            infill=Infill(**values["infill"]) if values["infill"] else None,
         )
