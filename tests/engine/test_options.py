@@ -16,6 +16,7 @@ FULL_NAME = "registry.ollama.ai/library/smollm2:135m"
 QUESTION = "Why is the sky blue?"
 SHORT = "What is the capital of France?"
 TOO_LONG = "the input length exceeds the context length"
+TEMPLATE = "Q: {{ messages[-1]['content'] }}\nA:"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
@@ -282,14 +283,14 @@ def test_tools_are_refused_by_a_model_without_them_and_no_tools_are_fine(server:
 
 
 def test_a_template_of_the_request_replaces_that_of_the_model(server: Server) -> None:
-    body = generate(SHORT, fields={"template": "Q: {{ .Prompt }}\nA:", "system": "unused", "_debug_render_only": True})
+    body = generate(SHORT, fields={"template": TEMPLATE, "system": "unused", "_debug_render_only": True})
 
     assert server.ask("/api/generate", body)["_debug_info"]["rendered_template"] == f"Q: {SHORT}\nA:"
-    assert server.ask("/api/generate", generate(SHORT, fields={"template": "Q: {{ .Prompt }}\nA:"}))["eval_count"] > 0
+    assert server.ask("/api/generate", generate(SHORT, fields={"template": TEMPLATE}))["eval_count"] > 0
 
 
 def test_a_template_with_a_suffix_fills_a_gap(server: Server) -> None:
-    body = generate("def f(", fields={"suffix": "return 1", "template": "<P>{{ .Prompt }}<S>{{ .Suffix }}<M>"})
+    body = generate("def f(", fields={"suffix": "return 1", "template": TEMPLATE})
     assert server.refusal("/api/generate", body) == (400, f"{FULL_NAME} does not support insert")
 
 
@@ -299,7 +300,7 @@ def test_suffix_images_and_bad_templates_are_refused_clearly(server: Server) -> 
 
     assert refusal(suffix="}") == (400, f"{FULL_NAME} does not support insert")
     assert refusal(images=[PIXEL]) == (400, f"{FULL_NAME} does not support vision")
-    assert refusal(template="{{ .Prompt")[0] == 500
+    assert refusal(template="{{ .Prompt")[0] == 400
     with_image = [{"role": "user", "content": "What is it?", "images": [PIXEL]}]
     assert server.refusal("/api/chat", chat(messages=with_image)) == (400, f"{FULL_NAME} does not support vision")
     assert server.refusal("/api/generate", generate(fields={"raw": True, "system": "x"})) == (

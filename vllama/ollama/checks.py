@@ -14,7 +14,7 @@ from vllama.ollama.templates import in_jinja
 def check_generate(request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
     """Raise where the request cannot be served; `full_name` is `host/ns/model:tag`.
 
-    Raises RequestError or Unsupported; TemplateError where the request's template cannot be used.
+    Raises RequestError or Unsupported.
     """
     if request.raw and (request.template or request.system or request.context):
         raise RequestError("raw mode does not support template, system, or context")

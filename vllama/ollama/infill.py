@@ -35,9 +35,6 @@ _FAMILIES = (
 _TRAINED_TO = ("granitemoehybrid",)
 """Architectures of which every model was trained for it."""
 
-ENDS = ("<|fim_pad|>", "<|file_sep|>", "<file_sep>", "<|repo_name|>", "<|endoftext|>", "<EOT>", "▁<EOT>")
-"""Tokens with which these families close a gap, besides their end of text."""
-
 
 def infill_of(tokens: Collection[str], model_type: str, origin: str) -> Infill | None:
     """How to ask a model for a gap; None for one that fills none.

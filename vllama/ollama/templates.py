@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import re
 
-from vllama.ollama.gotemplate import is_go_template, to_jinja, variables
+from vllama.errors import RequestError
+
+_GO = re.compile(r"\{\{-?\s*(\.|\$|range |if |with |end\b)")
 
 
-@lru_cache(maxsize=256)  # asked at every request
 def in_jinja(template: str) -> str:
-    """A template in Jinja, whatever it was written in. Raises TemplateError."""
-    return to_jinja(template) if is_go_template(template) else template
+    """A template in Jinja, whatever it was written in. Raises RequestError."""
+    if _GO.search(template):
+        raise RequestError("a template in Go's language is not supported yet; use Jinja, or `raw` with a whole prompt")
+    return template
 
 
-@lru_cache(maxsize=256)
 def fills_gaps(template: str) -> bool:
-    """Whether a template says how to ask for the text before a suffix; only Go templates do."""
-    return is_go_template(template) and "Suffix" in variables(template)
+    """Whether a template says how to ask for the text before a suffix."""
+    del template  # those in Jinja never do
+    return False
