@@ -11,6 +11,7 @@ VllamaError
 │   └── Unsupported           the model lacks the capability asked for
 ├── ModelNotFound             no manifest under this name
 │   └── NamedModelNotFound    the same, in the words of `/api/copy`
+├── BlobNotFound              nothing was uploaded under this digest
 ├── CloudDisabled             a name that only Ollama's cloud could serve
 ├── Overloaded                more requests wait than are allowed to
 ├── RequestCancelled          the client left before its turn came
@@ -77,6 +78,13 @@ class NamedModelNotFound(ModelNotFound):
     def __init__(self, name: str, advice: str = "") -> None:
         super().__init__(name)
         self.args = (f'model "{name}" not found{advice}',)
+
+
+class BlobNotFound(VllamaError):
+    """Nothing was uploaded under this digest (contract §1.9)."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f'blob "{digest}" not found')
 
 
 class CloudDisabled(VllamaError):

@@ -13,7 +13,7 @@ from vllama.cli.progress import PlainProgress, ProgressBars
 from vllama.errors import SourceUnavailable
 from vllama.names import ModelName
 from vllama.store.model_store import ModelStore
-from vllama.store.pull import Progress
+from vllama.store.progress import Progress
 
 DIGEST = "sha256:" + "3f1c9a0b77de" + "0" * 52
 STEPS = [

@@ -14,7 +14,7 @@ from vllama.gateway.library import Library
 from vllama.names import ModelName
 from vllama.ollama.status import NDJSON
 from vllama.store.model_store import ModelStore
-from vllama.store.pull import Progress
+from vllama.store.progress import Progress
 
 from .conftest import MODEL, Running
 from .raw_http import RawConnection

@@ -17,7 +17,8 @@ from vllama.store import catalogue, gguf, package_index
 from vllama.store.catalogue import CatalogueEntry
 from vllama.store.manifest import Source
 from vllama.store.model_store import ModelStore
-from vllama.store.pull import Progress, pull
+from vllama.store.progress import Progress
+from vllama.store.pull import pull
 
 from .conftest import BuildSnapshot, UsePackageIndex, make_manifest
 

@@ -1,21 +1,40 @@
-"""The progress of a pull: bars on a terminal, plain lines elsewhere."""
+"""The progress of a pull or a creation: bars on a terminal, plain lines elsewhere, JSON where it is asked for."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+import click
+
 from vllama.cli.output import human_size
 
 if TYPE_CHECKING:
-    from vllama.store.pull import Progress
+    from vllama.store.progress import Progress
 
 REDRAW_SECONDS = 0.1
+
+
+def report(steps: Iterable[Progress], *, as_json: bool) -> None:
+    """Show the steps as they come: on stderr, or as JSON on stdout."""
+    if as_json:
+        for step in steps:
+            click.echo(json.dumps(step.to_record(), ensure_ascii=False))
+    elif sys.stderr.isatty():
+        with ProgressBars(sys.stderr) as bars:
+            for step in steps:
+                bars.update(step)
+    else:
+        plain = PlainProgress(sys.stderr)
+        for step in steps:
+            plain.update(step)
 
 
 @dataclass(slots=True)
@@ -73,7 +92,7 @@ class ProgressBars:
         self._draw()
 
     def update(self, step: Progress) -> None:
-        """Show a step of the pull."""
+        """Show a step."""
         now = self._clock()
         key = step.digest or step.status
         is_new = key not in self._items

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from vllama.cli.progress import PlainProgress, ProgressBars
+from vllama.cli.progress import report
 from vllama.names import ModelName
 from vllama.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vllama.store.pull import Progress
 
 
 @click.command(
@@ -47,18 +39,4 @@ def command(name: str, from_path: Path | None, *, force: bool, as_json: bool) ->
 
     store = ModelStore(Settings.from_environment(os.environ).models)
     steps = pull(store, model, from_path=from_path, force=force)
-    if as_json:
-        _print_records(steps)
-    elif sys.stderr.isatty():
-        with ProgressBars(sys.stderr) as bars:
-            for step in steps:
-                bars.update(step)
-    else:
-        plain = PlainProgress(sys.stderr)
-        for step in steps:
-            plain.update(step)
-
-
-def _print_records(steps: Iterator[Progress]) -> None:
-    for step in steps:
-        click.echo(json.dumps(step.to_record(), ensure_ascii=False))
+    report(steps, as_json=as_json)

@@ -13,6 +13,7 @@ from vllama import OLLAMA_VERSION
 from vllama.asgi import Receive, Scope, Send
 from vllama.errors import EngineError, VllamaError
 from vllama.gateway import cloud
+from vllama.gateway.create import Create
 from vllama.gateway.inference import Inference
 from vllama.gateway.library import Library
 from vllama.gateway.models import Models
@@ -41,7 +42,7 @@ class Gateway:
         serving = serving or Serving()
         self._guard = Guard(settings)
         self._inference = Inference(store, scheduler, serving)
-        self._router = _routes(self._inference, Models(store, scheduler, serving), Library(store))
+        self._router = _routes(self._inference, Models(store, scheduler, serving), Library(store), Create(store))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -108,7 +109,7 @@ class Gateway:
         self._inference.close()
 
 
-def _routes(inference: Inference, models: Models, library: Library) -> Router:
+def _routes(inference: Inference, models: Models, library: Library, create: Create) -> Router:
     router = Router()
     router.add("GET|HEAD", "/", _root)
     router.add("GET|HEAD", "/api/version", _version)
@@ -124,6 +125,9 @@ def _routes(inference: Inference, models: Models, library: Library) -> Router:
     router.add("POST", "/api/show", models.show)
     router.add("POST", "/api/pull", library.pull)
     router.add("POST", "/api/push", library.push)
+    router.add("POST", "/api/create", create.create)
+    router.add("HEAD", "/api/blobs/:digest", create.has_blob)
+    router.add("POST", "/api/blobs/:digest", create.put_blob)
     router.add("POST", "/api/copy", library.copy)
     router.add("DELETE", "/api/delete", library.delete)
     router.add("POST", "/api/generate", inference.generate)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Generator
 
-import orjson
-
-from vllama.asgi import cancelled_on_disconnect, read_body
+from vllama.asgi import read_body
 from vllama.durations import quote
-from vllama.errors import InvalidName, ModelNotFound, NamedModelNotFound, RequestError, VllamaError
+from vllama.errors import InvalidName, ModelNotFound, NamedModelNotFound, RequestError
 from vllama.gateway.replies import send_bytes
 from vllama.gateway.routing import Request
+from vllama.gateway.steps import send_steps
 from vllama.names import ModelName
 from vllama.ollama.gojson import Fields, decode, known_fields
-from vllama.ollama.status import NDJSON, error_line
 from vllama.store.model_store import ModelStore
-from vllama.store.pull import Progress, pull
+from vllama.store.progress import Progress
+from vllama.store.pull import pull
 
 _PULL = known_fields("model", "name", "stream", "insecure")
 _COPY = known_fields("source", "destination")
@@ -42,14 +36,7 @@ class Library:
         fields = Fields(decode(await read_body(request.receive)), "PullRequest", _PULL)
         name = ModelName.parse(fields.string("model") or fields.string("name"))
         stream = fields.boolean("stream") is not False
-        async with cancelled_on_disconnect(request.receive):
-            steps = _in_thread(self._puller(self._store, name))
-            if stream:
-                await _send_steps(request, steps)
-            else:
-                async for _ in steps:
-                    pass
-                await send_bytes(request, 200, _PLAIN_JSON, b'{"status":"success"}')
+        await send_steps(request, self._puller(self._store, name), stream=stream)
 
     async def push(self, request: Request) -> None:
         """`POST /api/push`: nothing leaves this server."""
@@ -64,10 +51,9 @@ class Library:
         source = _parse("source", fields.string("source"))
         destination = _parse("destination", fields.string("destination"))
         try:
-            manifest = self._store.get(source)
+            self._store.copy(source, destination)
         except ModelNotFound:
             raise NamedModelNotFound(fields.string("source")) from None
-        self._store.put(replace(manifest, name=destination, modified_at=datetime.now(UTC)))
         await send_bytes(request, 200, "", b"")
 
     async def delete(self, request: Request) -> None:
@@ -87,44 +73,3 @@ def _parse(what: str, text: str) -> ModelName:
         return ModelName.parse(text)
     except InvalidName:
         raise InvalidName(f"{what} {quote(text)} is invalid") from None
-
-
-async def _send_steps(request: Request, steps: AsyncIterator[Progress]) -> None:
-    request.status = 200
-    headers = [(b"content-type", NDJSON.encode()), *request.extra_headers]
-    await request.send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def line(body: bytes, *, last: bool = False) -> None:
-        await request.send({"type": "http.response.body", "body": body, "more_body": not last})
-
-    try:
-        async for step in steps:
-            await line(orjson.dumps(step.to_record()) + b"\n")
-    except VllamaError as error:
-        await line(error_line(str(error)), last=True)
-    else:
-        await line(b"", last=True)
-
-
-async def _in_thread(steps: Generator[Progress, None, None]) -> AsyncIterator[Progress]:
-    """Run a blocking generator in threads, step by step; closing or cancelling ends it after the step under way."""
-    loop = asyncio.get_running_loop()
-    pending: asyncio.Future[Any] = loop.create_future()
-    try:
-        while True:
-            pending = loop.run_in_executor(None, next, steps, None)
-            step = await asyncio.shield(pending)
-            if step is None:
-                return
-            yield step
-    finally:
-        if pending.done():
-            steps.close()
-        else:
-            pending.add_done_callback(lambda done: _close(steps, done))
-
-
-def _close(steps: Generator[Progress, None, None], done: asyncio.Future[Any]) -> None:
-    with suppress(Exception):
-        done.result()  # nobody is left to be told
-    steps.close()

@@ -54,6 +54,7 @@ class Models:
             self._serving.describe(manifest),
             verbose=fields.boolean("verbose") or False,
             system=fields.string("system"),
+            options=fields.mapping("options"),
             basename=asked if agent.startswith(b"GitHubCopilotChat/") else None,
             served_context=self._served_context(manifest),
         )

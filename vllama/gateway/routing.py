@@ -42,22 +42,25 @@ Handler = Callable[[Request], Awaitable[None]]
 
 @dataclass(slots=True)
 class Router:
-    """Exact paths, and prefixes for what is passed on as it is."""
+    """Exact paths, paths whose last part is a parameter, and prefixes for what is passed on as it is."""
 
     exact: dict[str, dict[str, Handler]] = field(default_factory=dict)
     prefixes: list[tuple[str, str, Handler]] = field(default_factory=list)
 
     def add(self, methods: str, path: str, handler: Handler) -> None:
-        """Route `GET|HEAD`-style methods of a path; a path that ends in `*` takes all that begins so."""
+        """Route `GET|HEAD`-style methods of a path.
+
+        `/:name` at its end stands for one part, and `*` for all that begins so.
+        """
         for method in methods.split("|"):
             if path.endswith("*"):
                 self.prefixes.append((method, path[:-1], handler))
             else:
-                self.exact.setdefault(path, {})[method] = handler
+                self.exact.setdefault(re.sub("/:[a-z]+$", "/:", path), {})[method] = handler
 
     def find(self, method: str, path: str) -> Handler | tuple[str, ...] | None:
         """The handler, the methods that the path does have, or None where there is no such path."""
-        methods = self.exact.get(path)
+        methods = self.exact.get(path) or self.exact.get(_with_parameter(path))
         if methods and (handler := methods.get(method)):
             return handler
         if methods:
@@ -66,3 +69,8 @@ class Router:
             if method == prefix_method and path.startswith(prefix) and len(path) > len(prefix):
                 return handler
         return None
+
+
+def _with_parameter(path: str) -> str:
+    parent, _, last = path.rpartition("/")
+    return f"{parent}/:" if last else path

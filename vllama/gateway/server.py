@@ -27,6 +27,7 @@ from vllama.scheduler.launcher import Launcher
 from vllama.scheduler.scheduler import Scheduler, WorkerLauncher
 from vllama.scheduler.serving import Serving
 from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
+from vllama.store.blobs import Blobs
 from vllama.store.catalogue import closest
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
@@ -66,6 +67,7 @@ def serve(settings: Settings, *, models: Sequence[str], engine_flags: Sequence[s
     """
     _set_up_logging(debug=settings.debug)
     store = ModelStore(settings.models)
+    Blobs(store.root).prune()
     manifests = [_stage(store, model) for model in models]
     listener = _listen(settings)
     launcher = Launcher(settings, user_flags=engine_flags, compiled=compile)

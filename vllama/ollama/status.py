@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from vllama.errors import (
+    BlobNotFound,
     CloudDisabled,
     FormatError,
     ModelNotFound,
@@ -21,6 +22,7 @@ _STATUSES: tuple[tuple[type[VllamaError], int], ...] = (
     (FormatError, 500),  # as recorded; OptionTypeError is 400 by contract §10
     (RequestError, 400),
     (ModelNotFound, 404),
+    (BlobNotFound, 404),
     (CloudDisabled, 403),
     (Overloaded, 503),
     (RequestCancelled, 499),

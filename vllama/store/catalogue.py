@@ -59,6 +59,11 @@ def closest(name: ModelName) -> list[str]:
     return list(dict.fromkeys([*same_model, *similar]))[:3]
 
 
+def by_source(source: Source) -> CatalogueEntry | None:
+    """Return the artifact that comes from there, or None where the catalogue does not know it."""
+    return next((entry for entry in _entries().values() if entry.source == source), None)
+
+
 def names() -> list[str]:
     """Return all names of the catalogue."""
     return [entry.name for entry in _entries().values()]

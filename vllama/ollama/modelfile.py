@@ -1,0 +1,210 @@
+"""Modelfiles: what Ollama's parser takes is taken, and refused in its words.
+
+Commands are lines of a word and a value, in any case and order. A value in one or three double quotes goes over several
+lines, up to a line that ends with the same mark. `#` begins a comment where a command could begin, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllama.errors import RequestError
+from vllama.ollama.creation import REFUSED, Changes, check_requires, whole
+from vllama.ollama.options import TYPES
+
+_COMMANDS = (
+    "from", "license", "template", "system", "adapter", "draft", "renderer", "parser", "parameter", "message",
+    "requires",
+)  # fmt: skip
+_ROLES = ("system", "user", "assistant")
+_BAD_COMMAND = "command must be one of " + ", ".join(f'"{name}"' for name in _COMMANDS[:-1]) + ', or "requires"'
+_BAD_ROLE = 'message role must be one of "system", "user", or "assistant"'
+
+# Parameters of older versions, which Ollama drops with a warning, and so do we.
+_DEPRECATED = (
+    "penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau",
+    "mirostat_eta",
+)  # fmt: skip
+_REFUSED = {"adapter": "adapters", "draft": "draft_files", "renderer": "renderer", "parser": "parser"}
+
+_BETWEEN = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
+_WORD = re.compile(r"([A-Za-z]+)[ \t]+")
+_PARAMETER = re.compile(r"([A-Za-z0-9_]+)[ \t]+")
+_LINE = re.compile(r"[^\r\n]*")
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Modelfile:
+    """What a Modelfile says. `base` is the value of FROM: a model's name or a path.
+
+    `warnings` name parameters that are dropped.
+    """
+
+    base: str
+    changes: Changes
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its name in lower case, PARAMETER's name or MESSAGE's role, the value, the line it begins on."""
+
+    name: str
+    subject: str
+    value: str
+    line: int
+
+
+@dataclass(slots=True)
+class _Collected:
+    values: dict[str, str] = field(default_factory=dict)
+    licenses: list[str] = field(default_factory=list)
+    messages: list[tuple[str, str]] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def decode(data: bytes) -> str:
+    """Return the text of a file: UTF-8, or UTF-16 with a byte order mark. Raises RequestError."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the Modelfile is not {encoding.upper().removesuffix('-SIG')}: {error}") from None
+
+
+def parse(text: str) -> Modelfile:
+    """Read a Modelfile. Raises RequestError, which names the line."""
+    found = _Collected()
+    for command in commands(text):
+        try:
+            _collect(command, found)
+        except RequestError as error:
+            raise _at(command.line, str(error)) from None
+    if not found.values.get("from"):
+        raise RequestError("no FROM line")
+    return Modelfile(
+        base=found.values["from"],
+        changes=Changes(
+            parameters=found.parameters,
+            system=found.values.get("system", ""),
+            template=found.values.get("template", ""),
+            license="\n".join(found.licenses),
+            messages=tuple(found.messages),
+        ),
+        warnings=tuple(found.warnings),
+    )
+
+
+def _collect(command: Command, found: _Collected) -> None:
+    name, value = command.name, command.value
+    if name in _REFUSED:
+        raise RequestError(REFUSED[_REFUSED[name]])
+    if name == "license":
+        found.licenses.append(value)
+    elif name == "message":
+        found.messages.append((command.subject, value))
+    elif name == "requires":
+        check_requires(value)
+    elif name == "from" and "from" in found.values:
+        raise RequestError("a second FROM is not supported: a model is made of one base")
+    elif name != "parameter":
+        found.values[name] = value
+    elif command.subject in _DEPRECATED:
+        found.warnings.append(f"parameter {command.subject} is deprecated")
+    else:
+        _set_parameter(found.parameters, command.subject, value)
+
+
+def _set_parameter(parameters: dict[str, Any], name: str, text: str) -> None:
+    typed = _typed(name, text)
+    if isinstance(typed, list):
+        parameters.setdefault(name, []).extend(typed)
+    else:
+        parameters[name] = typed
+
+
+def _typed(name: str, text: str) -> Any:
+    kind = TYPES.get(name)
+    if kind is None:
+        raise RequestError(f"unknown parameter '{name}'")
+    if kind == "array":
+        return [text]
+    if kind == "boolean":
+        if text not in _BOOLEANS:
+            raise RequestError(f"invalid bool value [{text}]")
+        return _BOOLEANS[text]
+    try:
+        return whole(float(text)) if kind == "float32" else int(text)
+    except ValueError:
+        raise RequestError(f"invalid {'float' if kind == 'float32' else 'int'} value [{text}]") from None
+
+
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
+}
+
+
+def commands(text: str) -> Iterator[Command]:
+    """Take the text apart. Raises RequestError at what is no command."""
+    position = _end(_BETWEEN, text, 0)
+    while position < len(text):
+        line = 1 + len(_LINE_END.findall(text, 0, position))
+        word = _WORD.match(text, position)
+        if not word or (name := word[1].lower()) not in _COMMANDS:
+            raise _at(line, _BAD_COMMAND)
+        position, subject = word.end(), ""
+        if name in {"parameter", "message"}:
+            second = (_PARAMETER if name == "parameter" else _WORD).match(text, position)
+            if not second:
+                raise _at(line, f"unexpected EOF: {text[position : _end(_LINE, text, position)]}")
+            position, subject = second.end(), second[1]
+            if name == "message" and subject not in _ROLES:
+                raise _at(line, _BAD_ROLE)
+        value, position = _value(text, position, line)
+        yield Command(name, subject, value, line)
+        position = _end(_BETWEEN, text, position)
+
+
+def _value(text: str, start: int, line: int) -> tuple[str, int]:
+    """The value that begins at `start`, and the end of the line that it ends on."""
+    end = _end(_LINE, text, start)
+    while (value := unquote(text[start:end].strip())) is None:
+        if end == len(text):
+            raise _at(line, "unexpected EOF: the quotes are not closed")
+        end = _end(_LINE, text, _end(_LINE_END, text, end))
+    return value, end
+
+
+def unquote(text: str) -> str | None:
+    """The text without the quotes around it; None where they are opened and not closed."""
+    for mark in ('"""', '"'):
+        if text.startswith(mark):
+            is_closed = text.endswith(mark) and len(text) >= 2 * len(mark)
+            return text[len(mark) : -len(mark)] if is_closed else None
+    return text
+
+
+def quote_if_needed(text: str) -> str:
+    """Quote as Ollama's writer of Modelfiles: on line breaks and outer blanks, tripled around quotes.
+
+    Also where Ollama forgets to and then cannot read it: around outer tabs, and where the text begins with a quote.
+    """
+    if not {"\n", "\r"} & set(text) and text == text.strip() and not text.startswith('"'):
+        return text
+    return f'"""{text}"""' if '"' in text else f'"{text}"'
+
+
+def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    match = pattern.match(text, start)
+    return match.end() if match else start
+
+
+def _at(line: int, message: str) -> RequestError:
+    return RequestError(f"(line {line}): {message}")

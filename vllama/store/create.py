@@ -1,0 +1,124 @@
+"""Make a new model of another one, or of files, and of what a Modelfile adds to it.
+
+The steps come as records in the shape of `/api/create` (contract §1.9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vllama.errors import ModelNotFound, RequestError
+from vllama.names import ModelName
+from vllama.ollama.creation import Changes
+from vllama.store.base import from_files, from_path, release
+from vllama.store.description import describe
+from vllama.store.layers import layers
+from vllama.store.manifest import ChatMessage, Manifest
+from vllama.store.model_store import ModelStore
+from vllama.store.progress import Progress
+from vllama.store.pull import pull
+
+Puller = Callable[[ModelStore, ModelName], Generator[Progress, None, None]]
+
+
+def create(
+    store: ModelStore,
+    name: ModelName,
+    changes: Changes,
+    *,
+    base: str = "",
+    files: Mapping[str, str] | None = None,
+    path: Path | None = None,
+    puller: Puller = pull,
+) -> Generator[Progress, None, None]:
+    """Store a model under this name; the last step is "success".
+
+    It is made of the model named `base`, which is pulled where it is not here; or of uploaded `files`, as in
+    CreateRequest; or of a GGUF file or snapshot directory at `path`. Files are shared with the base, not copied.
+    Uploads that were used are removed. Raises RequestError where it cannot be made as asked, StoreError where files
+    cannot be used or got. Closing the generator ends the work; a stored name stays as it was.
+    """
+    check_template(changes.template)
+    if base:
+        found = yield from _named(store, ModelName.parse(base), puller)
+    elif files is not None:
+        found = yield from from_files(store, name, files)
+    elif path is not None:
+        found = yield from from_path(store, name, path)
+    else:
+        raise RequestError("neither 'from' or 'files' was specified")
+    _check_level(found, changes.quantize)
+    manifest = derive(found, name, changes, datetime.now(UTC))
+    known = {digest for stored in store.list() for digest in layers(stored)}
+    for digest in layers(manifest):
+        yield Progress(f"{'using existing' if digest in known else 'creating new'} layer {digest}")
+    yield Progress("writing manifest")
+    store.put(manifest)
+    release(store, files or {})
+    yield Progress("success")
+
+
+def derive(base: Manifest, name: ModelName, changes: Changes, now: datetime) -> Manifest:
+    """Return the base with the changes, under another name.
+
+    What says the same as the base's files is left out: the Modelfile that `/api/show` tells makes the same model again.
+    Raises ManifestCorrupt where a file is damaged or missing.
+    """
+    own = describe(replace(base, parameters={}, template="", license=""))
+    template = changes.template or base.template
+    license_text = changes.license or base.license
+    return replace(
+        base,
+        name=name,
+        parameters={
+            key: value
+            for key, value in {**base.parameters, **changes.parameters}.items()
+            if value is not None and not _same(value, own.parameters.get(key))
+        },
+        system=changes.system or base.system,
+        template="" if template == own.template else template,
+        license="" if license_text == own.license else license_text,
+        messages=tuple(ChatMessage(role, content) for role, content in changes.messages) or base.messages,
+        modified_at=now,
+    )
+
+
+def check_template(text: str) -> None:
+    """Raise RequestError where the text is no template that can be rendered."""
+    del text
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _named(store: ModelStore, base: ModelName, puller: Puller) -> Generator[Progress, None, Manifest]:
+    try:
+        return store.get(base)
+    except ModelNotFound:
+        yield from _pulled(puller(store, base))
+        return store.get(base)
+
+
+def _pulled(steps: Generator[Progress, None, None]) -> Iterator[Progress]:
+    """All steps but the last: clients take "success" for the end of everything."""
+    try:
+        for step in steps:
+            if step.status != "success":
+                yield step
+    finally:
+        steps.close()
+
+
+def _check_level(base: Manifest, level: str) -> None:
+    """Raise RequestError where the weights are not on the level of quantisation that was asked for."""
+    present = describe(base).quantization_level
+    if level and level.lower() != present.lower():
+        raise RequestError(
+            f"quantize is not supported: the weights are {present} and would have to become {level.upper()}; "
+            "use a model that is quantised already"
+        )
