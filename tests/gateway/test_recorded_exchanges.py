@@ -22,6 +22,7 @@ from .raw_http import Head
 pytestmark = pytest.mark.anyio
 
 EXCHANGES = json.loads(Path(__file__).with_name("recorded").joinpath("exchanges.json").read_bytes())
+OF_THE_CONNECTION = ("date", "connection", "content-length", "transfer-encoding")
 LOADS = ("100_generate_empty_prompt_load", "205_chat_empty_messages_load_stream_default")
 SETTINGS: dict[str, dict[str, Any]] = {
     "864_origins_star_preflight": {"origins": ("*",)},
@@ -68,7 +69,9 @@ def headers_that_matter(head: Head) -> list[tuple[str, str]]:
     """
     headers = []
     for name, value in head.headers:
-        if name in {"date", "connection", "content-length"} or (name == "allow" and head.status != 405):
+        if name in {"date", "connection", "content-length", "transfer-encoding"} or (
+            name == "allow" and head.status != 405
+        ):
             continue
         parts = sorted(value.split(", ")) if name == "allow" else [value.removesuffix("; charset=utf-8")]
         headers.append((name, ",".join(parts)))

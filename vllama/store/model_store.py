@@ -1,8 +1,9 @@
 """The store on disk: one small JSON per name, snapshots beside them; nothing is kept in memory.
 
     ROOT/names/<host>/<namespace>/<model>/<tag>.json    manifests, path in lower case
-    ROOT/snapshots/<identity>/                          files of models that were pulled
-    ROOT/staging/                                       pulls under way, and their locks
+    ROOT/snapshots/<identity>/                          files of models that were pulled or uploaded
+    ROOT/blobs/                                         uploads of which no model was made yet
+    ROOT/staging/                                       pulls and conversions under way, and their locks
 
 Several processes may use one store at a time: each change is one rename.
 """
