@@ -184,7 +184,7 @@ class TestOfAnotherModel:
     def test_the_modelfile_of_show_makes_the_same_model_again(self, store: ModelStore, base: Manifest) -> None:
         changes = {
             "system": ' "Quoted"\nand more ',
-            "template": "{{ .System }}\n",
+            "template": "{% for message in messages %}\n{{ message['content'] }}\"\n{% endfor %}\n",
             "parameters": {"stop": ["\n", '"', " x"], "temperature": 0, "top_p": 0.25},
             "messages": (("user", "a\nb"), ("assistant", "")),
         }
@@ -204,6 +204,29 @@ class TestOfAnotherModel:
         seen, message = refusal(store, base=BASE.display, changes={"quantize": "q4_K_M"})
         assert seen == []
         assert message.startswith("quantize is not supported: the weights are BF16 and would have to become Q4_K_M")
+
+    @pytest.mark.parametrize(
+        ("template", "message"),
+        [
+            ("{% for m in messages %}", "template error: Unexpected end of template. Jinja was looking for"),
+            ("\n{{ x | nope }}", "template error: No filter named 'nope'. (line 2)"),
+            ("{% include 'x' }", "template error: unexpected '}' (line 1)"),
+            ("{{ " + "(" * 5000 + " }}", "template error: it is nested too deeply"),
+        ],
+    )
+    def test_a_template_that_cannot_be_rendered_is_refused(
+        self, store: ModelStore, base: Manifest, template: str, message: str
+    ) -> None:
+        seen, told = refusal(store, base=BASE.display, changes={"template": template})
+        assert seen == []
+        assert told.startswith(message)
+
+    def test_templates_may_have_what_transformers_gives_them(self, store: ModelStore, base: Manifest) -> None:
+        template = (
+            "{%- for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}{% generation %}{{ m | tojson }}"
+            "{% endgeneration %}{%- endfor %}{{ raise_exception('no') }}{{ strftime_now('%Y') }}"
+        )
+        assert make(store, base=BASE.display, changes={"template": template}).template == template
 
     def test_a_model_must_be_made_of_something(self, store: ModelStore) -> None:
         assert refusal(store) == ([], "neither 'from' or 'files' was specified")

@@ -16,6 +16,41 @@ def in_jinja(template: str) -> str:
     return template
 
 
+def check_template(template: str) -> None:
+    """Raise RequestError, in the words of `/api/create`, where the template cannot be rendered (contract §1.9)."""
+    if not template:
+        return
+    try:
+        _compile(in_jinja(template))
+    except RequestError as error:
+        raise RequestError(f"template error: {error}") from None
+
+
+def _compile(jinja: str) -> None:
+    """Compile as transformers does, and run nothing."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag with which templates mark what the model has written."""
+
+        tags = {"generation"}  # noqa: RUF012 - the way of Jinja
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(extensions=[Generation, loopcontrols])
+    try:
+        environment.compile(jinja, raw=True)
+    except TemplateSyntaxError as error:
+        raise RequestError(f"{error.message} (line {error.lineno})") from None
+    except RecursionError:
+        raise RequestError("it is nested too deeply") from None
+
+
 def fills_gaps(template: str) -> bool:
     """Whether a template says how to ask for the text before a suffix."""
     del template  # those in Jinja never do

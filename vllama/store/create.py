@@ -14,6 +14,7 @@ from typing import Any
 from vllama.errors import ModelNotFound, RequestError
 from vllama.names import ModelName
 from vllama.ollama.creation import Changes
+from vllama.ollama.templates import check_template
 from vllama.store.base import from_files, from_path, release
 from vllama.store.description import describe
 from vllama.store.layers import layers
@@ -85,11 +86,6 @@ def derive(base: Manifest, name: ModelName, changes: Changes, now: datetime) -> 
         messages=tuple(ChatMessage(role, content) for role, content in changes.messages) or base.messages,
         modified_at=now,
     )
-
-
-def check_template(text: str) -> None:
-    """Raise RequestError where the text is no template that can be rendered."""
-    del text
 
 
 def _same(value: Any, other: Any) -> bool:
