@@ -25,6 +25,7 @@ from vllama.ollama.status import error_body, error_line, status_of
         (errors.FormatError("x"), 500),
         (errors.ModelNotFound("x"), 404),
         (errors.NamedModelNotFound("x"), 404),
+        (errors.BlobNotFound("x"), 404),
         (errors.CloudDisabled(), 403),
         (errors.Overloaded(), 503),
         (errors.RequestCancelled(), 499),
