@@ -7,6 +7,7 @@ VllamaError
 │   ├── InvalidName           the text is no model name
 │   ├── OptionTypeError       an option has the wrong JSON type
 │   ├── FormatError           `format` is neither "json" nor a JSON Schema object
+│   ├── TemplateError         a Go template does not parse, or needs what is not translated
 │   ├── PromptTooLong         the context has no room for the prompt
 │   └── Unsupported           the model lacks the capability asked for
 ├── ModelNotFound             no manifest under this name
@@ -51,6 +52,13 @@ class OptionTypeError(RequestError):
 
 class FormatError(RequestError):
     """`format` is neither "json" nor a JSON Schema object (contract §2.4)."""
+
+
+class TemplateError(RequestError):
+    """A Go template does not parse, or needs what is not translated (contract §1.2).
+
+    The message is that of Go's parser, or names construct and line; `/api/create` puts `template error: ` before it.
+    """
 
 
 class PromptTooLong(RequestError):

@@ -23,6 +23,7 @@ from vllama.ollama.status import error_body, error_line, status_of
         (errors.Unsupported("x"), 400),
         (errors.PromptTooLong(), 400),
         (errors.FormatError("x"), 500),
+        (errors.TemplateError("x"), 500),
         (errors.ModelNotFound("x"), 404),
         (errors.NamedModelNotFound("x"), 404),
         (errors.BlobNotFound("x"), 404),

@@ -12,6 +12,7 @@ from vllama.errors import (
     Overloaded,
     RequestCancelled,
     RequestError,
+    TemplateError,
     VllamaError,
 )
 
@@ -20,6 +21,7 @@ NDJSON = "application/x-ndjson"
 
 _STATUSES: tuple[tuple[type[VllamaError], int], ...] = (
     (FormatError, 500),  # as recorded; OptionTypeError is 400 by contract §10
+    (TemplateError, 500),  # in a request; `/api/create` answers 400 (contract §1.2)
     (RequestError, 400),
     (ModelNotFound, 404),
     (BlobNotFound, 404),
