@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recorded_exchanges import ANSWERED, REFUSED
 
 from vllama.durations import FOREVER
-from vllama.errors import RequestError, Unsupported, VllamaError
+from vllama.errors import RequestError, TemplateError, Unsupported, VllamaError
 from vllama.ollama.checks import check_chat, check_generate
 from vllama.ollama.requests import ChatRequest, GenerateRequest
 from vllama.ollama.status import error_body, status_of
@@ -310,7 +310,7 @@ def test_a_raw_prompt_goes_with_nothing_that_shapes_it(conflict: dict[str, Any])
 
 def test_a_template_that_cannot_be_used_is_refused() -> None:
     check(generate(template="{{ messages[0]['content'] }}"))
-    with pytest.raises(RequestError, match="Go's language"):
+    with pytest.raises(TemplateError, match=r"^template: :1: unclosed action$"):
         check(generate(template="{{ .Prompt"))
 
 

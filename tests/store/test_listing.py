@@ -116,7 +116,6 @@ def test_show_tells_what_clients_look_for_in_model_info(build_snapshot: BuildSna
     assert list(ours) == sorted(ours)
 
 
-@pytest.mark.xfail(reason="templates in Go's language are not read yet", strict=True)
 def test_the_modelfile_is_written_as_ollama_writes_it(build_snapshot: BuildSnapshot, recorded: Recorded) -> None:
     theirs = recorded("show_created")
     manifest = make_manifest(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-from vllama.errors import RequestError
-
-_GO = re.compile(r"\{\{-?\s*(\.|\$|range |if |with |end\b)")
+from vllama.errors import RequestError, TemplateError
+from vllama.ollama.gotemplate import is_go_template, to_jinja, variables
 
 
 def in_jinja(template: str) -> str:
-    """A template in Jinja, whatever it was written in. Raises RequestError."""
-    if _GO.search(template):
-        raise RequestError("a template in Go's language is not supported yet; use Jinja, or `raw` with a whole prompt")
-    return template
+    """A template in Jinja, whatever it was written in; "" stays "". Raises TemplateError."""
+    return to_jinja(template) if template and is_go_template(template) else template
 
 
 def check_template(template: str) -> None:
@@ -52,6 +47,10 @@ def _compile(jinja: str) -> None:
 
 
 def fills_gaps(template: str) -> bool:
-    """Whether a template says how to ask for the text before a suffix."""
-    del template  # those in Jinja never do
-    return False
+    """Whether a template says how to ask for the text before a suffix; those in Jinja never do."""
+    if not is_go_template(template):
+        return False
+    try:
+        return "Suffix" in variables(template)
+    except TemplateError:
+        return False

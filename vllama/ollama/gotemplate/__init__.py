@@ -20,6 +20,7 @@ without `.Messages` see `.Tools` too. Definitions and calls of named templates, 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from vllama.ollama.gotemplate.parser import parse
 from vllama.ollama.gotemplate.translation import translate
@@ -46,11 +47,13 @@ def is_go_template(text: str) -> bool:
     return bool(_GO_ACTION.search(text)) or not _JINJA_TAG.search(text)
 
 
+@lru_cache(maxsize=64)  # asked at every request
 def to_jinja(text: str) -> str:
     """Translate a Go template. Raises TemplateError, with Go's words where it does not parse."""
     return translate(parse(text))
 
 
+@lru_cache(maxsize=64)
 def variables(text: str) -> frozenset[str]:
     """The names of all fields that a Go template uses, in Go's spelling: `Messages`, `Tools`, `Role`, `Thinking`, …
 
