@@ -181,10 +181,19 @@ class TestOfAnotherModel:
         assert store.get(MARIO).damaged_files() == []
         assert describe(made).family == "llama"
 
-    def test_the_modelfile_of_show_makes_the_same_model_again(self, store: ModelStore, base: Manifest) -> None:
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{{ .System }} USER: {{ .Prompt }} ASSISTANT: {{ .Response }}",
+            "{% for message in messages %}\n{{ message['content'] }}\"\n{% endfor %}\n",
+        ],
+    )
+    def test_the_modelfile_of_show_makes_the_same_model_again(
+        self, store: ModelStore, base: Manifest, template: str
+    ) -> None:
         changes = {
             "system": ' "Quoted"\nand more ',
-            "template": "{% for message in messages %}\n{{ message['content'] }}\"\n{% endfor %}\n",
+            "template": template,
             "parameters": {"stop": ["\n", '"', " x"], "temperature": 0, "top_p": 0.25},
             "messages": (("user", "a\nb"), ("assistant", "")),
         }
@@ -210,6 +219,7 @@ class TestOfAnotherModel:
         [
             ("{% for m in messages %}", "template error: Unexpected end of template. Jinja was looking for"),
             ("\n{{ x | nope }}", "template error: No filter named 'nope'. (line 2)"),
+            ("{{ .Prompt", "template error: template: :1: unclosed action"),
             ("{% include 'x' }", "template error: unexpected '}' (line 1)"),
             ("{{ " + "(" * 5000 + " }}", "template error: it is nested too deeply"),
         ],
