@@ -7,20 +7,29 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from vllama.errors import RequestError
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-async def read_body(receive: Receive) -> bytes:
-    """The whole request body. Raises asyncio.CancelledError where the client left before its end."""
+async def read_body(receive: Receive, *, most: int | None = None) -> bytes:
+    """The whole request body.
+
+    Raises asyncio.CancelledError where the client left before its end, RequestError where it is longer than `most`.
+    """
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         body: bytes = message.get("body", b"")
         return body
-    parts = []
+    parts: list[bytes] = []
+    size = 0
     while message["type"] == "http.request":
         parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if most is not None and size > most:
+            raise RequestError("http: request body too large")
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()

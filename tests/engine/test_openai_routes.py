@@ -1,15 +1,21 @@
-"""vLLM's own `/v1` routes under our names, with the OpenAI client that vLLM brings."""
+"""vLLM's own `/v1` routes under our names, with the clients of OpenAI and Anthropic that vLLM brings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+import zstandard
 
 from engine.server import Server
+from vllama.names import ModelName
+from vllama.store.manifest import ChatMessage
+from vllama.store.model_store import ModelStore
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -37,6 +43,7 @@ def test_chat_completions_answer_under_every_spelling_of_the_name(client: openai
 
     assert "Paris" in (reply.choices[0].message.content or "")
     assert reply.choices[0].finish_reason == "stop"
+    assert reply.model == name
     assert reply.usage
     assert reply.usage.prompt_tokens == 16
 
@@ -62,7 +69,7 @@ def test_completions_answer_and_stream_the_same_words(client: openai.OpenAI) -> 
     whole = client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=8)
     chunks = client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=8, stream=True)
 
-    assert "Paris" in whole.choices[0].text
+    assert whole.choices[0].text
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
 
 
@@ -76,7 +83,7 @@ def test_the_routes_work_whatever_content_type_the_client_names(server: Server, 
 
 
 def test_the_routes_work_without_a_content_type(server: Server) -> None:
-    body = {"model": MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8}
+    body = {"model": MODEL, "prompt": "The capital of France is", "raw": True, "temperature": 0, "max_tokens": 8}
     request = server.client.build_request("POST", "/v1/completions", content=json.dumps(body))
     assert "content-type" not in request.headers
     reply = server.client.send(request)
@@ -102,15 +109,176 @@ def test_a_model_that_is_not_there_is_not_found_in_openais_shape(client: openai.
         client.models.retrieve("nosuchmodel")
 
 
-def test_what_vllm_refuses_is_a_bad_request(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=100_000)
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=-1)
+def test_what_vllm_refuses_is_a_bad_request_in_ollama_s_shape(server: Server) -> None:
+    reply = server.post("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "temperature": -1})
+
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert "temperature" in error.pop("message")
+    assert error == {"type": "invalid_request_error", "param": "temperature", "code": None}
 
 
-def test_vllms_other_routes_come_through_too(server: Server) -> None:
-    reply = server.post("/v1/responses", {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 16})
+def test_a_prompt_that_is_too_long_is_refused(client: openai.OpenAI) -> None:
+    long: list[Any] = [{"role": "user", "content": "word " * 10_000}]
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.chat.completions.create(model=MODEL, messages=long)
 
-    assert reply.status_code == 200
-    assert "Paris" in reply.text
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_that_the_context_has_no_room_for_is_no_error(client: openai.OpenAI, limit: str) -> None:
+    limits: dict[str, Any] = {limit: 100_000}
+    reply = client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0, **limits)
+    assert "Paris" in (reply.choices[0].message.content or "")
+
+
+def test_max_completion_tokens_ends_the_reply(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_completion_tokens=2)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage
+    assert reply.usage.completion_tokens == 2
+
+
+def test_a_completion_s_prompt_goes_through_the_chat_template_unless_it_is_raw(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "prompt": QUESTION, "temperature": 0, "max_tokens": 32}
+    chat = client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0, max_tokens=32)
+    templated = client.completions.create(**asked)
+    raw = client.completions.create(**asked, extra_body={"raw": True})
+
+    assert templated.usage
+    assert chat.usage
+    assert raw.usage
+    assert templated.usage.prompt_tokens == chat.usage.prompt_tokens
+    assert templated.choices[0].text == chat.choices[0].message.content
+    assert raw.usage.prompt_tokens == 7
+
+
+def test_a_completion_without_a_limit_is_longer_than_16_tokens(client: openai.OpenAI) -> None:
+    reply = client.completions.create(model=MODEL, prompt="Count from one to twenty.", temperature=0, stop="ten")
+    assert reply.usage
+    assert reply.usage.completion_tokens > 16
+
+
+def test_a_reply_may_be_asked_for_as_json(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    nameless: Any = {"type": "json_schema", "json_schema": {"schema": schema}}
+    reply = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Bob is 22. JSON."}], temperature=0, max_tokens=60,
+        response_format=nameless,
+    )  # fmt: skip
+    assert isinstance(json.loads(reply.choices[0].message.content or "")["age"], int)
+
+
+def test_a_body_may_be_packed_with_zstd(server: Server) -> None:
+    body = json.dumps({"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 8}).encode()
+    headers = {"content-encoding": "zstd"}
+    reply = server.client.post("/v1/chat/completions", content=zstandard.compress(body), headers=headers)
+    assert "Paris" in reply.json()["choices"][0]["message"]["content"]
+
+
+def test_responses_answer_and_stream_the_same_words(server: Server, client: openai.OpenAI) -> None:
+    whole = client.responses.create(model="SmolLM2:135m", input=QUESTION, temperature=0, max_output_tokens=32)
+    events = list(
+        client.responses.create(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=32, stream=True)
+    )
+
+    assert "Paris" in whole.output_text
+    assert whole.model == "SmolLM2:135m"
+    assert [events[0].type, events[-1].type] == ["response.created", "response.completed"]
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+
+
+def test_messages_answer_and_stream_the_same_words(server: Server) -> None:
+    with anthropic.Anthropic(base_url=server.url, api_key="ollama", max_retries=0, timeout=120) as made:
+        asked: dict[str, Any] = {"model": "SmolLM2:135m", "messages": MESSAGES, "temperature": 0, "max_tokens": 100_000}
+        whole = made.messages.create(**asked, extra_query={"beta": "true"})
+        with made.messages.stream(**asked) as stream:
+            text = "".join(stream.text_stream)
+        counted = made.messages.count_tokens(model=MODEL, messages=MESSAGES)
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            made.messages.create(**{**asked, "messages": []})
+
+    (block,) = whole.content
+    assert block.type == "text"
+    assert "Paris" in block.text == text
+    assert (whole.model, whole.stop_reason) == ("SmolLM2:135m", "end_turn")
+    assert counted.input_tokens == whole.usage.input_tokens == 16
+    answer = refused.value.response.json()
+    assert answer.pop("request_id").startswith("req_")
+    assert answer == {"type": "error", "error": {"type": "invalid_request_error", "message": "messages is required"}}
+
+
+def test_texts_become_tokens_and_back(server: Server) -> None:
+    tokens = server.post("/tokenize", {"model": MODEL, "prompt": QUESTION}).json()["tokens"]
+    assert server.post("/detokenize", {"model": MODEL, "tokens": tokens}).json() == {"prompt": QUESTION}
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/embeddings", "/v1/audio/transcriptions", "/classify"])
+def test_what_the_model_cannot_do_is_a_bad_request(server: Server, path: str) -> None:
+    form = {"data": {"model": MODEL}, "files": {"file": b"RIFF"}}
+    asked = {"model": MODEL, "input": "x", "query": "q", "documents": ["d"]}
+    reply = server.client.post(path, **form) if "audio" in path else server.post(path, asked)  # type: ignore[arg-type]
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
+RENDERED = "system=Be brief.;user=a;assistant=b;user=hi;"
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def derived(store: ModelStore, tiny: str) -> str:
+    """A model with a part of its own over the tiny one."""
+    name = ModelName.parse("derived")
+    store.put(
+        replace(
+            store.get(ModelName.parse(tiny)),
+            name=name,
+            system="Be brief.",
+            messages=(ChatMessage("user", "a"), ChatMessage("assistant", "b")),
+            parameters={"num_predict": 3, "temperature": 0, "seed": 5, "repeat_penalty": 1.3},
+            template=TEMPLATE,
+        )
+    )
+    return name.display
+
+
+def test_a_derived_model_is_itself_on_every_route(breakable: Server, derived: str, tiny: str) -> None:
+    routes: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": HI},
+        "/v1/completions": {"prompt": "hi"},
+        "/v1/responses": {"input": "hi"},
+        "/v1/messages": {"messages": HI, "max_tokens": 3},
+    }
+    breakable.load(derived)
+    made = {path: breakable.post(path, {"model": "Derived", **asked}).json() for path, asked in routes.items()}
+    tokenize = {"model": "derived", "prompt": RENDERED, "add_special_tokens": False}
+    expected = breakable.post("/tokenize", tokenize).json()["count"]
+
+    usages = [reply["usage"] for reply in made.values()]
+    assert {reply["model"] for reply in made.values()} == {"Derived"}
+    assert [usage.get("prompt_tokens", usage.get("input_tokens")) for usage in usages] == [expected] * 4
+    assert [usage.get("completion_tokens", usage.get("output_tokens")) for usage in usages] == [3] * 4
+    texts = {
+        made["/v1/chat/completions"]["choices"][0]["message"]["content"],
+        made["/v1/completions"]["choices"][0]["text"],
+        made["/v1/responses"]["output"][0]["content"][0]["text"],
+        made["/v1/messages"]["content"][0]["text"],
+    }
+    assert len(texts) == 1
+
+
+def test_a_client_that_asks_an_engine_that_has_died_gets_the_next_one(breakable: Server, tiny: str) -> None:
+    """vLLM's API server goes on for some seconds, and refuses everything."""
+    worker = breakable.load(tiny)
+    asked = {"model": tiny, "messages": HI, "max_tokens": 4}
+    processes = [process for process in breakable.tree.living() if process.pid != breakable.process.pid]
+    next(process for process in processes if "EngineCore" in process.title).kill()
+    refused = breakable.post("/v1/chat/completions", asked)
+    answered = breakable.post("/v1/chat/completions", asked)
+
+    if refused.status_code != 200:
+        assert refused.status_code == 500
+        assert "model runner has unexpectedly stopped" in refused.json()["error"]["message"]
+    assert answered.status_code == 200, answered.text
+    assert breakable.worker(tiny).main != worker.main

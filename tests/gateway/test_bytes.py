@@ -18,7 +18,7 @@ from .conftest import MODEL, Running
 
 pytestmark = pytest.mark.anyio
 
-GENERATE, COMPLETIONS = "/api/generate", "/v1/completions"
+GENERATE, COMPLETIONS = "/api/generate", "/v1/chat/completions"
 SSE = "text/event-stream; charset=utf-8"
 BOTH = pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
 
@@ -30,7 +30,9 @@ pieces = st.lists(st.binary(min_size=1, max_size=30) | st.sampled_from([b"\n", b
 async def ask(gateway: Running, path: str) -> tuple[FakeWorker, asyncio.Task[httpx.Response]]:
     """Load the model, and send a request to it."""
     worker = gateway.launcher.workers[-1] if gateway.launcher.workers else await gateway.load()
-    return worker, gateway.send("POST", path, json={"model": MODEL, "prompt": "hi"})
+    return worker, gateway.send(
+        "POST", path, json={"model": MODEL, "prompt": "hi", "messages": [{"role": "user", "content": "hi"}]}
+    )
 
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
@@ -43,9 +45,9 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 async def test_a_whole_reply_arrives_as_it_was_written(gateway: Running, path: str) -> None:
     worker, sent = await ask(gateway, path)
     body = bytes(range(256))
-    (await worker.next_exchange()).reply(body, status=418, content_type="application/weird; q=1")
+    (await worker.next_exchange()).reply(body, status=218, content_type="application/weird; q=1")
     reply = await sent
-    assert (reply.status_code, reply.headers["content-type"], reply.content) == (418, "application/weird; q=1", body)
+    assert (reply.status_code, reply.headers["content-type"], reply.content) == (218, "application/weird; q=1", body)
     assert reply.headers["content-length"] == "256"
     assert "transfer-encoding" not in reply.headers
 
@@ -56,7 +58,8 @@ async def test_a_worker_s_error_keeps_its_status_and_its_words(gateway: Running,
     (await worker.next_exchange()).reply(b'{"error":"too long"}', status=400)
     reply = await sent
     assert (reply.status_code, reply.headers["content-type"]) == (400, JSON)
-    assert reply.json() == {"error": "too long"}
+    openai = {"message": "too long", "type": "invalid_request_error", "param": None, "code": None}
+    assert reply.json() == {"error": "too long" if path == GENERATE else openai}
 
 
 @pytest.mark.parametrize(("path", "content_type"), [(GENERATE, NDJSON), (COMPLETIONS, SSE)])
@@ -65,7 +68,9 @@ async def test_each_piece_of_a_stream_arrives_before_the_next_is_written(
 ) -> None:
     worker = await gateway.load()
     connection = await gateway.connect()
-    connection.request("POST", path, b'{"model":"smollm2:135m","prompt":"hi"}')
+    connection.request(
+        "POST", path, b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
+    )
     exchange = await worker.next_exchange()
     exchange.start(content_type)
     exchange.write(b"first\n")

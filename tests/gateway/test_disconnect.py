@@ -15,9 +15,9 @@ from .conftest import MODEL, Running
 
 pytestmark = pytest.mark.anyio
 
-GENERATE, COMPLETIONS = "/api/generate", "/v1/completions"
+GENERATE, COMPLETIONS = "/api/generate", "/v1/chat/completions"
 BOTH = pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
-BODY = b'{"model":"smollm2:135m","prompt":"hi"}'
+BODY = b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
 
 
 @BOTH
@@ -58,7 +58,9 @@ async def test_leaving_while_the_model_loads_asks_nothing_of_the_worker_and_the_
     client.close()
     await no_waiting(gateway)
     gateway.launcher.may_load.set()
-    sent = gateway.send("POST", path, json={"model": MODEL, "prompt": "again"})
+    sent = gateway.send(
+        "POST", path, json={"model": MODEL, "prompt": "again", "messages": [{"role": "user", "content": "hi"}]}
+    )
     exchange = await worker.next_exchange()
     assert exchange.json["prompt"] == "again"
     exchange.reply(b"{}")
@@ -90,7 +92,9 @@ async def test_leaving_one_of_many_streams_leaves_the_others_alone(gateway: Runn
 async def test_a_client_that_got_its_whole_reply_has_not_left(gateway: Running, path: str) -> None:
     worker = await gateway.load()
     for _ in range(3):
-        sent = gateway.send("POST", path, json={"model": MODEL, "prompt": "hi"})
+        sent = gateway.send(
+            "POST", path, json={"model": MODEL, "prompt": "hi", "messages": [{"role": "user", "content": "hi"}]}
+        )
         exchange = await worker.next_exchange()
         exchange.reply(b"{}")
         await sent
@@ -134,7 +138,9 @@ async def test_an_http_connection_whose_client_left_is_not_used_again(gateway: R
     exchange = await worker.next_exchange()
     client.close()
     await within(exchange.cancelled.wait())
-    sent = gateway.send("POST", COMPLETIONS, json={"model": MODEL, "prompt": "hi"})
+    sent = gateway.send(
+        "POST", COMPLETIONS, json={"model": MODEL, "prompt": "hi", "messages": [{"role": "user", "content": "hi"}]}
+    )
     other = await worker.next_exchange()
     assert other.connection is not exchange.connection
     other.reply(b"{}")

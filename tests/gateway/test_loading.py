@@ -102,7 +102,8 @@ async def test_a_request_loads_the_model_that_it_needs(gateway: Running) -> None
 async def test_many_requests_share_one_load(gateway: Running) -> None:
     gateway.launcher.may_load.clear()
     sent = [
-        gateway.send("POST", path, json={"model": MODEL, "prompt": "hi"}) for path in [GENERATE, "/v1/completions"] * 4
+        gateway.send("POST", path, json={"model": MODEL, "prompt": "hi", "raw": True})
+        for path in [GENERATE, "/v1/completions"] * 4
     ]
     worker = await gateway.worker()
     gateway.launcher.may_load.set()
@@ -142,7 +143,8 @@ async def test_a_full_queue_is_a_503_in_the_api_s_own_shape(run_gateway: RunGate
         gateway.launcher.may_load.clear()
         first = gateway.send("POST", GENERATE, json={"model": MODEL})
         await gateway.worker()
-        reply = await gateway.post(path, {"model": MODEL})
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "prompt": "hi"}
+        reply = await gateway.post(path, asked)
         assert reply.status_code == 503
         error = reply.json()["error"]
         text = error if isinstance(error, str) else error["message"]

@@ -184,9 +184,8 @@ async def test_replies_to_an_allowed_page_carry_its_origin_whatever_their_status
 async def test_a_worker_s_reply_carries_the_origin_once(gateway: Running, path: str) -> None:
     """A second one, such as vLLM's own, would make browsers refuse the reply."""
     worker = await gateway.load()
-    sent = gateway.send(
-        "POST", path, json={"model": "smollm2:135m", "prompt": "hi"}, headers={"origin": "http://localhost:3000"}
-    )
+    asked = {"model": "smollm2:135m", "prompt": "hi", "messages": [{"role": "user", "content": "hi"}]}
+    sent = gateway.send("POST", path, json=asked, headers={"origin": "http://localhost:3000"})
     exchange = await worker.next_exchange()
     assert "origin" not in getattr(exchange, "headers", {})
     exchange.reply(b"{}")

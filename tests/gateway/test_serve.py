@@ -30,8 +30,8 @@ from .raw_http import RawConnection
 
 pytestmark = pytest.mark.anyio
 
-GENERATE, COMPLETIONS = "/api/generate", "/v1/completions"
-BODY = b'{"model":"smollm2:135m","prompt":"hi"}'
+GENERATE, COMPLETIONS = "/api/generate", "/v1/chat/completions"
+BODY = b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 

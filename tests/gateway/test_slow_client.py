@@ -16,9 +16,9 @@ from .conftest import MODEL, Running
 
 pytestmark = pytest.mark.anyio
 
-GENERATE, COMPLETIONS = "/api/generate", "/v1/completions"
+GENERATE, COMPLETIONS = "/api/generate", "/v1/chat/completions"
 BOTH = pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
-BODY = b'{"model":"smollm2:135m","prompt":"hi"}'
+BODY = b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
 
 PIECE = bytes(range(256)) * 64
 """16 KiB."""
@@ -117,7 +117,9 @@ async def test_a_connection_is_as_good_as_new_after_a_slow_client(gateway: Runni
     await gateway.no_leases()
     connections = len(worker.connections)
     for _ in range(2):
-        sent = gateway.send("POST", path, json={"model": MODEL, "prompt": "hi"})
+        sent = gateway.send(
+            "POST", path, json={"model": MODEL, "prompt": "hi", "messages": [{"role": "user", "content": "hi"}]}
+        )
         (await worker.next_exchange()).reply(b"next")
         assert (await sent).content == b"next"
     assert len(worker.connections) == connections

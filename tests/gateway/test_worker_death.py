@@ -15,13 +15,16 @@ from fake_worker import FakeWorker, within
 from vllama.names import ModelName
 from vllama.ollama.status import JSON, NDJSON
 
-from .conftest import MODEL, Running
+from .conftest import Running
 from .raw_http import Head, RawConnection
 
 pytestmark = pytest.mark.anyio
 
 GENERATE, CHAT, COMPLETIONS, MESSAGES = "/api/generate", "/api/chat", "/v1/chat/completions", "/v1/messages"
-BODY = b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
+BODY = (
+    b'{"model":"smollm2:135m","prompt":"hi","input":"hi","messages":[{"role":"user","content":"hi"}],'
+    b'"max_tokens":1,"raw":true}'
+)
 SSE = "text/event-stream; charset=utf-8"
 STOPPED = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
@@ -131,7 +134,7 @@ async def test_a_body_whose_length_was_said_is_broken_off(gateway: Running) -> N
 
 
 async def test_a_chunked_body_of_another_type_is_broken_off(gateway: Running) -> None:
-    worker, client, _ = await begun(gateway, "/v1/audio/speech", "audio/wav", b"RIFF")
+    worker, client, _ = await begun(gateway, COMPLETIONS, "audio/wav", b"RIFF")
     worker.die()
     assert await client.rest() == b""  # and not the chunk of length 0 that ends a whole body
 
@@ -204,7 +207,7 @@ async def test_a_worker_that_listens_no_more_is_replaced(gateway: Running, path:
     worker = await gateway.load()
     for socket in (worker.socket, *worker.channels):
         socket.unlink()
-    reply = await gateway.post(path, {"model": MODEL, "prompt": "hi"})
+    reply = await gateway.post(path, content=BODY)
     assert reply.status_code == 500
     assert STOPPED in reply.text
     await within(asyncio.shield(worker.exited))

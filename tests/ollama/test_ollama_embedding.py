@@ -1,8 +1,10 @@
-"""`/api/embed` and `/api/embeddings` on the wire (contract §1.4, §1.5); texts of errors as Ollama 0.24.0 sent them."""
+"""The embedding routes on the wire (contract §1.4, §1.5, §5.4); texts of errors as Ollama 0.24.0 sent them."""
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from vllama.durations import FOREVER
 from vllama.errors import OptionTypeError, RequestError, Unsupported
-from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest, check_embedding
+from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest, OpenAIEmbedRequest, check_embedding
 from vllama.ollama.replies import Timings
 
 
@@ -142,3 +144,46 @@ def test_options_are_checked_as_elsewhere() -> None:
     with pytest.raises(OptionTypeError, match='option "num_ctx" must be of type integer'):
         check_embedding(embed(input="a", options={"num_ctx": "many"}), ("embedding",))
     check_embedding(embed(input="a", options={"num_ctx": 64, "temperature": None}), ("embedding",))
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "EOF"),
+        (b'{"model":"m"}', "invalid input"),
+        (b'{"model":"m","input":[]}', "invalid input"),
+        (b'{"model":"m","input":[1,2,3]}', "invalid input type"),
+        (b'{"model":"m","input":[[1,2]]}', "invalid input type"),
+        (
+            b'{"model":"m","input":"x","encoding_format":"hex"}',
+            "Invalid value for 'encoding_format' = hex. Supported values: ['float', 'base64'].",
+        ),
+    ],
+)
+def test_openai_embeddings_refuse_in_ollama_s_words(body: bytes, text: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        OpenAIEmbedRequest.parse(body)
+    assert str(refused.value) == text
+
+
+def test_an_empty_text_is_an_input_of_openai_s_embeddings() -> None:
+    assert OpenAIEmbedRequest.parse(b'{"model":"m","input":""}').inputs == ("",)
+
+
+@pytest.mark.parametrize(("encoding", "in_base64"), [("float", False), ("Base64", True), ("", False)])
+def test_openai_embeddings_are_numbers_or_little_endian_base64(encoding: str, *, in_base64: bool) -> None:
+    asked = {"model": "m", "input": ["a", "b"], "encoding_format": encoding, "dimensions": 3}
+    request = OpenAIEmbedRequest.parse(orjson.dumps(asked))
+    vectors = [np.array([0.5, -1.0], np.float32), np.array([2.0, 0.25], np.float32)]
+    reply = orjson.loads(request.reply(vectors, Timings(1, 1, 7, 0, 0, 0)))
+    shown = [item.pop("embedding") for item in reply["data"]]
+    if in_base64:
+        shown = [list(struct.unpack("<2f", base64.b64decode(text))) for text in shown]
+    assert shown == [[0.5, -1.0], [2.0, 0.25]]
+    assert (request.dimensions, request.normalizes, request.truncate) == (3, True, True)
+    assert reply == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0}, {"object": "embedding", "index": 1}],
+        "model": "m",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }

@@ -49,6 +49,8 @@ def test_the_user_s_flags_come_last_in_their_order() -> None:
     ("flag", "value"),
     [
         ("--disable-uvicorn-access-log", None),
+        ("--allowed-media-domains", "none.invalid"),
+        ("--override-generation-config", '{"max_new_tokens":null}'),
         ("--max-model-len", "-1"),
         ("--enforce-eager", None),
         ("--compilation-config", '{"custom_ops":["none"]}'),
@@ -100,6 +102,8 @@ def test_without_num_parallel_vllm_decides() -> None:
         (["--compilation-config.mode", "3"], "--compilation-config"),
         (["-cc", '{"mode":3}'], "--compilation-config"),
         (["-cc.mode=3"], "--compilation-config"),
+        (["--allowed-media-domains", "example.org"], "--allowed-media-domains"),
+        (["--override-generation-config.temperature", "0"], "--override-generation-config"),
     ],
 )
 def test_a_flag_of_the_user_takes_the_place_of_our_default(given: list[str], dropped: str) -> None:
@@ -206,3 +210,4 @@ def test_the_kv_cache_on_a_cpu_has_an_upper_limit() -> None:
 
 def test_the_json_of_our_defaults_is_json() -> None:
     assert json.loads(value_of("--compilation-config", line()) or "") == {"custom_ops": ["none"]}
+    assert json.loads(value_of("--override-generation-config", line()) or "") == {"max_new_tokens": None}

@@ -83,11 +83,27 @@ def test_the_language_model_of_a_multimodal_one_gives_the_lengths(build_snapshot
         ("XLMRobertaModel", ("embedding",)),
         ("NomicBertModel", ("embedding",)),
         ("ModernBertForMaskedLM", ("embedding",)),
-        ("XLMRobertaForSequenceClassification", ()),
+        ("XLMRobertaForTokenClassification", ()),
     ],
 )
 def test_the_architecture_tells_writers_from_encoders(architecture: str, expected: tuple[str, ...]) -> None:
     assert capabilities([architecture], is_sentence_transformer=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"id2label": {"0": "LABEL_0"}}, ("rerank",)),
+        ({"num_labels": 1}, ("rerank",)),
+        ({"id2label": {"0": "bad", "1": "good"}}, ("classify",)),
+        ({}, ("classify",)),
+    ],
+)
+def test_a_classifier_with_one_label_is_a_cross_encoder(
+    build_snapshot: BuildSnapshot, stated: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    config = {"architectures": ["XLMRobertaForSequenceClassification"], "model_type": "xlm-roberta", **stated}
+    assert describe(make_manifest(snapshot=build_snapshot(config=config))).capabilities == expected
 
 
 def test_a_sentence_transformer_embeds_whatever_its_architecture(build_snapshot: BuildSnapshot) -> None:

@@ -17,9 +17,11 @@ from vllama.gateway.create import Create
 from vllama.gateway.inference import Inference
 from vllama.gateway.library import Library
 from vllama.gateway.models import Models
+from vllama.gateway.openai import OpenAI
 from vllama.gateway.replies import BrokenReply, send_bytes, send_error, send_json, send_text
 from vllama.gateway.routing import Request, Router
 from vllama.gateway.security import Guard
+from vllama.gateway.workers import Workers
 from vllama.scheduler.scheduler import Scheduler
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
@@ -41,8 +43,14 @@ class Gateway:
         """Take the parts; `serving` holds the engine flags of all models, none unless given."""
         serving = serving or Serving()
         self._guard = Guard(settings)
-        self._inference = Inference(store, scheduler, serving)
-        self._router = _routes(self._inference, Models(store, scheduler, serving), Library(store), Create(store))
+        self._workers = Workers(store, scheduler)
+        self._router = _routes(
+            Inference(self._workers, serving),
+            OpenAI(self._workers, serving),
+            Models(store, scheduler, serving),
+            Library(store),
+            Create(store),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -106,10 +114,10 @@ class Gateway:
 
     def close(self) -> None:
         """Close the connections to the workers."""
-        self._inference.close()
+        self._workers.close()
 
 
-def _routes(inference: Inference, models: Models, library: Library, create: Create) -> Router:
+def _routes(inference: Inference, openai: OpenAI, models: Models, library: Library, create: Create) -> Router:
     router = Router()
     router.add("GET|HEAD", "/", _root)
     router.add("GET|HEAD", "/api/version", _version)
@@ -136,9 +144,7 @@ def _routes(inference: Inference, models: Models, library: Library, create: Crea
     router.add("POST", "/api/embeddings", inference.embeddings)
     router.add("GET", "/v1/models", models.openai_list)
     router.add("GET", "/v1/models/*", models.openai_one)
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"):
-        router.add("POST", path, inference.openai)
-    router.add("POST", "/v1/*", inference.openai)
+    openai.add_routes(router)
     return router
 
 

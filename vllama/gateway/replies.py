@@ -68,16 +68,21 @@ async def send_error(request: Request, error: VllamaError) -> None:
     await send_bytes(request, status, JSON, shaped_error(request.path, status, str(error)))
 
 
-def shaped_error(path: str, status: int, message: str) -> bytes:
+async def send_refusal(request: Request, status: int, message: str, param: str | None) -> None:
+    """Send an error that a worker gave; `param` names the field at fault, if any."""
+    await send_bytes(request, status, JSON, shaped_error(request.path, status, message, param))
+
+
+def shaped_error(path: str, status: int, message: str, param: str | None = None) -> bytes:
     """The error's body in the API's own shape: Ollama's, OpenAI's or Anthropic's (contract §1.1, §5, §5.7)."""
-    if not path.startswith("/v1/"):
+    if path.startswith("/api/"):
         return error_body(message)
     if path.startswith("/v1/messages"):
         kind = _ANTHROPIC_TYPES.get(status, "api_error")
         error = {"type": "error", "error": {"type": kind, "message": message}}
         return orjson.dumps({**error, "request_id": f"req_{secrets.token_hex(12)}"})
     kind = _OPENAI_TYPES.get(status, "api_error")
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": None}})
 
 
 def closing_error(path: str, content_type: bytes, message: str, *, after: bytes) -> bytes | None:

@@ -1,7 +1,8 @@
-"""`/api/embed` and its predecessor `/api/embeddings`: requests, checks and replies (contract §1.4, §1.5)."""
+"""`/api/embed`, its predecessor `/api/embeddings`, `/v1/embeddings`: requests, checks, replies (§1.4, §1.5, §5.4)."""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from vllama.ollama.replies import Timings
 _COMMON = ("model", "keep_alive", "options")
 _EMBED = known_fields(*_COMMON, "input", "truncate", "dimensions")
 _EMBEDDINGS = known_fields(*_COMMON, "prompt")
+_OPENAI_EMBED = known_fields("model", "input", "dimensions", "encoding_format")
 
 Vector = Any
 """A NumPy array of float32; what it is made with does not matter here."""
@@ -74,6 +76,46 @@ class EmbeddingsRequest(EmbedRequest):
         del timings
         vector = vectors[0] if vectors else []
         return b'{"embedding":%b}' % orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIEmbedRequest(EmbedRequest):
+    """A request of `/v1/embeddings` (contract §5.4): any model's vectors can be shortened, as in `/api/embed`."""
+
+    in_base64: bool = False
+
+    @classmethod
+    def parse(cls, body: bytes) -> OpenAIEmbedRequest:
+        """Decode and check a body in Ollama's order. Raises RequestError."""
+        if not body.strip():
+            raise RequestError("EOF")
+        fields = Fields(decode(body), "EmbedRequest", _OPENAI_EMBED, go="openai.EmbedRequest")
+        model, dimensions, encoding = fields.string("model"), fields.integer("dimensions"), _encoding(fields)
+        given = fields.raw("input")
+        if given is None or given == []:
+            raise RequestError("invalid input")
+        inputs = ("",) if given == "" else _inputs(given)
+        return cls(model, inputs, None, {}, dimensions=dimensions, in_base64=encoding == "base64")
+
+    def reply(self, vectors: Sequence[Vector], timings: Timings | None = None) -> bytes:
+        """OpenAI's list of these vectors."""
+        shown = [self._shown(vector) for vector in vectors]
+        data = [{"object": "embedding", "embedding": value, "index": index} for index, value in enumerate(shown)]
+        tokens = timings.prompt_eval_count if timings else 0
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        reply = {"object": "list", "data": data, "model": self.model, "usage": usage}
+        return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def _shown(self, vector: Vector) -> Any:
+        return b64encode(vector.astype("<f4").tobytes()).decode() if self.in_base64 else vector
+
+
+def _encoding(fields: Fields) -> str:
+    encoding = fields.string("encoding_format")
+    if encoding.lower() not in {"", "float", "base64"}:
+        supported = "Supported values: ['float', 'base64']."
+        raise RequestError(f"Invalid value for 'encoding_format' = {encoding}. {supported}")
+    return encoding.lower()
 
 
 def check_embedding(request: EmbedRequest, capabilities: Collection[str]) -> None:

@@ -128,6 +128,15 @@ class Fields:
             raise self.mismatch(name, value, "int")
         return value
 
+    def number(self, name: str, go: str = "float64") -> float | None:
+        """A number; None where absent."""
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.mismatch(name, value, go)
+        return value
+
     def mapping(self, name: str) -> dict[str, Any]:
         """An object; {} where absent."""
         value = self._values.get(name)

@@ -44,12 +44,13 @@ def command_line(
     user_flags: Sequence[str],
     on_cpu: bool,
     compiled: bool,
-    embeds: bool = False,
+    pools: bool = False,
     dtype: str = "",
 ) -> list[str]:
     """The arguments of `vllama.worker.launch`. The user's flags come last and win.
 
-    `embeds` says that the model makes embeddings; `dtype` is the type to compute in, where vLLM is not to choose.
+    `pools` says that the model makes vectors or classes and no text; `dtype` is the type to compute in, where vLLM is
+    not to choose.
 
     Raises BadEngineFlags where one of them is not the user's to give.
     """
@@ -63,7 +64,11 @@ def command_line(
 
     # The gateway logs accesses; the worker's own lines would cost time on every request.
     default("--disable-uvicorn-access-log")
-    if embeds:
+    # No server of ours fetches what a client names, though it were only a picture: there is no such host.
+    default("--allowed-media-domains", "none.invalid")
+    # A model's own limit of its replies is no default of Ollama's (contract §2.10); vLLM takes it for one.
+    default("--override-generation-config", '{"max_new_tokens":null}')
+    if pools:
         # vLLM would let the architecture decide, and some of these write text too.
         default("--runner", "pooling")
     if dtype:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllama.scheduler import engine_flags
-from vllama.scheduler.probe import produce_one_embedding, produce_one_token
+from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
 from vllama.scheduler.process import COMMAND, Memory, WorkerProcess, WorkerSpec, check_flags
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
@@ -23,6 +23,9 @@ from vllama.store.manifest import Manifest
 from vllama.worker.profile import SUPERVISED
 
 log = logging.getLogger(__name__)
+
+_TRIALS = {"embedding": produce_one_embedding, "rerank": produce_one_class, "classify": produce_one_class}
+"""What a model has to do before it counts as loaded; whatever is not in here writes text."""
 
 
 class Launcher:
@@ -62,7 +65,8 @@ class Launcher:
         """Start a worker for this model; it is not ready yet."""
         description = describe(manifest)
         served = self.serving.plan(manifest)
-        embeds = "embedding" in served.capabilities
+        trial = next((trial for what, trial in _TRIALS.items() if what in served.capabilities), produce_one_token)
+        pools = trial is not produce_one_token
         name = manifest.name
         socket = self.runtime / f"{next(self._numbers)}.sock"
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -70,12 +74,12 @@ class Launcher:
             manifest.snapshot,
             list(dict.fromkeys([name.display, name.display.removesuffix(":latest"), name.full])),
             socket,
-            self._settings_for(description) if embeds else self._settings,
+            self._settings_for(description) if pools else self._settings,
             user_flags=[*served.flags, *manifest.engine_flags, *self._user_flags],
             on_cpu=self._on_cpu,
             compiled=self._compiled,
-            embeds=embeds,
-            dtype=self._dtype(description) if embeds else "",
+            pools=pools,
+            dtype=self._dtype(description) if pools else "",
         )
         return await WorkerProcess.start(
             WorkerSpec(
@@ -89,18 +93,18 @@ class Launcher:
                 memory=self._memory(manifest),
                 log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
                 command=self._command,
-                trial=produce_one_embedding if embeds else produce_one_token,
+                trial=trial,
             )
         )
 
-    def _settings_for(self, embedder: ModelDescription) -> Settings:
+    def _settings_for(self, pooler: ModelDescription) -> Settings:
         """The settings, with a context that the model can have: vLLM refuses more, and what suits chats is more."""
-        possible = embedder.context_length or self._settings.context_length
+        possible = pooler.context_length or self._settings.context_length
         return replace(self._settings, context_length=min(self._settings.context_length, possible))
 
-    def _dtype(self, embedder: ModelDescription) -> str:
+    def _dtype(self, pooler: ModelDescription) -> str:
         """Weights in float32 stay so on a CPU: vLLM's choice, float16, took three times as long, and is less exact."""
-        return "float32" if self._on_cpu and embedder.quantization_level == "F32" else ""
+        return "float32" if self._on_cpu and pooler.quantization_level == "F32" else ""
 
     def _memory(self, manifest: Manifest) -> Memory:
         """The weights, and on a CPU the KV cache that `engine_flags` reserves."""

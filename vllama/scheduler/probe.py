@@ -1,4 +1,4 @@
-"""Is the worker ready, and what does it serve? It is ready when it has really produced a token or an embedding."""
+"""Is the worker ready, and what does it serve? It is ready when it has really produced a token, a vector or a class."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 import orjson
 
 _ONE_TOKEN = b'{"model":"","prompt":"1","raw":true,"stream":false,"options":{"num_predict":1,"temperature":0}}'
-_ONE_EMBEDDING = b'{"model":"","input":"1"}'
-
+_ONE_TEXT = b'{"model":"","input":"1"}'
 Trial = Callable[[Path, float | None], Awaitable[bool]]
 """Asks the worker behind a socket for something real, within so many seconds; False where it cannot yet."""
 
@@ -24,8 +23,14 @@ async def produce_one_token(socket: Path, timeout: float | None) -> bool:
 
 async def produce_one_embedding(socket: Path, timeout: float | None) -> bool:
     """As produce_one_token, of a worker whose model makes embeddings."""
-    body = await _exchange(socket, b"POST", b"/api/embed", _ONE_EMBEDDING, timeout)
+    body = await _exchange(socket, b"POST", b"/api/embed", _ONE_TEXT, timeout)
     return body is not None and b'"embeddings":[[' in body
+
+
+async def produce_one_class(socket: Path, timeout: float | None) -> bool:
+    """As produce_one_token, of a worker whose model classifies texts or pairs of them."""
+    body = await _exchange(socket, b"POST", b"/classify", _ONE_TEXT, timeout)
+    return body is not None and b'"probs":[' in body
 
 
 async def served_context(socket: Path, timeout: float | None) -> int:
@@ -39,10 +44,13 @@ async def served_context(socket: Path, timeout: float | None) -> int:
 
 async def _exchange(socket: Path, method: bytes, path: bytes, body: bytes, timeout: float | None) -> bytes | None:
     """The body of a reply with status 200; None for anything else, and where nothing listens yet."""
-    request = b"%b %b HTTP/1.1\r\nhost: worker\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+    # vLLM's own routes insist on the type.
+    headers = b"host: worker\r\nconnection: close\r\ncontent-type: application/json\r\n"
     try:
         async with asyncio.timeout(timeout):
-            answer = await _talk(socket, request % (method, path, len(body), body))
+            answer = await _talk(
+                socket, b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (method, path, headers, len(body), body)
+            )
     except (OSError, TimeoutError):
         return None
     head, _, reply = answer.partition(b"\r\n\r\n")

@@ -132,6 +132,7 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
         capabilities=capabilities(
             config.get("architectures") or [],
             is_sentence_transformer=(snapshot / "modules.json").exists(),
+            labels=_labels(config),
         ),
         template=template,
         chat_template=template,
@@ -162,24 +163,34 @@ def _state(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
         raise ManifestCorrupt(f"{error.filename} is missing; pull the model again") from error
 
 
-def capabilities(architectures: list[str], *, is_sentence_transformer: bool) -> tuple[str, ...]:
+def capabilities(architectures: list[str], *, is_sentence_transformer: bool, labels: int = 0) -> tuple[str, ...]:
     """Return what the architecture can do (contract §4.5), as far as it is served.
 
     `tools` and `thinking` need parsers (vllama.scheduler.serving). `vision` and `insert` need more than a template
-    that mentions them, and a wrong claim hurts clients more than a missing one: none is made yet.
+    that mentions them, and a wrong claim hurts clients more than a missing one: none is made yet. `rerank` and
+    `classify` are words of ours: Ollama has no such models. A classifier with one of its `labels` is a cross-encoder.
     """
     architecture = architectures[0] if architectures else ""
+    if architecture.endswith(_CLASSIFIER):
+        return ("rerank",) if labels == 1 else ("classify",)
     encodes = architecture.endswith(_ENCODERS) and not architecture.endswith(_DECODERS)
     if is_sentence_transformer or encodes:
         return ("embedding",)
-    if architecture.endswith(_CLASSIFIERS):
+    if architecture.endswith(_TAGGER):
         return ()
     return ("completion",)
 
 
 _ENCODERS = ("Model", "ForMaskedLM", "ForTextEncoding")
 _DECODERS = ("LMHeadModel", "ChatModel", "GLMModel")  # "Model" at the end, and yet they write text
-_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+_CLASSIFIER, _TAGGER = "ForSequenceClassification", "ForTokenClassification"
+
+
+def _labels(config: dict[str, Any]) -> int:
+    """How many labels a classifier knows; two where config.json does not say, as in transformers."""
+    names = config.get("id2label")
+    stated = len(names) if isinstance(names, dict) else config.get("num_labels")
+    return stated if isinstance(stated, int) else 2
 
 
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
 from vllama.errors import EngineError, ModelNotFound, PromptTooLong, VllamaError
 from vllama.ollama import options
+from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
 from vllama.ollama.status import JSON
 from vllama.worker.dialects import Dialect, Rendered, Request
@@ -80,10 +81,7 @@ class GenerationRoute:
         if request.is_empty:
             await sink.reply(200, JSON, replies.final("load"))
             return
-        sampling = options.resolve(options.check(request.options), profile.parameters, self._generation_defaults)
-        window = Window.of(sampling, engine.context_length)
-        rendered = await self._dialect.render(request, engine, profile, window)
-        _make_fit(rendered, request, window)
+        rendered, sampling, window = await self._render(request, engine, profile)
         if request.debug_render_only:
             await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids)))
             return
@@ -110,6 +108,23 @@ class GenerationRoute:
                 await transcript.stream(outputs, sink)
             else:
                 await transcript.whole(outputs, sink)
+
+    async def prompt_ids(self, body: bytes, profile: Profile) -> list[int]:
+        """The token ids of the prompt that the model would get. Raises as `answer` does."""
+        request = self._dialect.parse(body)
+        self._dialect.check(request, profile.capabilities, profile.full_name)
+        if self._engine is None:
+            raise EngineError("the engine is not ready")
+        rendered, _, _ = await self._render(request, self._engine, profile)
+        return rendered.token_ids
+
+    async def _render(self, request: Request, engine: Engine, profile: Profile) -> tuple[Rendered, Sampling, Window]:
+        """The prompt, made to fit, and the values in force for the reply."""
+        sampling = options.resolve(options.check(request.options), profile.parameters, self._generation_defaults)
+        window = Window.of(sampling, engine.context_length)
+        rendered = await self._dialect.render(request, engine, profile, window)
+        _make_fit(rendered, request, window)
+        return rendered, sampling, window
 
 
 def _make_fit(rendered: Rendered, request: Request, window: Window) -> None:

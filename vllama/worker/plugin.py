@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest
+from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest, OpenAIEmbedRequest
 from vllama.worker import channel
 from vllama.worker.dialects import Chat, Generate
 from vllama.worker.embedding import EmbeddingRoute
@@ -21,13 +21,15 @@ from vllama.worker.generation import GenerationRoute
 from vllama.worker.identity import Identity
 from vllama.worker.pooling import PoolingEngine
 from vllama.worker.profile import SUPERVISED, Profile
+from vllama.worker.prompt import PROMPT, PromptRoute
+from vllama.worker.vllm_routes import HeedHeader, heed
 
 
 class OllamaPlugin:
     """Ollama's native model routes, spoken beside the engine."""
 
     name = "vllama"
-    required_tasks = ("generate", "embed")
+    required_tasks = ("generate", "embed", "classify")
 
     def __init__(self) -> None:
         self._generation_routes = {
@@ -38,6 +40,12 @@ class OllamaPlugin:
             "/api/embed": EmbeddingRoute(EmbedRequest),
             "/api/embeddings": EmbeddingRoute(EmbeddingsRequest),
         }
+        self._openai_embedding = EmbeddingRoute(OpenAIEmbedRequest)
+        # Of these two only a gateway knows: over HTTP, vLLM's own /v1 stays as it is.
+        self._channel_routes: dict[str, EmbeddingRoute | PromptRoute] = {
+            "/v1/embeddings": self._openai_embedding,
+            PROMPT: PromptRoute(self._generation_routes["/api/generate"]),
+        }
         self._identity = Identity()
         self._channel: asyncio.AbstractServer | None = None  # held, because it closes when nobody refers to it
 
@@ -46,14 +54,17 @@ class OllamaPlugin:
         for path, endpoint in (self._generation_routes | self._embedding_routes).items():
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         app.router.routes.extend(self._identity.routes())
+        if os.environ.get(SUPERVISED):
+            app.add_middleware(HeedHeader)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Hand the engine to the routes that its model can serve; the others say that it cannot."""
         if engine_client is None:
             return  # vLLM's render-only server has no engine
-        pools = "generate" not in await engine_client.get_supported_tasks()
-        generates = None if pools else Engine(engine_client, state)
-        capabilities = generates.capabilities if generates else ("embedding",)
+        tasks = await engine_client.get_supported_tasks()
+        generates = Engine(engine_client, state) if "generate" in tasks else None
+        embeds = PoolingEngine(engine_client) if generates is None and "embed" in tasks else None
+        capabilities = generates.capabilities if generates else ("embedding",) if embeds else ("classify",)
         infill = generates.infill(f"{args.model} {args.served_model_name}") if generates else None
         capabilities += ("insert",) if infill else ()
         self._identity.serve(engine_client.model_config, args, capabilities)
@@ -62,10 +73,10 @@ class OllamaPlugin:
         profile = Profile(self._identity.full_name, capabilities, infill=infill, served_names=names)
         for generation in self._generation_routes.values():
             generation.serve(generates, profile)
-        embeds = PoolingEngine(engine_client) if pools else None
-        for embedding in self._embedding_routes.values():
+        for embedding in (*self._embedding_routes.values(), self._openai_embedding):
             embedding.serve(embeds, profile)
         if is_supervised and args.uds:
-            routes = self._generation_routes | self._embedding_routes
+            heed(state)
+            routes = {**self._generation_routes, **self._embedding_routes, **self._channel_routes}
             endpoints = {path: route.answer for path, route in routes.items()}
             self._channel = await channel.listen(channel.socket_path(args.uds, *api_process(engine_client)), endpoints)

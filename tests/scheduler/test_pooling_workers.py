@@ -1,4 +1,4 @@
-"""What is different about the worker of a model that makes embeddings."""
+"""What is different about the worker of a model that makes embeddings, or classifies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.scheduler import engine_flags
 from vllama.scheduler.launcher import Launcher
-from vllama.scheduler.probe import produce_one_embedding, produce_one_token
+from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
 from vllama.scheduler.process import WorkerProcess, WorkerSpec
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.anyio
 
 BERT = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512}
 F32 = {"embeddings.word_embeddings.weight": ("F32", [32, 8])}
+RANKER = {**BERT, "architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+JUDGE = {**RANKER, "id2label": {"0": "bad", "1": "good"}}
 F16 = {"embeddings.word_embeddings.weight": ("F16", [32, 8])}
 
 
@@ -88,6 +90,13 @@ async def test_it_pools_and_is_ready_once_it_has_made_an_embedding(starter: Star
     assert spec.trial is produce_one_embedding
 
 
+@pytest.mark.parametrize("config", [RANKER, JUDGE])
+async def test_a_classifier_is_ready_once_it_has_judged_a_text(starter: Starter, config: dict[str, Any]) -> None:
+    spec = await starter.start(config=config, tensors=F32)
+    assert (value_of(spec, "--runner"), value_of(spec, "--dtype")) == ("pooling", "float32")
+    assert spec.trial is produce_one_class
+
+
 async def test_a_model_that_writes_text_is_asked_for_a_token_and_vllm_chooses_the_runner(starter: Starter) -> None:
     spec = await starter.start()
     assert (value_of(spec, "--runner"), value_of(spec, "--dtype")) == (None, None)
@@ -120,7 +129,7 @@ async def test_a_context_for_chats_is_made_smaller_where_the_model_has_less(
 
 
 class TestTheTrial:
-    """`produce_one_embedding` against a socket."""
+    """`produce_one_embedding` and `produce_one_class` against a socket."""
 
     @staticmethod
     @asynccontextmanager
@@ -144,6 +153,13 @@ class TestTheTrial:
         line, _, body = asked[0].partition(b"\n")
         assert line == b"POST /api/embed HTTP/1.1"
         assert json.loads(body)["input"]
+
+    async def test_of_a_classifier_it_is_passed_by_probabilities(self, runtime: Path) -> None:
+        async with self._answering(runtime / "s", 200, b'{"data":[{"index":0,"probs":[0.5]}]}') as asked:
+            assert await produce_one_class(runtime / "s", 10)
+        assert asked[0].startswith(b"POST /classify HTTP/1.1\n")
+        async with self._answering(runtime / "s", 500, b'{"error":"probs"}'):
+            assert not await produce_one_class(runtime / "s", 10)
 
     @pytest.mark.parametrize(
         ("status", "body"),

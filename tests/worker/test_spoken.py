@@ -1,0 +1,25 @@
+"""The header in which the gateway tells vLLM's own routes of a request's model."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllama.worker.spoken import HEADER, SpokenModel
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(texts, texts, st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)))
+def test_a_header_carries_any_model(name: str, template: str, sampling: dict[str, float]) -> None:
+    spoken = SpokenModel(name, template, sampling)
+    header, value = spoken.to_header()
+    assert header == HEADER
+    assert value.isascii()
+    assert value.strip() != b""
+    assert not set(value) & set(b"\r\n")
+    assert SpokenModel.from_headers([(b"a", b"b"), (header, value)]) == spoken
+
+
+def test_no_header_means_no_model() -> None:
+    assert SpokenModel.from_headers([(b"host", b"x")]) is None

@@ -1,0 +1,136 @@
+"""The parts of vLLM 0.26 and 0.32 that `vllama/worker/vllm_routes.py` changes, in the vLLM that is installed.
+
+No engine starts here. Where one of these fails after an upgrade, that adapter is the file to change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.datastructures import State
+
+from vllama.worker.spoken import SpokenModel
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore"),  # what vLLM's imports warn of is not ours
+]
+
+
+def of_vllm(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"vllm.{module}"), name)
+
+
+class Messages:
+    """Anthropic's handler, with vLLM's own conversion."""
+
+    def __init__(self) -> None:
+        self.own = of_vllm("entrypoints.anthropic.serving", "AnthropicServingMessages")
+        self.chat_template = "started with"
+
+    def to_chat_completion_request(self, request: Any) -> Any:
+        name = next(name for name in adapter()._CONVERSIONS if hasattr(self.own, name))
+        return getattr(self.own, name)(request)
+
+
+def adapter() -> Any:
+    return importlib.import_module("vllama.worker.vllm_routes")
+
+
+@pytest.fixture
+def state() -> State:
+    models = SimpleNamespace(model_name=lambda lora_request=None: f"first {lora_request}")
+    renderer = type("Renderer", (), {})()
+    renderer.chat_template = None
+    return State({"openai_serving_models": models, "online_renderer": renderer, "m": Messages(), "other": 5})
+
+
+@pytest.fixture(autouse=True)
+def _unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a test does to vLLM's classes."""
+    for name in ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest"):
+        kind = getattr(adapter(), name)
+        monkeypatch.setattr(kind, "build_tok_params", kind.build_tok_params)
+
+
+async def within(spoken: SpokenModel | None, look: Any) -> Any:
+    """What `look` sees in a request that says this."""
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(look())
+
+    headers = [(b"host", b"x"), *([spoken.to_header()] if spoken else [])]
+    await adapter().HeedHeader(app)({"type": "http", "headers": headers}, None, None)
+    return seen[0]
+
+
+@pytest.mark.anyio
+async def test_replies_name_the_model_as_the_client_did(state: State) -> None:
+    adapter().heed(state)
+    named = state.openai_serving_models.model_name
+    assert await within(SpokenModel("M:x"), named) == "M:x"
+    assert await within(SpokenModel("M:x"), lambda: named("an adapter")) == "first an adapter"
+    assert await within(None, named) == "first None"
+
+
+@pytest.mark.anyio
+async def test_the_default_template_is_the_request_s_model_s(state: State) -> None:
+    adapter().heed(state)
+    for served, started_with in ((state.online_renderer, None), (state.m, "started with")):
+        assert await within(SpokenModel("m", "{{ x }}"), lambda served=served: served.chat_template) == "{{ x }}"
+        assert await within(SpokenModel("m"), lambda served=served: served.chat_template) == started_with
+
+
+@pytest.mark.anyio
+async def test_anthropic_s_requests_get_the_sampling_that_their_api_lacks(state: State) -> None:
+    state.anthropic_serving_messages = state.m
+    adapter().heed(state)
+    request = of_vllm("entrypoints.anthropic.protocol", "AnthropicMessagesRequest")(
+        model="m", max_tokens=3, messages=[{"role": "user", "content": "hi"}]
+    )
+    spoken = SpokenModel("m", sampling={"min_p": 0.25, "seed": 7, "repetition_penalty": 1.5})
+    made = await within(spoken, lambda: state.m.to_chat_completion_request(request))
+    assert (made.min_p, made.seed, made.repetition_penalty, made.max_tokens) == (0.25, 7, 1.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "fields"),
+    [
+        ("chat_completion", "ChatCompletionRequest", {"messages": [], "max_tokens": 5000}),
+        ("chat_completion", "ChatCompletionRequest", {"messages": [], "max_completion_tokens": 5000}),
+        ("completion", "CompletionRequest", {"prompt": "x", "max_tokens": 5000}),
+        ("responses", "ResponsesRequest", {"input": "x", "max_output_tokens": 5000}),
+    ],
+)
+def test_a_limit_above_the_context_is_no_error(state: State, module: str, name: str, fields: dict[str, Any]) -> None:
+    adapter().heed(state)
+    request = of_vllm(f"entrypoints.openai.{module}.protocol", name)(**fields)
+    parameters = request.build_tok_params(SimpleNamespace(max_model_len=100, is_encoder_decoder=False))
+    assert parameters.max_total_tokens == 100
+    assert parameters.max_input_tokens >= 99
+    assert {getattr(request, limit) for limit in fields.keys() & {"max_tokens", "max_completion_tokens"}} <= {5000}
+
+
+def test_vllm_has_what_the_adapter_changes() -> None:
+    models = of_vllm("entrypoints.openai.models.serving", "OpenAIServingModels")
+    assert list(inspect.signature(models.model_name).parameters) == ["self", "lora_request"]
+    messages = of_vllm("entrypoints.anthropic.serving", "AnthropicServingMessages")
+    assert any(hasattr(messages, name) for name in adapter()._CONVERSIONS)
+    for module, name in (
+        ("renderers.online_renderer", "OnlineRenderer"),
+        ("entrypoints.serve.tokenize.serving", "ServingTokenization"),
+    ):
+        assert "self.chat_template = chat_template" in inspect.getsource(of_vllm(module, name).__init__)
+
+
+def test_a_dead_engine_speaks_the_words_that_the_gateway_knows() -> None:
+    from vllama.gateway.refusal import Refused
+
+    error = of_vllm("v1.engine.exceptions", "EngineDeadError")()
+    assert Refused(500, b'{"error":{"message":"%b"}}' % str(error).encode()).engine_is_dead

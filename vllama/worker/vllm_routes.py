@@ -1,0 +1,101 @@
+"""vLLM's own routes, serving the model that each request names and not only the one of the command line.
+
+Several of our models can share a worker, and Ollama's clients expect habits that vLLM lacks. The gateway says what is
+needed in a header (vllama.worker.spoken); here vLLM learns to heed it. Written against vLLM 0.26 and 0.32
+(`tests/worker/test_vllm_routes.py` names them). Internal, and kept to this file: `OpenAIServingModels.model_name`,
+attributes `chat_template` of what `app.state` holds, `AnthropicServingMessages`' conversion to a chat request,
+`build_tok_params` of the request classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+from vllama.asgi import Receive, Scope, Send
+from vllama.worker.spoken import SpokenModel
+
+_spoken: ContextVar[SpokenModel | None] = ContextVar("spoken", default=None)
+
+_CONVERSIONS = ("to_chat_completion_request", "_convert_anthropic_to_openai_request")
+"""The name in 0.32, and in 0.26."""
+
+
+class HeedHeader:
+    """ASGI middleware: the header holds for all that happens within its request."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note the header and go on."""
+        if scope["type"] == "http":
+            _spoken.set(SpokenModel.from_headers(scope["headers"]))
+        await self._app(scope, receive, send)
+
+
+def heed(state: Any) -> None:
+    """Make the routes whose handlers are in vLLM's `app.state` heed what their requests say."""
+    _repeat_names(state.openai_serving_models)
+    for served in list(vars(state)["_state"].values()):
+        if isinstance(getattr(served, "chat_template", ""), str | None) and hasattr(served, "chat_template"):
+            _use_templates(served)
+    if messages := getattr(state, "anthropic_serving_messages", None):
+        _add_sampling(messages)
+    _end_when_full(ChatCompletionRequest, "max_tokens", "max_completion_tokens")
+    _end_when_full(CompletionRequest, "max_tokens")
+    _end_when_full(ResponsesRequest, "max_output_tokens")
+
+
+def _repeat_names(models: Any) -> None:
+    """Let replies name the model as the client did; vLLM takes the first served name."""
+    first_name = models.model_name
+
+    def model_name(lora_request: Any = None) -> str:
+        spoken = _spoken.get()
+        return spoken.name if spoken and lora_request is None else first_name(lora_request)
+
+    models.model_name = model_name
+
+
+def _use_templates(served: Any) -> None:
+    """Let the object's default chat template be the request's model's."""
+    started_with = served.chat_template
+
+    def chat_template(_: Any) -> str | None:
+        spoken = _spoken.get()
+        return (spoken.chat_template if spoken else "") or started_with
+
+    kind = type(served)
+    served.__class__ = type(kind.__name__, (kind,), {"chat_template": property(chat_template)})
+
+
+def _add_sampling(messages: Any) -> None:
+    """Let Anthropic's requests have the values for which that API has no field."""
+    conversion = next(name for name in _CONVERSIONS if hasattr(messages, name))
+    convert: Callable[..., ChatCompletionRequest] = getattr(messages, conversion)
+
+    def converted(*arguments: Any, **named: Any) -> ChatCompletionRequest:
+        request = convert(*arguments, **named)
+        spoken = _spoken.get()
+        for name, value in (spoken.sampling if spoken else {}).items():
+            setattr(request, name, value)
+        return request
+
+    setattr(messages, conversion, converted)
+
+
+def _end_when_full(request_class: Any, *limits: str) -> None:
+    """Let a reply end when the context is full, where vLLM refuses a limit that there might be no room for."""
+    build = request_class.build_tok_params
+
+    def build_tok_params(request: Any, model_config: Any) -> Any:
+        least = {name: 1 for name in limits if getattr(request, name) is not None}
+        return build(request.model_copy(update=least) if least else request, model_config)
+
+    request_class.build_tok_params = build_tok_params
