@@ -156,7 +156,7 @@ def test_an_uploaded_gguf_answers_as_the_model_that_was_pulled(
 ) -> None:
     """With Ollama's own client, on a server that knows no other model of this file."""
     pulled = store.get(ModelName.parse(BASE))
-    own = ModelStore(tmp_path / "models")
+    own = ModelStore(tmp_path)
     alone = Server(own.root)
     try:
         client = ollama.Client(host=alone.url)
