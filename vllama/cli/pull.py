@@ -11,12 +11,18 @@ from vllama.cli.progress import report
 from vllama.names import ModelName
 from vllama.settings import Settings
 
+_PATHS = ("/", "./", "../", "~")
+"""What a path begins with, and no name does."""
+
 
 @click.command(
     "pull",
     epilog="""\b
 Examples:
-  vllama pull smollm2:135m
+  vllama pull qwen2.5:7b
+  vllama pull Qwen/Qwen3-8B-AWQ
+  vllama pull hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q8_0
+  vllama pull ./snapshot
   vllama pull my-model --from ./snapshot""",
 )
 @click.argument("name")
@@ -31,8 +37,16 @@ Examples:
 def command(name: str, from_path: Path | None, *, force: bool, as_json: bool) -> None:
     """Put a model into the store (OLLAMA_MODELS).
 
-    Needs no server; a running server with the same store knows the model at once.
+    NAME is one of Ollama's library, org/repo on the Hugging Face Hub, or the path of a snapshot directory or
+    GGUF file, which is then called as its last part. Needs no server; a running server with the same store
+    knows the model at once.
     """
+    if from_path is None and name.startswith(_PATHS):
+        from_path = Path(name).expanduser()
+        if not from_path.exists():
+            message = f"there is no {name}; a name of a model does not begin with {name[0]!r}"
+            raise click.BadParameter(message, param_hint="NAME")
+        name = from_path.resolve().stem if from_path.is_file() else from_path.resolve().name
     model = ModelName.parse(name)
     from vllama.store.model_store import ModelStore
     from vllama.store.pull import pull

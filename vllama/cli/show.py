@@ -81,6 +81,9 @@ def _model_rows(info: Record) -> list[list[str]]:
         "embedding length": metadata.get(f"{architecture}.embedding_length"),
         "quantization": details.get("quantization_level", ""),
         "requires": info.get("requires"),
+        "asked for": metadata.get("vllama.asked"),
+        "served": metadata.get("vllama.served"),
+        "difference": metadata.get("vllama.difference"),
         "tool parser": metadata.get("vllama.tool_parser"),
         "reasoning parser": metadata.get("vllama.reasoning_parser"),
     }

@@ -28,7 +28,7 @@ from vllama.scheduler.scheduler import Scheduler, WorkerLauncher
 from vllama.scheduler.serving import Serving
 from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
 from vllama.store.blobs import Blobs
-from vllama.store.catalogue import closest
+from vllama.store.catalogue import catalogue
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
@@ -90,7 +90,7 @@ def _stage(store: ModelStore, model: str) -> Manifest:
     try:
         return store.get(name)
     except ModelNotFound as error:
-        similar = [*closest(name), *(m.name.display for m in store.list())]
+        similar = [*catalogue(store.root).closest(name), *(m.name.display for m in store.list())]
         hint = f"; known: {', '.join(dict.fromkeys(similar))}" if similar else ""
         raise VllamaError(f"{error}: pull it first with `vllama pull {name}`{hint}") from None
 

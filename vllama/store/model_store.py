@@ -94,27 +94,48 @@ class ModelStore:
         return self.root / "snapshots" / identity
 
     @contextmanager
-    def staging(self, key: str) -> Iterator[Path]:
-        """Lend an empty directory in which a snapshot can grow, to one process at a time per key.
+    def staging(self, key: str, *, resume: bool = False) -> Iterator[Path]:
+        """Lend a directory in which a snapshot can grow, to one process at a time per key.
 
-        Waits while another process holds the key. What a killed process left under the key is
-        removed first; what is still there at the end goes as well.
+        Waits while another process holds the key. The directory is empty, and goes at the end; what a killed
+        process left under the key is removed first. With `resume` it has what a block that was killed, or
+        that raised, left in it, and goes only where the block ends well.
         """
-        if not _IDENTITY.fullmatch(key):
-            raise StoreError(f"{key!r} cannot name a staging directory")
         parent = self.root / "staging"
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with (parent / f"{key}.lock").open("w") as lock:
+            with self._lock_of(key).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                if resume:
+                    directory = parent / f"{key}@resume"
+                    directory.mkdir(exist_ok=True)
+                    yield directory
+                    shutil.rmtree(directory)
+                    return
                 for leftover in parent.glob(f"{key}@*"):
                     shutil.rmtree(leftover, ignore_errors=True)
                 # A new name each time: a converter that outlived its parent may still write to the old.
                 new = tempfile.TemporaryDirectory(prefix=f"{key}@", dir=parent, ignore_cleanup_errors=True)
-                with new as directory:
-                    yield Path(directory)
+                with new as name:
+                    yield Path(name)
         except OSError as error:
             raise StoreError(f"cannot write to the model store: {error}") from error
+
+    def is_staged(self, key: str) -> bool:
+        """Whether another process holds this key of `staging` now."""
+        try:
+            with self._lock_of(key).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # there is no such lock
+        return False
+
+    def _lock_of(self, key: str) -> Path:
+        if not _IDENTITY.fullmatch(key):
+            raise StoreError(f"{key!r} cannot name a staging directory")
+        return self.root / "staging" / f"{key}.lock"
 
     def adopt(self, staged: Path, identity: str) -> Path:
         """Move a finished directory to its place among the snapshots and return that place.

@@ -10,7 +10,7 @@ from vllama.errors import ManifestCorrupt, StoreError
 
 _SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
 _LICENSES = ("license", "notice")
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _TOKENIZERS = {
     "tokenizer.json",
     "tokenizer.model",
@@ -42,7 +42,7 @@ def find_files(directory: Path) -> list[str]:
         raise StoreError(f"{directory} is not whole: {INDEX} names {', '.join(sorted(lacking))}, not there")
     if not top & _TOKENIZERS and not any(path.endswith(".tiktoken") for path in top):
         raise StoreError(f"{directory} has no tokenizer (tokenizer.json, tokenizer.model, vocab.txt, …)")
-    return [path for path in present if _counts(path)]
+    return [path for path in present if counts(path)]
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -54,6 +54,12 @@ def weight_files(directory: Path) -> list[Path]:
         # Mistral's repositories hold the weights a second time.
         names = {name for name in names if not name.startswith("consolidated")} or names
     return [directory / name for name in sorted(names)]
+
+
+def counts(path: str) -> bool:
+    """Whether a worker may read a file of this name: settings, weights, tokenizer, templates, licence."""
+    name = Path(path).name.lower()
+    return Path(name).suffix in _SUFFIXES or name.startswith(_LICENSES)
 
 
 def _walk(directory: Path) -> list[str]:
@@ -72,11 +78,6 @@ def _is_utf8(*names: str) -> bool:
     return True
 
 
-def _counts(path: str) -> bool:
-    name = Path(path).name.lower()
-    return Path(name).suffix in _SUFFIXES or name.startswith(_LICENSES)
-
-
 def _shards(directory: Path, top: set[str]) -> set[str]:
     """Return the file names that the index of the weights lists; none where there is no index."""
     if INDEX not in top:
@@ -88,7 +89,7 @@ def _shards(directory: Path, top: set[str]) -> set[str]:
 
 
 def _why_no_weights(directory: Path, top: set[str]) -> str:
-    pickles = sorted(path for path in top if Path(path).suffix in _PICKLES)
+    pickles = sorted(path for path in top if Path(path).suffix in PICKLES)
     if pickles:
         return (
             f"{directory} holds its weights as pickle only ({', '.join(pickles)}), which can run any code "

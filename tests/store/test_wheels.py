@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vllama.errors import SourceUnavailable
-from vllama.store import package_index
-from vllama.store.package_index import download, extract, extract_folder
+from vllama.store.sources import wheels
+from vllama.store.sources.wheels import download, extract, extract_folder
 
 from .conftest import UsePackageIndex
 
@@ -48,11 +48,11 @@ def test_an_old_pip_is_not_asked_for_progress(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, raw: bool
 ) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: version)
-    assert ("raw" in package_index._pip_command("x==1", tmp_path)) is raw
+    assert ("raw" in wheels._pip_command("x==1", tmp_path)) is raw
 
 
 def _pretend_pip(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr(package_index, "_pip_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(wheels, "_pip_command", lambda *_: [sys.executable, "-c", code])
 
 
 def test_progress_is_passed_on_in_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""The Hugging Face Hub, or a mirror (HF_ENDPOINT): pinned to a commit, resumed after a kill, each file checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vllama.errors import ManifestCorrupt, StoreError
+from vllama.names import ModelName
+from vllama.store.base import from_path, plain_manifest
+from vllama.store.description import describe
+from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
+from vllama.store.model_store import ModelStore
+from vllama.store.progress import Progress
+from vllama.store.snapshot import find_files
+from vllama.store.sources.base import bars, progress_of, put, stored_whole
+from vllama.store.sources.hub_listing import (
+    Listing,
+    RemoteFile,
+    gguf_file,
+    has_gguf,
+    has_snapshot,
+    label_of,
+    snapshot_files,
+)
+from vllama.store.sources.hub_process import HubProcess
+from vllama.store.sources.hub_transfer import Patience
+
+MAIN = "main"
+"""The branch that a name without a revision means."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SPARE = 256 << 20
+"""Bytes that a pull leaves free on the disk."""
+
+_LOOK_AGAIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """One repository. `revision` is a branch, tag or commit, or the quantisation of a GGUF file ("Q4_K_M").
+
+    `license` is told where neither a file nor the repository's card tells one.
+    """
+
+    repository: str
+    revision: str = MAIN
+    license: str = ""
+    patience: Patience = field(default=Patience())
+
+    def pull(self, store: ModelStore, name: ModelName, *, force: bool) -> Generator[Progress, None, None]:
+        """See PullSource."""
+        is_pinned = _COMMIT.fullmatch(self.revision) is not None
+        pinned = Source("hub", self.repository, self.revision)
+        if is_pinned and not force and (stored := _current(store, name, pinned)):
+            yield from bars(stored)  # nobody need be asked
+            return
+        label = label_of(self.revision)
+        with HubProcess(self.patience) as hub:
+            listing = hub.list_files(self.repository, MAIN if label else self.revision)
+            gguf = gguf_file(listing, label) if label or _is_gguf_only(listing) else None
+            wanted = [gguf] if gguf else snapshot_files(listing)
+            locator = f"{self.repository}/{gguf.path}" if gguf else self.repository
+            source = Source("hub", locator, listing.commit)
+            key = _staging_key(locator)
+            yield from _wait_for_others(store, key)
+            with store.staging(key, resume=True) as staging:
+                if not force and (stored := _current(store, name, source)):
+                    yield from bars(stored)
+                    return
+                files = yield from _bring(hub, listing, wanted, staging / "files")
+                if gguf:
+                    manifest = yield from from_path(store, name, staging / "files" / gguf.key)
+                else:
+                    manifest = yield from _make_snapshot(store, name, files, wanted, staging)
+                described = describe(manifest)  # damaged settings are refused now, not when a client asks
+                stated = "" if described.license else listing.license or self.license
+                yield from put(store, replace(manifest, source=source, license=stated))
+
+
+def _current(store: ModelStore, name: ModelName, source: Source) -> Manifest | None:
+    stored = stored_whole(store, name)
+    return stored if stored and stored.source == source else None
+
+
+def _is_gguf_only(listing: Listing) -> bool:
+    return has_gguf(listing) and not has_snapshot(listing)
+
+
+def _bring(
+    hub: HubProcess, listing: Listing, wanted: list[RemoteFile], directory: Path
+) -> Generator[Progress, None, list[ManifestFile]]:
+    """Leave the files in `directory`, each named by its key."""
+    directory.mkdir(exist_ok=True)
+    keys = {file.key for file in wanted}
+    for leftover in directory.iterdir():  # of another commit that was pulled in part
+        if leftover.name.removesuffix(".part") not in keys:
+            leftover.unlink()
+    _check_room(wanted, directory)
+    known = {file.path: file for file in wanted}
+    for at, fetched in hub.fetch(listing, wanted, directory):
+        for path, size in at.items():
+            if known[path].sha256:
+                yield progress_of(known[path].sha256, known[path].size, size)
+        if fetched:
+            files = [ManifestFile(path, known[path].size, sha256) for path, sha256 in sorted(fetched.items())]
+    for file in files:
+        yield progress_of(file.sha256, file.size, file.size)
+    return files
+
+
+def _check_room(wanted: list[RemoteFile], directory: Path) -> None:
+    """Raise StoreError where the disk has no room for what is still to come."""
+    here = sum(path.stat().st_size for path in directory.iterdir())
+    needed = sum({file.key: file.size for file in wanted}.values()) - here
+    free = shutil.disk_usage(directory).free
+    if needed + _SPARE > free:
+        raise StoreError(
+            f"no room for the model: {_gigabytes(needed)} are still to be fetched, {_gigabytes(free)} are free in "
+            f"{directory.parents[1].parent}; remove models that are not needed, or set OLLAMA_MODELS to a larger disk"
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _make_snapshot(
+    store: ModelStore, name: ModelName, files: list[ManifestFile], wanted: list[RemoteFile], staging: Path
+) -> Generator[Progress, None, Manifest]:
+    """Give the files their paths, by links: what a kill interrupts here is done again."""
+    snapshot = staging / "snapshot"
+    shutil.rmtree(snapshot, ignore_errors=True)
+    for file in wanted:
+        target = snapshot / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(staging / "files" / file.key, target)
+    yield Progress("verifying sha256 digest")
+    try:
+        usable = set(find_files(snapshot))
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(snapshot), "the repository")) from None
+    if code := _own_code(snapshot):
+        yield Progress(f"left out the repository's own code ({code}), which is never run")
+    kept = tuple(file for file in files if file.path in usable)
+    place = store.adopt(snapshot, content_digest(kept))
+    return plain_manifest(name, place, kept, Source("hub", "", ""), datetime.now(UTC))
+
+
+def _own_code(snapshot: Path) -> str:
+    """Return the modules that config.json would run if it were trusted; "" where it names none."""
+    try:
+        modules = json.loads((snapshot / "config.json").read_bytes()).get("auto_map")
+    except (ValueError, AttributeError) as error:
+        raise ManifestCorrupt(f"the repository's config.json is no JSON object: {error}") from error
+    if not isinstance(modules, dict):
+        return ""
+    return ", ".join(sorted({f"{str(path).partition('.')[0]}.py" for path in modules.values()}))
+
+
+def _wait_for_others(store: ModelStore, key: str) -> Iterator[Progress]:
+    """Give a sign of life as long as another process pulls the same."""
+    while store.is_staged(key):
+        yield Progress("waiting for another pull of the same model")
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _staging_key(locator: str) -> str:
+    digest = hashlib.sha256(locator.encode()).hexdigest()[:16]
+    return f"hub-{re.sub(r'[^A-Za-z0-9_.-]', '--', locator)[:80]}-{digest}"
