@@ -21,7 +21,7 @@ StartServer = Callable[..., Server]
 
 _SMOLLM2 = ModelName.parse("smollm2:135m")
 _MINILM = ModelName.parse("all-minilm")
-_BUILD_TINY_MODEL = Path(__file__).parents[1] / "tiny_model.py"
+_BUILDERS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +57,13 @@ def _staged(name: ModelName) -> Manifest | None:
 @pytest.fixture(scope="session")
 def tiny_snapshot(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that starts and answers fast, with SmolLM2's tokenizer."""
-    snapshot = tmp_path_factory.mktemp("tiny")
+    return build("tiny_model.py", store, tmp_path_factory.mktemp("tiny"))
+
+
+def build(script: str, store: ModelStore, snapshot: Path) -> Path:
+    """Have a script of the tests write a snapshot with SmolLM2's tokenizer; in a process, for it imports torch."""
     tokenizer_from = store.get(_SMOLLM2).snapshot
-    subprocess.run([sys.executable, _BUILD_TINY_MODEL, tokenizer_from, snapshot], check=True, capture_output=True)
+    subprocess.run([sys.executable, _BUILDERS / script, tokenizer_from, snapshot], check=True, capture_output=True)
     return snapshot
 
 

@@ -315,8 +315,14 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, found: str) -> None:
 
 def test_base64_is_decoded_with_line_breaks_and_with_a_data_prefix() -> None:
     assert decode_base64("aGVs\r\nbG8=\n") == b"hello"
-    assert decode_base64("data:image/png;base64,aGVsbG8=") == b"hello"
-    assert decode_base64("") == b""
+    for prefix in (
+        "data:image/png;base64,",
+        "data:;base64,",
+        "DATA:IMAGE/PNG;BASE64,",
+        "data:a/b;charset=utf-8;base64,",
+    ):
+        assert decode_base64(f"{prefix}aGVsbG8=") == b"hello"
+    assert decode_base64("") == decode_base64("data:image/png;base64,") == b""
 
 
 @pytest.mark.parametrize(
@@ -340,6 +346,8 @@ def test_base64_is_decoded_with_line_breaks_and_with_a_data_prefix() -> None:
         ("aGk-", 3),  # not the alphabet for URLs
         ("aGké", 3),
         ("data:image/png;base64", 4),
+        ("data:image/png,aGVs", 4),  # not said to be base64
+        ("data:image/png;base64,aGVs@", 4),
     ],
 )
 def test_bad_base64_is_refused_with_the_byte_where_go_gives_up(text: str, position: int) -> None:

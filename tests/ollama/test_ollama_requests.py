@@ -294,11 +294,24 @@ def test_a_capability_that_the_model_lacks_is_named(
 
 
 def test_a_model_that_can_is_not_refused() -> None:
-    check(generate(think=True, images=["aGk="]), MODEL_OF_ALL_KINDS)
-    with_all = chat({"role": "user", "images": ["aGk="]}, think=True, tools=[{"type": "function"}])
+    png = "iVBORw0KGgo="
+    check(generate(think=True, images=[png]), MODEL_OF_ALL_KINDS)
+    with_all = chat({"role": "user", "images": [png]}, think=True, tools=[{"type": "function"}])
     check(with_all, MODEL_OF_ALL_KINDS)
     check(generate(think=False))
     check(chat({"role": "user"}, tools=[]))
+
+
+def test_what_is_no_image_is_refused_where_it_stands_once_the_model_could_see_it() -> None:
+    with pytest.raises(RequestError, match=r"^invalid image input: images\[0\] is neither"):
+        check(generate(images=["aGk="]), MODEL_OF_ALL_KINDS)
+    with pytest.raises(RequestError, match=r"^invalid image input: messages\[1\]\.images\[0\] is neither"):
+        check(chat({"role": "user"}, {"role": "user", "images": ["aGk="]}), MODEL_OF_ALL_KINDS)
+
+
+def test_images_go_with_no_suffix() -> None:
+    with pytest.raises(RequestError, match=r"^images cannot go with a suffix"):
+        check(generate(images=["iVBORw0KGgo="], suffix="}"), MODEL_OF_ALL_KINDS)
 
 
 @pytest.mark.parametrize("conflict", [{"system": "s"}, {"template": "t"}, {"context": [1]}])

@@ -55,6 +55,7 @@ def test_the_user_s_flags_come_last_in_their_order() -> None:
         ("--enforce-eager", None),
         ("--compilation-config", '{"custom_ops":["none"]}'),
         ("--kv-cache-memory-bytes", "1024"),
+        ("--mm-processor-cache-gb", "1"),
     ],
 )
 def test_defaults_on_a_cpu(flag: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,3 +212,16 @@ def test_the_kv_cache_on_a_cpu_has_an_upper_limit() -> None:
 def test_the_json_of_our_defaults_is_json() -> None:
     assert json.loads(value_of("--compilation-config", line()) or "") == {"custom_ops": ["none"]}
     assert json.loads(value_of("--override-generation-config", line()) or "") == {"max_new_tokens": None}
+
+
+def test_vllm_may_fetch_nothing_unless_the_user_names_who_from() -> None:
+    assert value_of("--allowed-media-domains", line()) == "no remote media"
+    assert value_of("--allowed-media-domains", line("--allowed-media-domains", "example.com")) == "example.com"
+
+
+def test_images_have_a_limit_that_the_user_s_own_variable_replaces() -> None:
+    def limit(base: dict[str, str]) -> str:
+        return environment(base, Path("/run/x"), on_cpu=False)["VLLM_MAX_IMAGE_PIXELS"]
+
+    assert limit({}) == "67108864"
+    assert limit({"VLLM_MAX_IMAGE_PIXELS": "1000"}) == "1000"

@@ -13,7 +13,11 @@ from vllama.scheduler.serving import Serving, ServingPlan
 from vllama.store.parsers import ParserChoice
 from vllama.worker.registry import Parsers
 
-INSTALLED = Parsers(tool=frozenset({"hermes", "mistral"}), reasoning=frozenset({"qwen3", "deepseek_r1"}))
+INSTALLED = Parsers(
+    tool=frozenset({"hermes", "mistral"}),
+    reasoning=frozenset({"qwen3", "deepseek_r1"}),
+    multimodal=frozenset({"LlavaForConditionalGeneration"}),
+)
 TOOLS = "{% if tools %}<tool_call></tool_call>{% endif %}"
 THINKING_TOOLS = TOOLS + "{% if enable_thinking %}<think></think>{% endif %}"
 
@@ -112,3 +116,31 @@ def test_the_template_for_tools_tells_where_there_are_several(tmp_path: Path) ->
     )
     found = Serving((), INSTALLED).describe(make_manifest(snapshot=snapshot))
     assert (found.template, found.capabilities) == ("plain", ("completion", "tools"))
+
+
+def sees(tmp_path: Path, *flags: str, architecture: str = "LlavaForConditionalGeneration", **config: Any) -> bool:
+    tower = {"architectures": [architecture], "vision_config": {"hidden_size": 8}, **config}
+    return "vision" in plan(tmp_path, TOOLS, *flags, config=tower).capabilities
+
+
+def test_a_model_with_a_vision_tower_sees_where_vllm_serves_its_architecture_so(tmp_path: Path) -> None:
+    tower = {"architectures": ["LlavaForConditionalGeneration"], "vision_config": {"hidden_size": 8}}
+    assert plan(tmp_path / "a", TOOLS, config=tower).capabilities == ("completion", "vision", "tools")
+    assert not sees(tmp_path / "b", architecture="LlamaForCausalLM")
+    assert not sees(tmp_path / "c", vision_config=None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--language-model-only",), False),
+        (("--limit-mm-per-prompt", '{"image": 0}'), False),
+        (('--limit-mm-per-prompt={"image":0}',), False),
+        (("--limit-mm-per-prompt", '{"image": 2}'), True),
+        (("--limit-mm-per-prompt", "nonsense"), True),  # vLLM will not start with it
+    ],
+)
+def test_flags_that_leave_no_images_take_the_capability_away(
+    tmp_path: Path, flags: tuple[str, ...], expected: bool
+) -> None:
+    assert sees(tmp_path, *flags) is expected

@@ -71,6 +71,47 @@ def test_the_language_model_of_a_multimodal_one_gives_the_lengths(build_snapshot
     assert found.capabilities == ("completion",)
 
 
+VISION: dict[str, Any] = {
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
+    "vision_config": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336},
+    "text_config": {"hidden_size": 4096, "num_attention_heads": 32},
+}
+
+
+def test_a_vision_tower_is_described_beside_the_language_model(build_snapshot: BuildSnapshot) -> None:
+    found = describe(make_manifest(snapshot=build_snapshot(config=VISION)))
+    assert (found.has_vision, found.architecture) == (True, "LlavaForConditionalGeneration")
+    assert found.capabilities == ("completion",)  # what the installed vLLM makes of it is not known here
+    assert found.embedding_length == found.model_info["llava.embedding_length"] == 4096
+    told = {key: found.model_info[f"llava.vision.{key}"] for key in ("embedding_length", "block_count", "image_size")}
+    assert told == {"embedding_length": 1024, "block_count": 24, "image_size": 336}
+
+
+@pytest.mark.parametrize(
+    ("files", "has_vision"),
+    [
+        ({"preprocessor_config.json": {"image_processor_type": "MolmoImageProcessor"}}, True),
+        ({"processor_config.json": {"image_processor": {}}}, True),
+        ({"preprocessor_config.json": {"feature_extractor_type": "WhisperFeatureExtractor"}}, False),
+        ({}, False),
+    ],
+    ids=["its own preprocessor", "a processor with an image processor", "one that listens", "neither"],
+)
+def test_without_a_vision_config_the_image_processor_tells(
+    build_snapshot: BuildSnapshot, files: dict[str, Any], has_vision: bool
+) -> None:
+    assert describe(make_manifest(snapshot=build_snapshot(files=files))).has_vision is has_vision
+
+
+def test_the_lengths_of_a_model_that_thinks_and_talks_are_those_of_the_part_that_thinks(
+    build_snapshot: BuildSnapshot,
+) -> None:
+    thinker = {"vision_config": {"depth": 32}, "text_config": {"hidden_size": 3584}}
+    found = describe(make_manifest(snapshot=build_snapshot(config={"thinker_config": thinker})))
+    assert (found.has_vision, found.embedding_length) == (True, 3584)
+
+
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import orjson
 import pytest
 
 from vllama.ollama.requests import ChatRequest, GenerateRequest
-from vllama.worker.conversation import TemplateMessage, of_chat, of_generate
+from vllama.worker.conversation import (
+    TemplateMessage,
+    images_of,
+    of_chat,
+    of_generate,
+    plain_text,
+    shortened,
+    with_images,
+)
 from vllama.worker.profile import Profile
 
 PLAIN = Profile("m", ("completion",))
 MARIO = Profile("m", ("completion",), system="You are Mario.", messages=(("user", "who?"), ("assistant", "me")))
 
 
-def said(role: str, content: str, **more: Any) -> TemplateMessage:
+def said(role: str, content: str | list[dict[str, Any]], **more: Any) -> TemplateMessage:
     return {"role": role, "content": content, **more}
 
 
@@ -96,3 +105,59 @@ def test_calls_without_an_id_get_different_ones() -> None:
 def test_earlier_thinking_is_kept_for_templates_that_want_it() -> None:
     [shaped] = of_chat(chat(said("assistant", "4", thinking="2+2")), PLAIN)
     assert shaped == said("assistant", "4", reasoning="2+2")
+
+
+A, B, C = b"a", b"b", b"c"
+
+
+def image(content: Any) -> dict[str, Any]:
+    return {"type": "image_pil", "image_pil": content}
+
+
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
+
+
+def seen(content: str, *images: bytes) -> dict[str, Any]:
+    return said("user", content, images=[base64.b64encode(image).decode() for image in images])
+
+
+@pytest.mark.parametrize(
+    ("content", "images", "parts"),
+    [
+        ("look", [A, B], [text("look"), image(A), image(B)]),
+        ("", [A], [image(A)]),
+        ("this [img] and [img]!", [A, B], [text("this "), image(A), text(" and "), image(B), text("!")]),
+        ("[img] look", [A, B], [image(A), text(" look"), image(B)]),
+        ("[img][img]", [A], [image(A), text("[img]")]),
+        ("[img]", [], "[img]"),
+    ],
+    ids=["after the text", "without text", "at markers", "markers for some", "a marker too many", "none"],
+)
+def test_images_follow_the_text_unless_it_has_markers_for_them(content: str, images: list[bytes], parts: Any) -> None:
+    assert of_chat(chat(seen(content, *images)), PLAIN) == [said("user", parts)]
+
+
+def test_the_images_of_a_completion_belong_to_its_one_message() -> None:
+    request = generate(images=[base64.b64encode(A).decode()])
+    assert of_generate(request, MARIO)[-1] == said("user", [text("hi"), image(A)])
+    assert of_generate(request, MARIO)[:-1] == of_generate(generate(), MARIO)[:-1]
+
+
+def test_images_are_put_in_place_of_what_was_sent_in_order() -> None:
+    conversation = of_chat(chat(seen("one", A, B), said("assistant", "ok"), seen("[img] two", C)), PLAIN)
+    assert images_of(conversation) == [A, B, C]
+    decoded = with_images(conversation, ["A", "B", "C"])
+    assert images_of(decoded) == ["A", "B", "C"]
+    assert decoded[1] == conversation[1]
+    assert images_of(conversation) == [A, B, C]
+
+
+def test_a_dropped_message_takes_its_images_along() -> None:
+    conversation = of_chat(chat(said("system", "s"), seen("one", A), seen("two", B)), PLAIN)
+    assert images_of(shortened(conversation, 2)) == [B]
+
+
+def test_without_a_template_markers_tell_where_the_images_stand() -> None:
+    conversation = of_chat(chat(seen("one", A), said("assistant", "ok"), seen("a[img]b", B)), PLAIN)
+    assert plain_text(conversation) == "one[img]\nok\na[img]b"

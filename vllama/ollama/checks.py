@@ -7,6 +7,7 @@ from collections.abc import Collection
 from vllama.durations import quote
 from vllama.errors import RequestError, Unsupported
 from vllama.ollama import options
+from vllama.ollama.images import check_images
 from vllama.ollama.requests import ChatRequest, Common, GenerateRequest, check_format
 from vllama.ollama.templates import in_jinja
 
@@ -23,16 +24,21 @@ def check_generate(request: GenerateRequest, capabilities: Collection[str], full
         raise Unsupported(f"{full_name} does not support insert")
     if request.images and "vision" not in capabilities:
         raise Unsupported(f"{full_name} does not support vision")
+    if request.images and request.suffix:
+        raise RequestError("images cannot go with a suffix: what stands in a gap is text")
+    check_images(request.images, "images")
     in_jinja(request.template)
 
 
 def check_chat(request: ChatRequest, capabilities: Collection[str], full_name: str) -> None:
-    """Raise Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""
+    """Raise RequestError or Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""
     _check_common(request, capabilities, "chat")
     if request.tools and "tools" not in capabilities:
         raise Unsupported(f"{full_name} does not support tools")
     if "vision" not in capabilities and any(message.images for message in request.messages):
         raise Unsupported(f"{full_name} does not support vision")
+    for index, message in enumerate(request.messages):
+        check_images(message.images, f"messages[{index}].images")
 
 
 def _check_common(request: Common, capabilities: Collection[str], verb: str) -> None:

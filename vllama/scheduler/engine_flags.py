@@ -22,6 +22,9 @@ REFUSED = {
 """Flags with which the gateway could not reach its worker, and why."""
 
 
+MOST_PIXELS = 64 * 1024**2
+"""The largest image, 192 MiB once it is decoded. vLLM's own limit is three times that."""
+
 REMOVED_VARIABLES = ("VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND")
 """They do to a worker what `--api-key` and a server without our plugin would do."""
 
@@ -64,8 +67,8 @@ def command_line(
 
     # The gateway logs accesses; the worker's own lines would cost time on every request.
     default("--disable-uvicorn-access-log")
-    # No server of ours fetches what a client names, though it were only a picture: there is no such host.
-    default("--allowed-media-domains", "none.invalid")
+    # vLLM would fetch whatever URL a request names, from our own network too. No host can be called this.
+    default("--allowed-media-domains", "no remote media")
     # A model's own limit of its replies is no default of Ollama's (contract §2.10); vLLM takes it for one.
     default("--override-generation-config", '{"max_new_tokens":null}')
     if pools:
@@ -80,6 +83,8 @@ def command_line(
     if on_cpu:
         # vLLM would take 92 % of the machine's memory for one model.
         default("--kv-cache-memory-bytes", str(cpu_kv_cache_bytes()), unless=("--gpu-memory-utilization",))
+        # Prepared images are kept twice, each time up to vLLM's 4 GiB.
+        default("--mm-processor-cache-gb", "1")
     if on_cpu and not compiled:
         # Ready in a third of the time for 5 to 12 % less throughput (docs/architecture.md).
         default("--enforce-eager", unless=("--no-enforce-eager", "-O", "--optimization-level"))
@@ -119,12 +124,15 @@ def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict
         "VLLM_RPC_BASE_PATH": str(runtime),  # so that a killed worker's sockets go with our runtime directory
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",  # the gateway keeps its connections as long as the worker lives
     }
+    images = {}
+    if "VLLM_MAX_IMAGE_PIXELS" not in base:
+        images["VLLM_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
     cpu = {}
     if on_cpu and "VLLM_CPU_OMP_THREADS_BIND" not in base:
         cores = sorted(os.sched_getaffinity(0))
         cpu["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
     kept = {name: value for name, value in base.items() if name not in REMOVED_VARIABLES}
-    return {**kept, **offline, **ours, **cpu}
+    return {**kept, **offline, **ours, **images, **cpu}
 
 
 def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, str]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import orjson
+
 from vllama.ollama import options
 from vllama.ollama.infill import Infill, infill_of
 from vllama.ollama.templates import fills_gaps, in_jinja
@@ -24,6 +26,8 @@ _TOOL_PARSER = "--tool-call-parser"
 _REASONING_PARSER = "--reasoning-parser"
 _AUTO_TOOLS = "--enable-auto-tool-choice"
 _NO_TOOLS = "--no-enable-auto-tool-choice"
+_LIMITS = "--limit-mm-per-prompt"
+_TEXT_ONLY = "--language-model-only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ def plan(
     """
     if "completion" not in description.capabilities:
         return ServingPlan(description.capabilities, ParserChoice(), ParserChoice(), ())
-    facts = _Facts(description.capabilities, description.traits, tuple(flags), origin, template)
+    vision = ("vision",) if _sees(description, installed, flags) else ()
+    facts = _Facts((*description.capabilities, *vision), description.traits, tuple(flags), origin, template)
     return _plan(facts, installed)
 
 
@@ -85,6 +90,18 @@ def _plan(facts: _Facts, installed: Parsers) -> ServingPlan:
     gained = (("tools", bool(tool.name)), ("insert", inserts), ("thinking", bool(reasoning.name)))
     more = [name for name, is_gained in gained if is_gained]
     return ServingPlan((*facts.capabilities, *more), tool, reasoning, tuple(added), infill)
+
+
+def _sees(description: ModelDescription, installed: Parsers, flags: Sequence[str]) -> bool:
+    """Whether the model takes images, in this vLLM and with these flags."""
+    if not description.has_vision or description.architecture not in installed.multimodal:
+        return False
+    try:
+        limits = orjson.loads(given_value(flags, _LIMITS) or "{}")
+    except orjson.JSONDecodeError:
+        limits = {}  # vLLM will say so
+    is_limited_to_none = isinstance(limits, dict) and limits.get("image") == 0
+    return not (is_limited_to_none or is_given(flags, _TEXT_ONLY))
 
 
 class Serving:

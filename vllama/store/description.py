@@ -26,8 +26,10 @@ from vllama.store.weights import (
     read_tensors,
 )
 
-# GGUF's name for a fact (as clients of `model_info` know it) and config.json's names for the same.
-_FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+Facts = tuple[tuple[str, tuple[str, ...]], ...]
+"""GGUF's name for a fact, as clients of `model_info` know it, and config.json's names for the same."""
+
+_FACTS: Facts = (
     ("context_length", ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")),
     ("embedding_length", ("hidden_size", "n_embd", "d_model")),
     ("block_count", ("num_hidden_layers", "n_layer", "num_layers")),
@@ -41,6 +43,14 @@ _FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rope.dimension_count", ("head_dim",)),
     ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
     ("expert_used_count", ("num_experts_per_tok",)),
+)
+_VISION_FACTS: Facts = (
+    ("embedding_length", ("hidden_size", "embed_dim")),
+    ("block_count", ("num_hidden_layers", "depth")),
+    ("feed_forward_length", ("intermediate_size",)),
+    ("attention.head_count", ("num_attention_heads", "num_heads")),
+    ("image_size", ("image_size",)),
+    ("patch_size", ("patch_size",)),
 )
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """llama.cpp's numbers, which Ollama shows as `general.file_type`."""
@@ -64,6 +74,7 @@ class ModelDescription:
     `tokens` are the tokens that its tokenizer has beyond its learned vocabulary; `tool_template` is
     the template for requests with tools where that is another one. `capabilities` are
     those that its architecture tells; what parsers add is known to vllama.scheduler.serving.
+    `architecture` is the name of its class, and `has_vision` says whether its files describe one that takes images.
     """
 
     family: str
@@ -82,6 +93,8 @@ class ModelDescription:
     tokens: frozenset[str] = frozenset()
     tool_template: str = ""
     chat_template: str = ""
+    architecture: str = ""
+    has_vision: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -114,6 +127,7 @@ def describe(manifest: Manifest) -> ModelDescription:
 def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
     del state
     config = _flatten(_read_json(snapshot / "config.json", required=True))
+    architectures = config.get("architectures") or []
     quantization = config.get("quantization_config") or config.get("compression_config") or {}
     tensors = read_tensors(weight_files(snapshot))
     level = quantization_level(tensors, quantization)
@@ -130,7 +144,7 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
         context_length=int(facts.get("context_length", 0)),
         embedding_length=int(facts.get("embedding_length", 0)),
         capabilities=capabilities(
-            config.get("architectures") or [],
+            architectures,
             is_sentence_transformer=(snapshot / "modules.json").exists(),
             labels=_labels(config),
         ),
@@ -148,6 +162,8 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
         parameters=_sampling_defaults(snapshot),
         tokens=_added_tokens(snapshot),
         tool_template=_named_template(snapshot, "tool_use"),
+        architecture=architectures[0] if architectures else "",
+        has_vision=_has_vision(config, snapshot),
     )
 
 
@@ -166,9 +182,10 @@ def _state(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
 def capabilities(architectures: list[str], *, is_sentence_transformer: bool, labels: int = 0) -> tuple[str, ...]:
     """Return what the architecture can do (contract §4.5), as far as it is served.
 
-    `tools` and `thinking` need parsers (vllama.scheduler.serving). `vision` and `insert` need more than a template
-    that mentions them, and a wrong claim hurts clients more than a missing one: none is made yet. `rerank` and
-    `classify` are words of ours: Ollama has no such models. A classifier with one of its `labels` is a cross-encoder.
+    `tools`, `thinking` and `vision` need what the installed vLLM has (vllama.scheduler.serving). `insert` needs more
+    than a template that mentions it, and a wrong claim hurts clients more than a missing one: none is made yet.
+    `rerank` and `classify` are words of ours: Ollama has no such models. A classifier with one of its `labels` is a
+    cross-encoder.
     """
     architecture = architectures[0] if architectures else ""
     if architecture.endswith(_CLASSIFIER):
@@ -195,7 +212,7 @@ def _labels(config: dict[str, Any]) -> int:
 
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:
     """Lift what nests: the language model of a multimodal one, and the parameters of its rope."""
-    for key in ("text_config", "llm_config", "language_config"):
+    for key in ("thinker_config", "text_config", "llm_config", "language_config"):
         if isinstance(nested := config.get(key), dict):
             config = {**config, **nested, "model_type": config.get("model_type", nested.get("model_type"))}
             config["architectures"] = config.get("architectures") or nested.get("architectures")
@@ -206,12 +223,18 @@ def _flatten(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def _has_vision(config: dict[str, Any], snapshot: Path) -> bool:
+    """Whether the config has a vision tower, or the snapshot what prepares images for one."""
+    if isinstance(config.get("vision_config"), dict):
+        return True
+    preprocessor = _read_json(snapshot / "preprocessor_config.json")
+    return "image_processor_type" in preprocessor or "image_processor" in _read_json(snapshot / "processor_config.json")
+
+
 def _facts(config: dict[str, Any], snapshot: Path) -> dict[str, int | float]:
-    facts: dict[str, int | float] = {}
-    for key, names in _FACTS:
-        value = next((config[name] for name in names if _is_number(config.get(name))), None)
-        if value is not None:
-            facts[key] = int(value) if value == int(value) else value
+    facts = _numbers(config, _FACTS)
+    if isinstance(tower := config.get("vision_config"), dict):
+        facts |= {f"vision.{key}": value for key, value in _numbers(tower, _VISION_FACTS).items()}
     heads, width = facts.get("attention.head_count"), facts.get("embedding_length")
     if "rope.freq_base" in facts and heads and width:
         facts.setdefault("rope.dimension_count", width // heads)
@@ -220,6 +243,15 @@ def _facts(config: dict[str, Any], snapshot: Path) -> dict[str, int | float]:
     if isinstance(served, int):
         facts["context_length"] = served
     return facts
+
+
+def _numbers(config: dict[str, Any], facts: Facts) -> dict[str, int | float]:
+    found: dict[str, int | float] = {}
+    for key, names in facts:
+        value = next((config[name] for name in names if _is_number(config.get(name))), None)
+        if value is not None:
+            found[key] = int(value) if value == int(value) else value
+    return found
 
 
 def _sampling_defaults(snapshot: Path) -> dict[str, int | float]:

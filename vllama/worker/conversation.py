@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vllama.ollama.requests import ChatRequest, GenerateRequest, Message
 from vllama.worker.profile import Profile
 
 TemplateMessage = dict[str, Any]
-"""A message in the shape of chat templates, which is OpenAI's."""
+"""A message in the shape of chat templates, which is OpenAI's.
+
+`content` is a text or, where there are images, a list of parts; an image is `{"type": "image_pil", "image_pil": …}`,
+the form in which vLLM takes one that is decoded.
+"""
+
+IMAGE_MARKER = "[img]"
+"""Where in its text a message wants an image (contract §2.6)."""
 
 
 def of_generate(request: GenerateRequest, profile: Profile) -> list[TemplateMessage]:
@@ -18,7 +26,7 @@ def of_generate(request: GenerateRequest, profile: Profile) -> list[TemplateMess
         conversation.append({"role": "system", "content": system})
     if not request.context:
         conversation += _own_messages(profile)
-    conversation.append({"role": "user", "content": request.prompt})
+    conversation.append({"role": "user", "content": _content(request.prompt, request.images)})
     return conversation
 
 
@@ -39,12 +47,63 @@ def shortened(conversation: list[TemplateMessage], dropped: int) -> list[Templat
     return kept + conversation[dropped:]
 
 
+def images_of(conversation: Iterable[TemplateMessage]) -> list[Any]:
+    """All images, in order."""
+    return [part["image_pil"] for message in conversation for part in _parts(message) if "image_pil" in part]
+
+
+def with_images(conversation: list[TemplateMessage], images: Sequence[Any]) -> list[TemplateMessage]:
+    """The conversation with these in place of its images, in order."""
+    waiting = iter(images)
+
+    def replaced(part: dict[str, Any]) -> dict[str, Any]:
+        return _image(next(waiting)) if "image_pil" in part else part
+
+    return [
+        {**message, "content": [replaced(part) for part in _parts(message)]}
+        if isinstance(message["content"], list)
+        else message
+        for message in conversation
+    ]
+
+
+def plain_text(conversation: Iterable[TemplateMessage]) -> str:
+    """The messages one after the other, for models without a chat template; a marker stands for each image."""
+    return "\n".join("".join(part.get("text", IMAGE_MARKER) for part in _parts(message)) for message in conversation)
+
+
+def _parts(message: TemplateMessage) -> Iterator[dict[str, Any]]:
+    content = message["content"]
+    yield from content if isinstance(content, list) else [_text(content)]
+
+
+def _content(text: str, images: Sequence[Any]) -> str | list[dict[str, Any]]:
+    """A message's content: its images stand where the text has markers for them, the others after it."""
+    if not images:
+        return text
+    waiting = list(images)
+    *before_images, rest = text.split(IMAGE_MARKER, len(images))
+    parts = []
+    for piece in before_images:
+        parts += [_text(piece), _image(waiting.pop(0))]
+    parts += [_text(rest), *map(_image, waiting)]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _image(image: Any) -> dict[str, Any]:
+    return {"type": "image_pil", "image_pil": image}
+
+
 def _own_messages(profile: Profile) -> list[TemplateMessage]:
     return [{"role": role, "content": content} for role, content in profile.messages]
 
 
 def _template_message(message: Message) -> TemplateMessage:
-    shaped: TemplateMessage = {"role": message.role, "content": message.content}
+    shaped: TemplateMessage = {"role": message.role, "content": _content(message.content, message.images)}
     if message.thinking:
         shaped["reasoning"] = message.thinking
     if message.tool_calls:

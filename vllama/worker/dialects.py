@@ -16,6 +16,7 @@ from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine import Engine, Prompt
 from vllama.worker.parsing import ParsedPrompt
 from vllama.worker.profile import Profile
+from vllama.worker.vision import prepend, text_ids
 from vllama.worker.window import Window
 
 Request = GenerateRequest | ChatRequest
@@ -43,6 +44,11 @@ class Rendered:
         """Put other token ids in the prompt's place."""
         self.prompt["prompt_token_ids"] = ids
         self.prompt.pop("prompt", None)  # the text that they no longer are
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The prompt's token ids without those that stand for images."""
+        return text_ids(self.prompt)
 
 
 class Dialect(Protocol):
@@ -82,12 +88,13 @@ class Generate:
     async def render(self, request: GenerateRequest, engine: Engine, profile: Profile, window: Window) -> Rendered:
         """Make the prompt: raw text, a gap to fill, or a conversation of one turn with `context` verbatim before it."""
         del window  # a single message is not shortened
+        images = await engine.vision.decode(request.images)
         template = in_jinja(request.template) if request.template else profile.chat_template
         if request.raw or not (template or request.suffix or engine.has_chat_template):
-            return Rendered(await engine.render_text(request.prompt))
+            return Rendered(await engine.render_text(request.prompt, images))
         if request.suffix:
             return Rendered(await self._with_gap(request, engine, profile, template))
-        messages = conversation.of_generate(request, profile)
+        messages = conversation.with_images(conversation.of_generate(request, profile), images)
         if engine.parsing.thinks:
             parsed = await engine.parsing.render(
                 messages, tools=(), think=request.think, stream=request.stream, chat_template=template
@@ -96,7 +103,7 @@ class Generate:
         else:
             rendered = Rendered(await engine.render_conversation(messages, template))
         if request.context:
-            rendered.replace_ids([*request.context, *rendered.token_ids])
+            prepend(request.context, rendered.prompt)
         return rendered
 
     @staticmethod
@@ -132,6 +139,8 @@ class Chat:
         """Make the prompt; where it is too long, without as many of the oldest messages as it takes (§2.7)."""
         messages = conversation.of_chat(request, profile)
         template = profile.chat_template
+        images = await engine.vision.decode(conversation.images_of(messages))
+        messages = conversation.with_images(messages, images)
         if not request.truncate:
             return await self._render_all(request, engine, messages, template)
         rendered = await self._fitting(request, engine, messages, template, window)
@@ -160,7 +169,8 @@ class Chat:
     ) -> Rendered:
         """Render these messages; without a chat template they stand one after the other."""
         if not (template or engine.has_chat_template):
-            return Rendered(await engine.render_text("\n".join(message["content"] for message in messages)))
+            text, images = conversation.plain_text(messages), conversation.images_of(messages)
+            return Rendered(await engine.render_text(text, images))
         if engine.parsing.thinks or (request.tools and engine.parsing.calls_tools):
             parsed = await engine.parsing.render(
                 messages, tools=request.tools, think=request.think, stream=request.stream, chat_template=template

@@ -22,11 +22,12 @@ from vllama.ollama.infill import Infill, infill_of
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import TokenLogprob
 from vllama.worker.conversation import TemplateMessage
-from vllama.worker.engine_errors import as_request_error
+from vllama.worker.engine_errors import as_our_error, as_request_error
 from vllama.worker.parsing import ParsedPrompt, Parsing
+from vllama.worker.vision import NO_SHARED_CACHE, Picture, Vision
 
 Prompt = dict[str, Any]
-"""vLLM's rendered prompt (`vllm.inputs.EngineInput`): token ids and, one day, images."""
+"""vLLM's rendered prompt (`vllm.inputs.EngineInput`): token ids and prepared images."""
 
 _GENERATION_DEFAULTS = {
     "temperature": "temperature",
@@ -55,6 +56,7 @@ class Engine:
         self._template_arguments = dict(online_renderer.default_chat_template_kwargs or {})
         self._special_ids = frozenset(self._tokenizer.all_special_ids)
         self.parsing = Parsing(online_renderer, client.model_config)
+        self.vision = Vision(client.renderer, client.model_config)
 
     @property
     def context_length(self) -> int:
@@ -63,9 +65,13 @@ class Engine:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the model can do with the parsers that vLLM was given (contract §4.5)."""
-        tools = ("tools",) if self.parsing.calls_tools else ()
-        return ("completion", *tools, *(("thinking",) if self.parsing.thinks else ()))
+        """What the model can do with the parsers and limits that vLLM was given (contract §4.5)."""
+        gained = (
+            ("vision", self.vision.most_images > 0),
+            ("tools", self.parsing.calls_tools),
+            ("thinking", self.parsing.thinks),
+        )
+        return ("completion", *(name for name, is_gained in gained if is_gained))
 
     @property
     def has_chat_template(self) -> bool:
@@ -96,7 +102,9 @@ class Engine:
             chat_template_kwargs=arguments,
         )
         try:
-            _, prompts = await self._renderer.render_chat_async([conversation], parameters, _TEMPLATED_TEXT)
+            _, prompts = await self._renderer.render_chat_async(
+                [conversation], parameters, _TEMPLATED_TEXT, skip_mm_cache=NO_SHARED_CACHE
+            )
         except Exception as error:
             raise as_request_error(error) from error
         prompt: Prompt = prompts[0]
@@ -107,9 +115,19 @@ class Engine:
         tokens = self._tokenizer.get_added_vocab()
         return infill_of(tokens, str(self._client.model_config.hf_text_config.model_type), origin)
 
-    async def render_text(self, text: str) -> Prompt:
-        """Tokenise a raw prompt, with the special tokens that the tokenizer adds by itself."""
-        prompts = await self._renderer.render_cmpl_async([{"prompt": text}], _RAW_TEXT)
+    async def render_text(self, text: str, images: Sequence[Picture] = ()) -> Prompt:
+        """Tokenise a raw prompt, with the special tokens that the tokenizer adds by itself.
+
+        Raises RequestError where vLLM cannot put the images into it.
+        """
+        if not images:
+            prompts = await self._renderer.render_cmpl_async([{"prompt": text}], _RAW_TEXT)
+        else:
+            placed = {"prompt": self.vision.placed(text, len(images)), "multi_modal_data": {"image": list(images)}}
+            try:
+                prompts = await self._renderer.render_cmpl_async([placed], _RAW_TEXT, skip_mm_cache=NO_SHARED_CACHE)
+            except Exception as error:
+                raise as_our_error(error) from error
         prompt: Prompt = prompts[0]
         return prompt
 

@@ -26,6 +26,7 @@ from vllama.ollama.replies import MadeCall
 from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine_errors import as_request_error
 from vllama.worker.phrases import PhraseStream, marks_of
+from vllama.worker.vision import NO_SHARED_CACHE
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ class Parsing:
                 **({"tools": list(tools), "tool_choice": "auto"} if tools else {}),
                 **({"reasoning_effort": level} if level else {}),
             )
-            rendered = await self._renderer.render_chat(request)
+            rendered = await self._renderer.render_chat(request, skip_mm_cache=NO_SHARED_CACHE)
         except Exception as error:
             raise as_request_error(error) from error
         if not isinstance(rendered, tuple):

@@ -1,8 +1,8 @@
-"""Which parsers the installed vLLM has, read without importing it: the gateway asks, and must stay light.
+"""What the installed vLLM has, read without importing it: the gateway asks, and must stay light.
 
-Internal: the tables `_TOOL_PARSERS_TO_REGISTER` (`vllm/tool_parsers/__init__.py`) and
-`_REASONING_PARSERS_TO_REGISTER` (`vllm/reasoning/__init__.py`), alike in 0.26 and 0.32
-(`tests/worker/test_registry.py` compares with what vLLM itself says).
+Internal: the tables `_TOOL_PARSERS_TO_REGISTER` (`vllm/tool_parsers/__init__.py`), `_REASONING_PARSERS_TO_REGISTER`
+(`vllm/reasoning/__init__.py`) and `_MULTIMODAL_MODELS` (`vllm/model_executor/models/registry.py`), alike in 0.26 and
+0.32 (`tests/worker/test_registry.py` compares with what vLLM itself says).
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ _EXTRAS = {"cohere_melody": ("cohere_command3", "cohere_command4")}
 
 @dataclass(frozen=True, slots=True)
 class Parsers:
-    """The names that `--tool-call-parser` and `--reasoning-parser` take."""
+    """The names that `--tool-call-parser` and `--reasoning-parser` take.
+
+    `multimodal` are the architectures that read more than text.
+    """
 
     tool: frozenset[str]
     reasoning: frozenset[str]
+    multimodal: frozenset[str] = frozenset()
 
 
 @cache
@@ -38,6 +42,7 @@ def installed_parsers() -> Parsers:
     return Parsers(
         tool=_keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER") - unusable,
         reasoning=_keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER") - unusable,
+        multimodal=_keys(root / "model_executor" / "models" / "registry.py", "_MULTIMODAL_MODELS"),
     )
 
 

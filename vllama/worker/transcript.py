@@ -114,9 +114,10 @@ class Transcript:
         spoken = _without_end(completion, self.ids)
         if isinstance(completion.stop_reason, str):
             spoken = self.engine.tokenize("".join(self.texts))  # the ids run past the cut that the stop string made
-        if len(self.rendered.token_ids) + len(spoken) > MOST_CONTEXT_IDS:
+        asked = self.rendered.text_ids  # an image cannot come back as token ids
+        if len(asked) + len(spoken) > MOST_CONTEXT_IDS:
             return ()
-        return [*self.rendered.token_ids, *spoken]
+        return [*asked, *spoken]
 
 
 def _done_reason(completion: Any) -> str:
