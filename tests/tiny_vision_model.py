@@ -5,6 +5,7 @@ Idefics3, because its image processor needs PIL and numpy only: the CPU install 
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def build_tiny_vision_model(tokenizer_from: Path, destination: Path) -> Path:
     )
     model.to(torch.bfloat16).save_pretrained(destination)
     processor.save_pretrained(destination)
+    # Where the snapshots of LLaVA and its kin have it: the processor finds it there, the tokenizer does not.
+    (destination / "chat_template.jinja").unlink()
+    (destination / "chat_template.json").write_text(json.dumps({"chat_template": _TEMPLATE}))
     return destination
 
 

@@ -311,7 +311,7 @@ def test_what_is_no_image_is_refused_where_it_stands_once_the_model_could_see_it
 
 def test_images_go_with_no_suffix() -> None:
     with pytest.raises(RequestError, match=r"^images cannot go with a suffix"):
-        check(generate(images=["iVBORw0KGgo="], suffix="}"), MODEL_OF_ALL_KINDS)
+        check(generate(images=["iVBORw0KGgo="], suffix="}"), (*MODEL_OF_ALL_KINDS, "insert"))
 
 
 @pytest.mark.parametrize("conflict", [{"system": "s"}, {"template": "t"}, {"context": [1]}])

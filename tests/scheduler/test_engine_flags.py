@@ -49,7 +49,7 @@ def test_the_user_s_flags_come_last_in_their_order() -> None:
     ("flag", "value"),
     [
         ("--disable-uvicorn-access-log", None),
-        ("--allowed-media-domains", "none.invalid"),
+        ("--allowed-media-domains", "no remote media"),
         ("--override-generation-config", '{"max_new_tokens":null}'),
         ("--max-model-len", "-1"),
         ("--enforce-eager", None),

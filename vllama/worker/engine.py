@@ -3,18 +3,20 @@
 Written against vLLM 0.26 and 0.32 (`tests/worker/test_engine_adapter.py` names them). Public: `EngineClient`,
 `SamplingParams`, the renderer. Internal, and kept to this file: `state.online_renderer`'s template settings
 (`vllm/renderers/online_renderer.py`), `RequestOutput.metrics` (`vllm/v1/metrics/stats.py: RequestStateStats`),
-`ModelConfig.get_diff_sampling_param` (`vllm/config/model.py`), `ParallelConfig._api_process_rank` and `_count`
-(`vllm/config/parallel.py`).
+`ModelConfig.get_diff_sampling_param` (`vllm/config/model.py`), `resolve_chat_template` (`vllm/renderers/hf.py`),
+`ParallelConfig._api_process_rank` and `_count` (`vllm/config/parallel.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers import ChatParams, TokenizeParams
+from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from vllama.errors import RequestError
@@ -73,10 +75,13 @@ class Engine:
         )
         return ("completion", *(name for name, is_gained in gained if is_gained))
 
-    @property
+    @cached_property
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered; base models have no template."""
-        return bool(self._chat_template or getattr(self._tokenizer, "chat_template", True))
+        if self._chat_template or getattr(self._tokenizer, "chat_template", True):
+            return True
+        # Some models that see have it with their processor, and for some vLLM has one.
+        return bool(resolve_chat_template(self._tokenizer, None, None, model_config=self._client.model_config))
 
     def generation_defaults(self) -> dict[str, Any]:
         """What the model's generation_config.json says of sampling, in Ollama's terms.
