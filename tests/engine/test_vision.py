@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ollama
 import pytest
 from PIL import Image
@@ -115,6 +116,18 @@ def test_openais_route_says_of_an_image_what_ollamas_say(sees: Server) -> None:
     assert reply["usage"]["prompt_tokens"] == chatted["prompt_eval_count"]
 
 
+def test_the_plugin_knows_and_does_the_same_without_a_gateway(sees: Server) -> None:
+    body = chat(user(QUESTION, WHITE), stream=False)
+    transport = httpx.HTTPTransport(uds=sees.worker(MODEL).socket)
+    with httpx.Client(transport=transport, base_url="http://worker", timeout=60) as plugin:
+        shown = plugin.post("/api/show", json={"model": MODEL}).json()
+        said = plugin.post("/api/chat", json=body).json()
+
+    assert shown["capabilities"] == ["completion", "vision"]
+    assert shown["model_info"]["general.architecture"] == "idefics3"
+    assert said["message"] == sees.ask("/api/chat", body)["message"]
+
+
 def test_streams_say_the_same(sees: Server) -> None:
     body = chat(user(QUESTION, WHITE))
     whole = sees.ask("/api/chat", body)["message"]["content"]
@@ -161,6 +174,7 @@ def test_several_images_are_seen_in_their_order(sees: Server) -> None:
 def test_an_image_stands_where_its_message_has_a_marker_for_it_and_after_the_text_otherwise(sees: Server) -> None:
     def rendered(text: str) -> str:
         record = sees.ask("/api/chat", chat(user(text, WIDE), _debug_render_only=True))
+        assert record["_debug_info"]["image_count"] == 1
         return str(record["_debug_info"]["rendered_template"])
 
     assert rendered("A[img]B").index("A") < rendered("A[img]B").index("<image>") < rendered("A[img]B").index("B")

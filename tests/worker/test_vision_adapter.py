@@ -151,6 +151,8 @@ def prompt(adapter: Any) -> dict[str, Any]:
 def test_the_text_of_a_prompt_is_what_is_no_image(adapter: Any) -> None:
     assert adapter.text_ids(prompt(adapter)) == [10, 11, 12]
     assert adapter.text_ids({"prompt_token_ids": [1, 2]}) == [1, 2]
+    assert adapter.images_in(prompt(adapter)) == 2
+    assert adapter.images_in({"prompt_token_ids": [1, 2]}) == 0
 
 
 def test_what_is_put_before_a_prompt_moves_its_images(adapter: Any) -> None:

@@ -141,9 +141,9 @@ class Replies:
             )
         )
 
-    def rendered(self, prompt: str) -> bytes:
-        """The answer to `_debug_render_only`: the prompt, and nothing generated."""
-        info = orjson.dumps({"rendered_template": prompt})
+    def rendered(self, prompt: str, images: int = 0) -> bytes:
+        """The answer to `_debug_render_only`: the prompt, how many images are in it, and nothing generated."""
+        info = orjson.dumps({"rendered_template": prompt, **({"image_count": images} if images else {})})
         return self._head + self._clock.now() + self._nothing() + b',"done":false,"_debug_info":' + info + b"}"
 
     def _said(self, quoted: bytes, extras: bytes) -> bytes:

@@ -16,7 +16,7 @@ from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine import Engine, Prompt
 from vllama.worker.parsing import ParsedPrompt
 from vllama.worker.profile import Profile
-from vllama.worker.vision import prepend, text_ids
+from vllama.worker.vision import images_in, prepend, text_ids
 from vllama.worker.window import Window
 
 Request = GenerateRequest | ChatRequest
@@ -49,6 +49,11 @@ class Rendered:
     def text_ids(self) -> list[int]:
         """The prompt's token ids without those that stand for images."""
         return text_ids(self.prompt)
+
+    @property
+    def images(self) -> int:
+        """How many images are in the prompt."""
+        return images_in(self.prompt)
 
 
 class Dialect(Protocol):

@@ -83,7 +83,7 @@ class GenerationRoute:
             return
         rendered, sampling, window = await self._render(request, engine, profile)
         if request.debug_render_only:
-            await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids)))
+            await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids), rendered.images))
             return
         params = engine.sampling_params(
             sampling,

@@ -38,9 +38,8 @@ class Identity:
     def serve(self, model_config: Any, args: Namespace, capabilities: tuple[str, ...]) -> None:
         """Take the facts from vLLM's ModelConfig."""
         self._capabilities = capabilities
-        hf_config = model_config.hf_text_config
         self._names = tuple(args.served_model_name or [args.model])
-        self._architecture = str(hf_config.model_type)
+        self._architecture = str(model_config.hf_config.model_type)
         self._context_length = int(model_config.max_model_len)
         self._details = {
             "parent_model": "",

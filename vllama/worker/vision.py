@@ -106,6 +106,11 @@ def text_ids(prompt: dict[str, Any]) -> list[int]:
     return [token_id for position, token_id in enumerate(ids) if position not in covered] if covered else ids
 
 
+def images_in(prompt: dict[str, Any]) -> int:
+    """How many images a rendered prompt has."""
+    return len(list(_ranges(prompt)))
+
+
 def prepend(ids: Sequence[int], prompt: dict[str, Any]) -> None:
     """Put token ids before a rendered prompt."""
     prompt["prompt_token_ids"] = [*ids, *prompt["prompt_token_ids"]]
