@@ -188,7 +188,7 @@ def decode_base64(text: str) -> bytes:
             text = payload
     bare = text.replace("\n", "").replace("\r", "")
     try:
-        # A request may carry tens of megabytes: this takes 0.1 ms for each, the standard library 2 ms.
+        # A request may carry tens of megabytes: this takes 0.1 ms a megabyte, the standard library 2 ms.
         data = pybase64.b64decode(bare, validate=True)
     except ValueError:
         raise _corrupt_base64(text) from None
