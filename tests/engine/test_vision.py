@@ -209,9 +209,15 @@ def test_messages_left_out_of_a_chat_that_is_too_long_take_their_images_along(se
 
     cut = sees.ask("/api/chat", chat(*old, last, options={**GREEDY, "num_ctx": 70}))
     assert cut["message"]["content"] == sees.ask("/api/chat", chat(last))["message"]["content"]
-    # The last message alone is too long once the tokens of its image are counted.
-    status, error = sees.refusal("/api/chat", chat(last, truncate=False, options={**GREEDY, "num_ctx": 30}))
-    assert (status, "longer than the context length" in error) == (400, True)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_last_message_that_is_too_long_with_its_image_is_refused_whole(sees: Server, truncate: bool) -> None:
+    def fitting(*images: str) -> Record:
+        return chat(user(QUESTION, *images), truncate=truncate, options={**GREEDY, "num_ctx": 30})
+
+    assert sees.ask("/api/chat", fitting())["prompt_eval_count"] < 30
+    assert sees.refusal("/api/chat", fitting(WHITE)) == (400, "the input length exceeds the context length")
 
 
 def test_an_image_whose_prompt_was_dropped_is_seen_the_next_time(sees: Server) -> None:
