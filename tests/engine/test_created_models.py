@@ -160,14 +160,14 @@ def test_an_uploaded_gguf_answers_as_the_model_that_was_pulled(
     own = ModelStore(tmp_path)
     alone = Server(own.root)
     try:
-        client = ollama.Client(host=alone.url)
-        digest = client.create_blob(gguf)
-        assert digest == f"sha256:{hashlib.sha256(gguf.read_bytes()).hexdigest()}"
         template = (pulled.snapshot / "chat_template.jinja").read_text()
-        steps = client.create(
-            model="mine", files={"m.gguf": digest}, template=template, parameters=dict(pulled.parameters), stream=True
-        )
-        said = [step.status for step in steps]
+        with ollama.Client(host=alone.url) as client:
+            digest = client.create_blob(gguf)
+            made_of = {"m.gguf": digest}
+            parameters = dict(pulled.parameters)
+            steps = client.create(model="mine", files=made_of, template=template, parameters=parameters, stream=True)
+            said = [step.status for step in steps]
+        assert digest == f"sha256:{hashlib.sha256(gguf.read_bytes()).hexdigest()}"
         assert said[:2] == ["parsing GGUF", "converting model"]
         assert said[-2:] == ["writing manifest", "success"]
 
