@@ -282,3 +282,81 @@ def test_a_client_that_asks_an_engine_that_has_died_gets_the_next_one(breakable:
         assert "model runner has unexpectedly stopped" in refused.json()["error"]["message"]
     assert answered.status_code == 200, answered.text
     assert breakable.worker(tiny).main != worker.main
+
+
+CHUNK = {
+    "id",
+    "object",
+    "created",
+    "model",
+    "system_fingerprint",
+    "choices",
+    "choices[].index",
+    "choices[].finish_reason",
+}
+USAGE = {"usage", "usage.prompt_tokens", "usage.completion_tokens", "usage.total_tokens"}
+RESPONSE = {
+    "background", "created_at", "error", "frequency_penalty", "id", "incomplete_details", "instructions",
+    "max_output_tokens", "max_tool_calls", "metadata", "model", "object", "output", "output[].content",
+    "output[].content[].annotations", "output[].content[].logprobs", "output[].content[].text",
+    "output[].content[].type", "output[].id", "output[].role", "output[].status", "output[].type",
+    "parallel_tool_calls", "presence_penalty", "previous_response_id", "prompt_cache_key", "reasoning", "service_tier",
+    "status", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p",
+    "truncation", "usage", "usage.input_tokens", "usage.input_tokens_details",
+    "usage.input_tokens_details.cached_tokens", "usage.output_tokens", "usage.output_tokens_details",
+    "usage.output_tokens_details.reasoning_tokens", "usage.total_tokens",
+}  # fmt: skip
+OLLAMA_S_KEYS: dict[tuple[str, bool], set[str]] = {
+    ("/v1/chat/completions", False): {
+        *CHUNK, *USAGE, "choices[].message", "choices[].message.role", "choices[].message.content",
+    },
+    ("/v1/chat/completions", True): {
+        *CHUNK, *USAGE, "choices[].delta", "choices[].delta.role", "choices[].delta.content",
+    },
+    ("/v1/completions", False): {*CHUNK, *USAGE, "choices[].text"},
+    ("/v1/completions", True): {*CHUNK, *USAGE, "choices[].text"},
+    ("/v1/responses", False): RESPONSE,
+    ("/v1/responses", True): {
+        "content_index", "delta", "item", "item.id", "item.role", "item.status", "item.type", "item_id", "logprobs",
+        "output_index", "part", "part.annotations", "part.logprobs", "part.text", "part.type", "response",
+        "sequence_number", "text", "type", *(f"response.{key}" for key in RESPONSE),
+    },
+    ("/v1/messages", False): {
+        "id", "type", "role", "model", "content", "content[].type", "content[].text", "stop_reason", "usage",
+        "usage.input_tokens", "usage.output_tokens",
+    },
+    ("/v1/messages", True): {
+        "content_block", "content_block.text", "content_block.type", "delta", "delta.stop_reason", "delta.text",
+        "delta.type", "index", "message", "message.content", "message.id", "message.model", "message.role",
+        "message.type", "message.usage", "message.usage.input_tokens", "message.usage.output_tokens", "type", "usage",
+        "usage.input_tokens", "usage.output_tokens",
+    },
+}  # fmt: skip
+"""Those of recorded replies of Ollama 0.24.0; a stream's are those of all of its events."""
+
+LACKING = {"completed_at", "safety_identifier", "store"}
+"""Keys of Ollama's responses that vLLM's have not: none of them says anything that was not known."""
+
+
+def paths(value: Any, prefix: str = "") -> set[str]:
+    """The paths of all keys in a JSON value."""
+    if isinstance(value, dict):
+        return {prefix + key for key in value}.union(*(paths(item, f"{prefix}{key}.") for key, item in value.items()))
+    if isinstance(value, list) and prefix:
+        return set().union(*(paths(item, f"{prefix[:-1]}[].") for item in value))
+    return set()
+
+
+@pytest.mark.parametrize(("path", "stream"), OLLAMA_S_KEYS)
+def test_replies_have_all_keys_that_ollama_s_have(server: Server, path: str, *, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "stream": stream, "messages": MESSAGES, "max_tokens": 9}
+    if "completions" in path:
+        asked |= {"prompt": QUESTION, "stream_options": {"include_usage": True}}
+    if path == "/v1/responses":
+        asked = {"model": MODEL, "temperature": 0, "stream": stream, "input": QUESTION, "max_output_tokens": 9}
+    reply = server.post(path, asked)
+    assert reply.status_code == 200, reply.text
+    events = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")] if stream else [reply.text]
+    found = set().union(*(paths(json.loads(event)) for event in events))
+    assert OLLAMA_S_KEYS[path, stream] - found == set()
+    assert not {key for key in found if key.rpartition(".")[2] in LACKING}

@@ -280,6 +280,13 @@ async def test_a_form_that_cannot_be_read_is_refused(gateway: Running, arguments
     assert reply.json()["error"]["message"].startswith(text)
 
 
+async def test_a_body_nested_deeper_than_json_is_written_is_refused(gateway: Running) -> None:
+    deep = b'{"model":"smollm2:135m","messages":[{"role":"user","content":"hi"}],"x":' + b"[" * 900 + b"]" * 900 + b"}"
+    reply = await gateway.post(CHAT, content=deep)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith("the request cannot be passed on")
+
+
 # --- which paths there are
 
 

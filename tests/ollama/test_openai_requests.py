@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vllama.errors import RequestError, Unsupported
 from vllama.ollama.openai.call import Call
@@ -449,6 +451,38 @@ def test_images_in_messages_need_a_model_that_sees() -> None:
     call.check(DERIVED)
     with pytest.raises(Unsupported, match=r"does not support vision$"):
         call.check(PLAIN)
+
+
+# --- anything at all
+
+
+WORDS = [
+    "messages", "role", "content", "type", "text", "image_url", "url", "source", "data", "tools", "function", "name",
+    "arguments", "tool_calls", "input", "output", "instructions", "reasoning", "effort", "reasoning_effort", "thinking",
+    "output_config", "system", "stop", "stop_sequences", "stream", "stream_options", "max_tokens", "response_format",
+    "json_schema", "prompt", "suffix", "raw", "echo", "chat_template_kwargs", "model", "Temperature", "input_audio",
+]  # fmt: skip
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", "x", "user", "system", "image", "image_url", "enabled", "custom", "data:;base64,", "low"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@every
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(WORDS), json_values, max_size=6))
+def test_any_json_is_either_refused_or_passed_on(made: Callable[..., Call], fields: dict[str, Any]) -> None:
+    try:
+        call = made(**fields)
+        call.check(DERIVED)
+    except RequestError:
+        return
+    for part in (PLAIN, DERIVED):
+        assert json.dumps(call.for_vllm(part))
+        assert json.dumps(call.beyond_the_api(part))
 
 
 # --- vLLM's own routes

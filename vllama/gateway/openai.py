@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -59,7 +60,7 @@ class OpenAI:
             async with cancelled_on_disconnect(request.receive):
                 call = parse(body)
                 manifest, profile = self._model_for(call)
-                outgoing = orjson.dumps(call.for_vllm(profile))
+                outgoing = _dumped(call.for_vllm(profile))
                 spoken = _spoken(call, profile)
                 async with self._workers.lease(manifest, None) as resident:
                     await self._relay(request, resident, _written(request, spoken, outgoing))
@@ -80,7 +81,7 @@ class OpenAI:
                 except Refused as refusal:
                     await self._tell(request, resident, refusal)
                 else:
-                    written = _written(request, _spoken(call, profile), orjson.dumps(outgoing))
+                    written = _written(request, _spoken(call, profile), _dumped(outgoing))
                     await self._relay(request, resident, written)
 
     async def embed(self, request: Request) -> None:
@@ -156,6 +157,14 @@ class OpenAI:
 
 def _spoken(call: Call, profile: Profile) -> SpokenModel:
     return SpokenModel(call.model, profile.chat_template, call.beyond_the_api(profile))
+
+
+def _dumped(body: dict[str, Any]) -> bytes:
+    """The body as JSON. Raises RequestError where it is nested deeper than vLLM would read it."""
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise RequestError(f"the request cannot be passed on: {error}") from None
 
 
 def _written(request: Request, spoken: SpokenModel, body: bytes, content_type: bytes = _JSON) -> bytes:

@@ -84,13 +84,12 @@ def _think(body: dict[str, Any]) -> Think:
     """What `thinking` asks for, else the effort; a budget has no effect, as with Ollama. Takes `thinking` away."""
     stated = body.pop("thinking", None)
     kind = stated.get("type") if isinstance(stated, dict) else None
-    if kind in {"enabled", "disabled"}:
-        return bool(kind == "enabled")
     config = body.get("output_config")
     if not isinstance(config, dict):
-        body.pop("output_config", None)
-        return None
-    effort = config.get("effort")
+        config = body.pop("output_config", None) and {}
+    if kind in ("enabled", "disabled"):
+        return bool(kind == "enabled")
+    effort = config.get("effort") if config else None
     return thinking.of_effort(effort) if isinstance(effort, str) else None
 
 
@@ -131,7 +130,7 @@ def _tool(value: Any) -> dict[str, Any]:
     """A tool of the client's. Raises RequestError for those that only Anthropic's own servers have."""
     if not isinstance(value, dict):
         raise RequestError("invalid tool format")
-    if value.get("type") not in {None, "custom"}:
+    if value.get("type") not in (None, "custom"):
         raise RequestError(
             f"the server tool {quote(str(value.get('name') or value['type']))} is not supported: "
             "nothing here can search the web or run code"

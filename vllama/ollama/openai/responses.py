@@ -67,7 +67,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _is_system(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("role") in {"system", "developer"}
+    return isinstance(item, dict) and item.get("role") in ("system", "developer")
 
 
 def _shows_image(item: Any) -> bool:
