@@ -73,9 +73,16 @@ def test_a_cross_encoder_classifies_and_scores_and_does_nothing_else(server_of_p
     assert server_of_pools.client.post("/api/show", json={"model": ranker}).json()["capabilities"] == ["rerank"]
 
 
-def test_an_embedding_model_ranks_by_likeness(server_of_pools: Server, minilm: str) -> None:
+def test_an_embedding_model_ranks_by_the_cosine_of_its_vectors(server_of_pools: Server, minilm: str) -> None:
     results = ranked(server_of_pools, "/v1/rerank", model=minilm)["results"]
-    assert [result["index"] for result in results] == [0, 2, 1]
+    question, *vectors = server_of_pools.ask("/api/embed", {"model": minilm, "input": [QUERY, *DOCUMENTS]})[
+        "embeddings"
+    ]
+    cosines = [sum(x * y for x, y in zip(question, vector, strict=True)) for vector in vectors]
+    assert {result["index"]: result["relevance_score"] for result in results} == pytest.approx(
+        dict(enumerate(cosines)), abs=1e-4
+    )
+    assert [result["index"] for result in results] == sorted(range(3), key=cosines.__getitem__, reverse=True)
 
 
 def test_embeddings_can_be_short_and_in_base64(server_of_pools: Server, minilm: str) -> None:
@@ -84,9 +91,10 @@ def test_embeddings_can_be_short_and_in_base64(server_of_pools: Server, minilm: 
     packed = server_of_pools.post("/v1/embeddings", {**asked, "encoding_format": "base64"}).json()
     native = server_of_pools.ask("/api/embed", asked)["embeddings"]
 
-    assert [item["embedding"] for item in floats["data"]] == pytest.approx(native)
-    unpacked = [list(struct.unpack("<4f", base64.b64decode(item["embedding"]))) for item in packed["data"]]
-    assert unpacked == pytest.approx(native, abs=1e-5)
+    for index, vector in enumerate(native):
+        assert floats["data"][index]["embedding"] == pytest.approx(vector, abs=1e-5)
+        unpacked = struct.unpack("<4f", base64.b64decode(packed["data"][index]["embedding"]))
+        assert list(unpacked) == pytest.approx(vector, abs=1e-5)
     assert floats["usage"] == packed["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
 
 
