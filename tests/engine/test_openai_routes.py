@@ -189,7 +189,9 @@ def test_responses_answer_and_stream_the_same_words(server: Server, client: open
 
 def test_messages_answer_and_stream_the_same_words(server: Server) -> None:
     with anthropic.Anthropic(base_url=server.url, api_key="ollama", max_retries=0, timeout=120) as made:
-        asked: dict[str, Any] = {"model": "SmolLM2:135m", "messages": MESSAGES, "temperature": 0, "max_tokens": 100_000}
+        asked: dict[str, Any] = {
+            "model": "SmolLM2:135m", "messages": MESSAGES, "max_tokens": 100_000, "extra_body": {"temperature": 0},
+        }  # fmt: skip
         whole = made.messages.create(**asked, extra_query={"beta": "true"})
         with made.messages.stream(**asked) as stream:
             text = "".join(stream.text_stream)
@@ -221,9 +223,27 @@ def test_what_the_model_cannot_do_is_a_bad_request(server: Server, path: str) ->
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+def test_a_client_that_asks_an_engine_that_has_died_gets_the_next_one(breakable: Server, tiny: str) -> None:
+    """vLLM's API server goes on for some seconds, and refuses everything."""
+    worker = breakable.load(tiny)
+    asked = {"model": tiny, "messages": HI, "max_tokens": 4}
+    processes = [process for process in breakable.tree.living() if process.pid != breakable.process.pid]
+    next(process for process in processes if "EngineCore" in process.title).kill()
+    refused = breakable.post("/v1/chat/completions", asked)
+    answered = breakable.post("/v1/chat/completions", asked)
+
+    if refused.status_code != 200:
+        assert refused.status_code == 500
+        assert "model runner has unexpectedly stopped" in refused.json()["error"]["message"]
+    assert answered.status_code == 200, answered.text
+    assert breakable.worker(tiny).main != worker.main
+
+
 TEMPLATE = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
 RENDERED = "system=Be brief.;user=a;assistant=b;user=hi;"
-HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -250,7 +270,7 @@ def test_a_derived_model_is_itself_on_every_route(breakable: Server, derived: st
         "/v1/responses": {"input": "hi"},
         "/v1/messages": {"messages": HI, "max_tokens": 3},
     }
-    breakable.load(derived)
+    breakable.ask("/api/generate", {"model": derived})
     made = {path: breakable.post(path, {"model": "Derived", **asked}).json() for path, asked in routes.items()}
     tokenize = {"model": "derived", "prompt": RENDERED, "add_special_tokens": False}
     expected = breakable.post("/tokenize", tokenize).json()["count"]
@@ -268,22 +288,6 @@ def test_a_derived_model_is_itself_on_every_route(breakable: Server, derived: st
     assert len(texts) == 1
 
 
-def test_a_client_that_asks_an_engine_that_has_died_gets_the_next_one(breakable: Server, tiny: str) -> None:
-    """vLLM's API server goes on for some seconds, and refuses everything."""
-    worker = breakable.load(tiny)
-    asked = {"model": tiny, "messages": HI, "max_tokens": 4}
-    processes = [process for process in breakable.tree.living() if process.pid != breakable.process.pid]
-    next(process for process in processes if "EngineCore" in process.title).kill()
-    refused = breakable.post("/v1/chat/completions", asked)
-    answered = breakable.post("/v1/chat/completions", asked)
-
-    if refused.status_code != 200:
-        assert refused.status_code == 500
-        assert "model runner has unexpectedly stopped" in refused.json()["error"]["message"]
-    assert answered.status_code == 200, answered.text
-    assert breakable.worker(tiny).main != worker.main
-
-
 CHUNK = {
     "id",
     "object",
@@ -296,11 +300,11 @@ CHUNK = {
 }
 USAGE = {"usage", "usage.prompt_tokens", "usage.completion_tokens", "usage.total_tokens"}
 RESPONSE = {
-    "background", "created_at", "error", "frequency_penalty", "id", "incomplete_details", "instructions",
+    "background", "created_at", "frequency_penalty", "id", "incomplete_details", "instructions",
     "max_output_tokens", "max_tool_calls", "metadata", "model", "object", "output", "output[].content",
     "output[].content[].annotations", "output[].content[].logprobs", "output[].content[].text",
     "output[].content[].type", "output[].id", "output[].role", "output[].status", "output[].type",
-    "parallel_tool_calls", "presence_penalty", "previous_response_id", "prompt_cache_key", "reasoning", "service_tier",
+    "parallel_tool_calls", "presence_penalty", "previous_response_id", "reasoning", "service_tier",
     "status", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p",
     "truncation", "usage", "usage.input_tokens", "usage.input_tokens_details",
     "usage.input_tokens_details.cached_tokens", "usage.output_tokens", "usage.output_tokens_details",
@@ -334,7 +338,7 @@ OLLAMA_S_KEYS: dict[tuple[str, bool], set[str]] = {
 }  # fmt: skip
 """Those of recorded replies of Ollama 0.24.0; a stream's are those of all of its events."""
 
-LACKING = {"completed_at", "safety_identifier", "store"}
+LACKING = {"completed_at", "error", "prompt_cache_key", "safety_identifier", "store"}
 """Keys of Ollama's responses that vLLM's have not: none of them says anything that was not known."""
 
 

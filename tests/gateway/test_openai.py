@@ -152,7 +152,7 @@ async def test_a_prompt_that_cannot_be_made_is_refused(gateway: Running) -> None
         (b'{"error":{"message":"m","type":"NotImplementedError","param":null,"code":501}}', 501, "m", None),
         (b'{"type":"error","error":{"type":"BadRequestError","message":"m"}}', 422, "m", None),
         (b'{"error":"m"}', 400, "m", None),
-        (b'{"detail":"Not Found"}', 404, "Not Found", None),
+        (b'{"detail":"Gone"}', 404, "Gone", None),
         (b'{"message":"m"}', 400, "m", None),
         (b"[1]", 400, "[1]", None),
         (b"plain words\n", 400, "plain words", None),
@@ -175,6 +175,14 @@ async def test_whatever_vllm_refuses_is_told_in_the_api_s_own_shape(
         assert answer == {"type": "error", "error": {"type": kind, "message": message}}
     else:
         assert answer == {"error": {"message": message, "type": kind, "param": param, "code": None}}
+
+
+async def test_a_route_that_vllm_has_not_for_this_model_is_a_bad_request(gateway: Running) -> None:
+    sent, exchange = await asked(gateway, CHAT)
+    exchange.reply(b'{"error":{"message":"Not Found","type":"Not Found","code":404}}', status=404)
+    reply = await sent
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "the model does not support this API"
 
 
 async def test_a_refusal_leaves_the_connection_to_the_next_request(gateway: Running) -> None:

@@ -12,6 +12,9 @@ _MOST = 1 << 20
 
 # vLLM's EngineDeadError (`vllm/v1/engine/exceptions.py`), in the words of 0.26 and 0.32 alike.
 _ENGINE_IS_DEAD = "EngineCore encountered an issue"
+# vLLM registers a route only for models that can serve it; these are the words of its web framework.
+_NO_SUCH_ROUTE = "Not Found"
+_NOT_FOUND = 404
 _UNPROCESSABLE = 422
 _NOT_IMPLEMENTED = 501
 
@@ -20,11 +23,12 @@ class Refused(Exception):
     """A worker answered with an error before the first byte of a reply. `param` names the field at fault, if any."""
 
     def __init__(self, status: int, body: bytes) -> None:
-        message, param = _said(body)
-        super().__init__(message)
-        self.param = param
+        message, self.param = _said(body)
         # A model without this API, and a field out of bounds: the request is at fault (contract §5).
         self.status = 400 if status in {_UNPROCESSABLE, _NOT_IMPLEMENTED} else status
+        if status == _NOT_FOUND and message == _NO_SUCH_ROUTE:
+            self.status, message = 400, "the model does not support this API"
+        super().__init__(message)
 
     @property
     def engine_is_dead(self) -> bool:
