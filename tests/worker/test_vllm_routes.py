@@ -47,7 +47,8 @@ def state() -> State:
     models = SimpleNamespace(model_name=lambda lora_request=None: f"first {lora_request}")
     renderer = type("Renderer", (), {})()
     renderer.chat_template = None
-    return State({"openai_serving_models": models, "online_renderer": renderer, "m": Messages(), "other": 5})
+    handlers = {"online_renderer": renderer, "anthropic_serving_messages": Messages(), "openai_serving_chat": None}
+    return State({"openai_serving_models": models, **handlers})
 
 
 @pytest.fixture(autouse=True)
@@ -82,20 +83,22 @@ async def test_replies_name_the_model_as_the_client_did(state: State) -> None:
 @pytest.mark.anyio
 async def test_the_default_template_is_the_request_s_model_s(state: State) -> None:
     adapter().heed(state)
-    for served, started_with in ((state.online_renderer, None), (state.m, "started with")):
+    for served, started_with in (
+        (state.online_renderer, None),
+        (state.anthropic_serving_messages, "started with"),
+    ):
         assert await within(SpokenModel("m", "{{ x }}"), lambda served=served: served.chat_template) == "{{ x }}"
         assert await within(SpokenModel("m"), lambda served=served: served.chat_template) == started_with
 
 
 @pytest.mark.anyio
 async def test_anthropic_s_requests_get_the_sampling_that_their_api_lacks(state: State) -> None:
-    state.anthropic_serving_messages = state.m
     adapter().heed(state)
     request = of_vllm("entrypoints.anthropic.protocol", "AnthropicMessagesRequest")(
         model="m", max_tokens=3, messages=[{"role": "user", "content": "hi"}]
     )
     spoken = SpokenModel("m", sampling={"min_p": 0.25, "seed": 7, "repetition_penalty": 1.5})
-    made = await within(spoken, lambda: state.m.to_chat_completion_request(request))
+    made = await within(spoken, lambda: state.anthropic_serving_messages.to_chat_completion_request(request))
     assert (made.min_p, made.seed, made.repetition_penalty, made.max_tokens) == (0.25, 7, 1.5, 3)
 
 
@@ -125,6 +128,8 @@ def test_vllm_has_what_the_adapter_changes() -> None:
     for module, name in (
         ("renderers.online_renderer", "OnlineRenderer"),
         ("entrypoints.serve.tokenize.serving", "ServingTokenization"),
+        ("entrypoints.openai.chat_completion.serving", "OpenAIServingChat"),
+        ("entrypoints.openai.responses.serving", "OpenAIServingResponses"),
     ):
         assert "self.chat_template = chat_template" in inspect.getsource(of_vllm(module, name).__init__)
 

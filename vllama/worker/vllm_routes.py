@@ -3,7 +3,7 @@
 Several of our models can share a worker, and Ollama's clients expect habits that vLLM lacks. The gateway says what is
 needed in a header (vllama.worker.spoken); here vLLM learns to heed it. Written against vLLM 0.26 and 0.32
 (`tests/worker/test_vllm_routes.py` names them). Internal, and kept to this file: `OpenAIServingModels.model_name`,
-attributes `chat_template` of what `app.state` holds, `AnthropicServingMessages`' conversion to a chat request,
+the attribute `chat_template` of _RENDERERS, `AnthropicServingMessages`' conversion to a chat request,
 `build_tok_params` of the request classes.
 """
 
@@ -25,6 +25,15 @@ _spoken: ContextVar[SpokenModel | None] = ContextVar("spoken", default=None)
 _CONVERSIONS = ("to_chat_completion_request", "_convert_anthropic_to_openai_request")
 """The name in 0.32, and in 0.26."""
 
+_RENDERERS = (
+    "online_renderer",
+    "serving_tokenization",
+    "openai_serving_chat",
+    "openai_serving_responses",
+    "anthropic_serving_messages",
+)
+"""What in `app.state` has a `chat_template` of its own; which of them a route asks changes between versions."""
+
 
 class HeedHeader:
     """ASGI middleware: the header holds for all that happens within its request."""
@@ -42,8 +51,8 @@ class HeedHeader:
 def heed(state: Any) -> None:
     """Make the routes whose handlers are in vLLM's `app.state` heed what their requests say."""
     _repeat_names(state.openai_serving_models)
-    for served in list(vars(state)["_state"].values()):
-        if isinstance(getattr(served, "chat_template", ""), str | None) and hasattr(served, "chat_template"):
+    for name in _RENDERERS:
+        if served := getattr(state, name, None):
             _use_templates(served)
     if messages := getattr(state, "anthropic_serving_messages", None):
         _add_sampling(messages)
