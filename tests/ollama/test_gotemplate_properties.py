@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 
 from go_templates import assistant, call, render, system, user
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError as RenderError
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -31,9 +31,11 @@ ACTIONS = st.sampled_from(
         "{{ index .Messages 0 }}", "{{ slice $.Messages 1 }}", "{{ toTypeScriptType . }}", " text ", "\n",
     ]
 )  # fmt: skip
+untimed = settings(deadline=None)  # the first example imports and compiles
 CONVERSATION = [system("s"), user("a"), assistant("b", tool_calls=[call("f", {"x": [1, {"y": None}]})]), user("c")]
 
 
+@untimed
 @given(st.one_of(st.text(), NEARLY_TEMPLATES, st.lists(ACTIONS, max_size=25).map("".join)))
 def test_no_text_raises_anything_but_a_template_error(text: str) -> None:
     is_go_template(text)
@@ -42,6 +44,7 @@ def test_no_text_raises_anything_but_a_template_error(text: str) -> None:
         to_jinja(text)
 
 
+@untimed
 @given(st.one_of(NEARLY_TEMPLATES, st.lists(ACTIONS, max_size=25).map("".join)))
 def test_what_is_translated_is_jinja_and_fails_only_as_templates_fail(text: str) -> None:
     try:
@@ -52,11 +55,13 @@ def test_what_is_translated_is_jinja_and_fails_only_as_templates_fail(text: str)
         render_jinja_template([CONVERSATION], chat_template=template, prompt="p", suffix="s")
 
 
+@untimed
 @given(st.one_of(st.text(), NEARLY_TEMPLATES).filter(lambda text: "{{" not in text))
 def test_text_without_actions_renders_as_itself(text: str) -> None:
     assert render(text, user("hello")) == text
 
 
+@untimed
 @given(st.text(st.characters(codec="utf-8")))
 def test_what_a_client_says_renders_as_itself(text: str) -> None:
     assert render("<{{ .Prompt }}>", user(text)) == f"<{text}>"
