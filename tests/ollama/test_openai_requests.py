@@ -233,6 +233,14 @@ def test_stop_is_a_text_or_a_list_and_nothing_else_counts(stop: object, expected
     assert chat(stop=stop).for_vllm(PLAIN)["stop"] == expected
 
 
+@pytest.mark.parametrize("made", [chat, completion])
+def test_several_greedy_answers_are_one(made: Callable[..., Call]) -> None:
+    assert "n" not in made(n=2, temperature=0).for_vllm(PLAIN)
+    assert "n" not in made(n=2).for_vllm(Part(parameters={"temperature": 0.0}))
+    assert made(n=2, temperature=0.5).for_vllm(PLAIN)["n"] == 2
+    assert made(n=2).for_vllm(PLAIN)["n"] == 2
+
+
 def test_what_vllm_refuses_and_ollama_ignores_is_left_out() -> None:
     body = chat(stream=False, stream_options={"include_usage": True}, top_logprobs=3).for_vllm(PLAIN)
     assert not {"stream_options", "top_logprobs"} & body.keys()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from replay.recording import exchanges
 from tiny_snapshot import CHATML, make_manifest, write_safetensors, write_snapshot
 
 from vllama.store.model_store import ModelStore
@@ -32,12 +33,8 @@ def store(tmp_path: Path) -> ModelStore:
 
 @pytest.fixture
 def recorded() -> Callable[[str], Any]:
-    """Return a function that loads a reply of Ollama 0.24.0, recorded with the same GGUF of SmolLM2.
-
-    Lists of tensors are cut to the first two.
-    """
-    directory = Path(__file__).parent / "recorded"
-    return lambda name: json.loads((directory / f"{name}.json").read_bytes())
+    """Return a function that loads a reply of Ollama 0.24.0, recorded with the same GGUF of SmolLM2."""
+    return lambda name: json.loads(exchanges()[name].response.body)
 
 
 UsePackageIndex = Callable[[str, str, Mapping[str, bytes]], None]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,21 @@ class TestOfAnotherModel:
 
     def test_a_model_can_be_made_of_itself(self, store: ModelStore, base: Manifest) -> None:
         assert make(store, BASE.display, base=BASE.display, changes={"system": "New."}).system == "New."
+
+    def test_show_tells_what_it_was_made_of_and_what_the_files_are_called(
+        self, store: ModelStore, base: Manifest
+    ) -> None:
+        store.put(replace(base, asked=BASE.display))
+        make(store, base=BASE.display)
+        store.copy(MARIO, ModelName.parse("luigi"))
+        make(store, "bros", base="luigi")
+
+        parents = {"smollm2:135m": "", "mario:latest": "smollm2:135m", "luigi:latest": "smollm2:135m"}
+        for name, parent in {**parents, "bros:latest": "luigi:latest"}.items():
+            model = store.get(ModelName.parse(name))
+            reply = show_reply(model, describe(model), verbose=False)
+            assert reply["details"]["parent_model"] == parent
+            assert reply["model_info"]["general.basename"] == "smollm2"
 
     def test_it_stays_whole_when_its_base_is_removed(self, store: ModelStore, base: Manifest) -> None:
         made = make(store, base=BASE.display)

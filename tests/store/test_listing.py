@@ -31,7 +31,7 @@ def _show(manifest: Manifest, *, verbose: bool = False, **changes: Any) -> dict[
 def test_tags_have_the_keys_of_ollama(build_snapshot: BuildSnapshot, recorded: Recorded) -> None:
     manifest = make_manifest(snapshot=build_snapshot())
     item = tags_item(manifest, describe(manifest))
-    expected = recorded("tags")["models"][0]
+    expected = recorded("005_get_api_tags")["models"][0]
     assert item.keys() == expected.keys() | SINCE_RECORDED
     assert item["details"].keys() == expected["details"].keys() | LENGTHS
     assert {key: type(value) for key, value in item.items() if key in expected} == {
@@ -86,7 +86,7 @@ def test_a_model_without_its_files_does_not_hide_the_others(
     assert "'bad:latest' cannot be listed" in caplog.text
 
 
-@pytest.mark.parametrize(("reply", "system"), [("show", ""), ("show_system", "be brief")])
+@pytest.mark.parametrize(("reply", "system"), [("021_show_name_field", ""), ("030_show_system_override", "be brief")])
 def test_show_has_the_keys_of_ollama(
     build_snapshot: BuildSnapshot, recorded: Recorded, reply: str, system: str
 ) -> None:
@@ -102,7 +102,7 @@ def test_show_has_the_keys_of_ollama(
 
 def test_show_tells_what_clients_look_for_in_model_info(build_snapshot: BuildSnapshot, recorded: Recorded) -> None:
     ours = _show(make_manifest(snapshot=build_snapshot()))["model_info"]
-    theirs = recorded("show")["model_info"]
+    theirs = recorded("021_show_name_field")["model_info"]
     absent = theirs.keys() - ours.keys()
     # Facts of the GGUF file and of its tokenizer that a Hugging Face snapshot does not state.
     assert {key for key in absent if not key.startswith("tokenizer.ggml.")} == {
@@ -117,7 +117,7 @@ def test_show_tells_what_clients_look_for_in_model_info(build_snapshot: BuildSna
 
 
 def test_the_modelfile_is_written_as_ollama_writes_it(build_snapshot: BuildSnapshot, recorded: Recorded) -> None:
-    theirs = recorded("show_created")
+    theirs = recorded("431_show_created")
     manifest = make_manifest(
         "mario",
         build_snapshot(),

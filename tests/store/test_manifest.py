@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,7 @@ manifests = st.builds(
     license=text,
     messages=st.lists(st.builds(ChatMessage, text, text), max_size=3).map(tuple),
     engine_flags=st.lists(text, max_size=3).map(tuple),
+    parent=text,
     modified_at=st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])),
 )
 
@@ -54,6 +56,12 @@ def test_the_digest_is_that_of_the_copy_read_back(manifest: Manifest) -> None:
     assert Manifest.from_json(manifest.to_json()).digest == manifest.digest
 
 
+def test_a_manifest_from_before_models_were_made_of_others_has_no_parent() -> None:
+    record = orjson.loads(make_manifest().to_json())
+    older = {key: value for key, value in record.items() if key not in {"parent", "asked"}}
+    assert Manifest.from_json(orjson.dumps(older)) == make_manifest()
+
+
 FILES = (ManifestFile("config.json", 2, "a" * 64), ManifestFile("model.safetensors", 40, "b" * 64))
 
 
@@ -65,6 +73,7 @@ FILES = (ManifestFile("config.json", 2, "a" * 64), ManifestFile("model.safetenso
         {"modified_at": datetime(2020, 1, 1, tzinfo=UTC)},
         {"source": Source("package-index", "some-package", "1.0")},
         {"files": FILES[::-1]},
+        {"parent": "smollm2:135m", "asked": "smollm2:135m"},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -62,7 +62,7 @@ def test_model_info_has_the_values_of_the_gguf(
     manifest: Manifest, description: ModelDescription, recorded: Any
 ) -> None:
     ours = show_reply(manifest, description, verbose=False)["model_info"]
-    theirs = recorded("show")["model_info"]
+    theirs = recorded("021_show_name_field")["model_info"]
     shared = ours.keys() & theirs.keys() - {"general.file_type"}  # the one differs on purpose: BF16, not Q4_1
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
     assert {key for key in theirs if key.startswith("llama.")} <= shared

@@ -70,10 +70,11 @@ class Gateway:
             extra_headers=verdict.headers,
         )
         if hosts := _wrong_hosts(scope):
-            await send_text(request, 400, f"400 Bad Request: {hosts}", ((b"connection", b"close"),))
+            body = f"400 Bad Request: {hosts}".encode()
+            await send_bytes(request, 400, "text/plain; charset=utf-8", body, ((b"connection", b"close"),))
             return
         if verdict.refused:
-            await send_bytes(request, verdict.status, "", b"")
+            await send_bytes(request, verdict.status, "", b"", self._allowed(request))
             return
         try:
             await self._dispatch(request)
@@ -110,7 +111,12 @@ class Gateway:
         if found is None:
             await send_text(request, 404, "404 page not found")
         else:
-            await send_text(request, 405, "405 method not allowed", ((b"allow", ", ".join(found).encode()),))
+            await send_text(request, 405, "405 method not allowed", self._allowed(request))
+
+    def _allowed(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
+        """The Allow header, where the path has other methods only; also when the guard answers, as recorded."""
+        found = self._router.find(request.method, request.path)
+        return ((b"allow", ", ".join(found).encode()),) if isinstance(found, tuple) else ()
 
     def close(self) -> None:
         """Close the connections to the workers."""
@@ -119,8 +125,8 @@ class Gateway:
 
 def _routes(inference: Inference, openai: OpenAI, models: Models, library: Library, create: Create) -> Router:
     router = Router()
-    router.add("GET|HEAD", "/", _root)
-    router.add("GET|HEAD", "/api/version", _version)
+    router.add("HEAD|GET", "/", _root)
+    router.add("HEAD|GET", "/api/version", _version)
     router.add("GET", "/api/status", cloud.status)
     router.add("POST", "/api/me", cloud.me)
     router.add("POST", "/api/signout", cloud.sign_out)
@@ -128,7 +134,7 @@ def _routes(inference: Inference, openai: OpenAI, models: Models, library: Libra
     router.add("POST", "/api/experimental/web_search", cloud.web_search)
     router.add("POST", "/api/experimental/web_fetch", cloud.web_fetch)
     router.add("GET", "/api/experimental/model-recommendations", cloud.recommendations)
-    router.add("GET|HEAD", "/api/tags", models.tags)
+    router.add("HEAD|GET", "/api/tags", models.tags)
     router.add("GET", "/api/ps", models.ps)
     router.add("POST", "/api/show", models.show)
     router.add("POST", "/api/pull", library.pull)

@@ -6,9 +6,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
+import orjson
+
 from vllama.asgi import read_body
 from vllama.errors import ModelNotFound, RequestError
-from vllama.gateway.replies import send_json
+from vllama.gateway.replies import send_bytes, send_json
 from vllama.gateway.routing import Request
 from vllama.names import ModelName
 from vllama.ollama.gojson import Fields, decode, known_fields
@@ -62,14 +64,13 @@ class Models:
 
     async def openai_list(self, request: Request) -> None:
         """`GET /v1/models`."""
-        await send_json(
-            request, {"object": "list", "data": [_openai_item(m, m.name.display) for m in self._store.list()]}
-        )
+        items = [_openai_item(manifest, manifest.name.display) for manifest in self._store.list()]
+        await _send_openai(request, {"object": "list", "data": items})
 
     async def openai_one(self, request: Request) -> None:
         """`GET /v1/models/NAME`; the name may hold slashes."""
         asked = unquote(request.path[len(_MODELS) :])
-        await send_json(request, _openai_item(self._find(asked), asked))
+        await _send_openai(request, _openai_item(self._find(asked), asked))
 
     def _find(self, asked: str) -> Manifest:
         try:
@@ -83,6 +84,11 @@ class Models:
             if view.engine == engine:
                 return view.context_length or None  # not known while it loads
         return None
+
+
+async def _send_openai(request: Request, value: dict[str, Any]) -> None:
+    """Send JSON as Ollama does on /v1: it names no charset, and ends with a line end."""
+    await send_bytes(request, 200, "application/json", orjson.dumps(value) + b"\n")
 
 
 def _ps_item(view: ResidentView) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from vllama.gateway.relay import Header, Relay, RelayMaker
 
 # These belong to a connection and not to the message.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date", b"server"})
+# The gateway has judged the origin: whose reply it is, the worker's CORS handler cannot know.
+_NOT_PASSED_ON = frozenset({*_HOP_BY_HOP, b"vary"})
 # These are about the client's own exchange with us. The gateway has judged the origin and answers it itself.
 _NOT_FORWARDED = frozenset({*_HOP_BY_HOP, b"host", b"content-length", b"expect", b"origin"})
 
@@ -73,7 +75,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: keep a header of the message."""
         name = name.lower()
-        if name not in _HOP_BY_HOP:
+        if name not in _NOT_PASSED_ON:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:

@@ -135,8 +135,7 @@ class Replies:
                 b',"done":true,"done_reason":',
                 orjson.dumps(reason),
                 b',"context":' + orjson.dumps(list(context)) if context else b"",
-                timings.to_json() if timings else b"",
-                _logprobs(logprobs) if logprobs else b"",
+                *self._ordered(timings.to_json() if timings else b"", _logprobs(logprobs) if logprobs else b""),
                 b"}",
             )
         )
@@ -151,6 +150,9 @@ class Replies:
 
     def _nothing(self) -> bytes:
         return self._said(b'""', b"")
+
+    def _ordered(self, timings: bytes, logprobs: bytes) -> tuple[bytes, bytes]:
+        return timings, logprobs
 
 
 class GenerateReplies(Replies):
@@ -172,6 +174,9 @@ class ChatReplies(Replies):
 
     def _nothing(self) -> bytes:
         return b'","message":{"role":"","content":""}'  # as recorded
+
+    def _ordered(self, timings: bytes, logprobs: bytes) -> tuple[bytes, bytes]:
+        return logprobs, timings
 
 
 def _extras(thinking: str, calls: Sequence[MadeCall]) -> bytes:

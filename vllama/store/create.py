@@ -85,6 +85,7 @@ def derive(base: Manifest, name: ModelName, changes: Changes, now: datetime) -> 
         license="" if license_text == own.license else license_text,
         messages=tuple(ChatMessage(role, content) for role, content in changes.messages) or base.messages,
         modified_at=now,
+        parent=base.parent if base.name.key == name.key else base.name.display,
     )
 
 

@@ -116,7 +116,7 @@ def describe(manifest: Manifest) -> ModelDescription:
     return replace(
         found,
         license=manifest.license or found.license,
-        model_info={"general.basename": manifest.name.model, **found.model_info},
+        model_info={"general.basename": manifest.basename, **found.model_info},
         parameters={**found.parameters, **manifest.parameters},
     )
 

@@ -81,7 +81,7 @@ def show_reply(
     info = dict(description.model_info)
     if basename is not None:
         info["general.basename"] = basename
-    facts = details(description)
+    facts = details(description) | {"parent_model": manifest.parent}
     if served_context is not None:
         info[f"{description.family}.context_length"] = facts["context_length"] = served_context
     info |= provenance(manifest, description.quantization_level)
@@ -94,13 +94,14 @@ def show_reply(
         "system": system,
         "details": facts,
         "messages": [{"role": message.role, "content": message.content} for message in manifest.messages],
+        "model_info": dict(sorted(info.items())),
         "tensors": [
             {"name": tensor.name, "type": tensor.dtype, "shape": list(tensor.shape)} for tensor in description.tensors
         ],
         "capabilities": list(description.capabilities),
         "modified_at": manifest.modified_at.astimezone().isoformat(),
     }
-    return _without_empty(reply) | {"model_info": dict(sorted(info.items()))}
+    return _without_empty(reply)
 
 
 def _modelfile(manifest: Manifest, description: ModelDescription, system: str, options: Mapping[str, Any]) -> str:

@@ -61,7 +61,8 @@ class Manifest:
     `snapshot` is the directory of the files, in Hugging Face's layout. `parameters` are Ollama
     PARAMETER values given with the model; `system`, `template` (Jinja or Go), `license` and `messages`
     are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone. `asked` is the
-    name that was pulled, "" where none was: a copy, or a model made of this one, keeps it.
+    name that was pulled, "" where none was: a copy, or a model made of this one, keeps it. `parent` is the name of the
+    model that this one was made of, "" where it was made of files.
     """
 
     name: ModelName
@@ -76,6 +77,13 @@ class Manifest:
     engine_flags: tuple[str, ...]
     modified_at: datetime
     asked: str = ""
+    parent: str = ""
+
+    @property
+    def basename(self) -> str:
+        """What the files are called, whatever name they have now (`general.basename`, contract §4.1)."""
+        origin = self.asked or self.parent
+        return ModelName.parse(origin).model if origin else self.name.model
 
     @cached_property
     def digest(self) -> str:
@@ -122,6 +130,7 @@ class Manifest:
             "engine_flags": self.engine_flags,
             "modified_at": self.modified_at.isoformat(),
             "asked": self.asked,
+            "parent": self.parent,
         }
         return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
@@ -156,6 +165,7 @@ class Manifest:
             engine_flags=_parse_flags(_field(record, "engine_flags", list)),
             modified_at=_parse_time(_field(record, "modified_at", str)),
             asked=_field({"asked": "", **record}, "asked", str),  # older manifests have none
+            parent=_field({"parent": "", **record}, "parent", str),
         )
 
 

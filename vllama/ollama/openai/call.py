@@ -115,6 +115,15 @@ def drop_unlimited(body: dict[str, Any], *names: str) -> None:
             del body[name]
 
 
+def one_where_all_are_alike(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body without an `n` where it is greedy: vLLM refuses to say the same twice, Ollama says it once."""
+    greedy = body.get("temperature", 1) < _GREEDY
+    return {name: value for name, value in body.items() if not (greedy and name == "n")}
+
+
+_GREEDY = 1e-5  # vLLM's `_SAMPLING_EPS`
+
+
 def stop_strings(value: Any) -> list[str]:
     """`stop` as a list; Ollama ignores whatever is no text."""
     given = value if isinstance(value, list) else [value]

@@ -15,6 +15,7 @@ from vllama.ollama.openai.call import (
     ModelPart,
     check_types,
     drop_unlimited,
+    one_where_all_are_alike,
     own_values,
     read_object,
     stop_strings,
@@ -67,8 +68,7 @@ class ChatCompletion(Call):
             own.pop("max_tokens", None)
         level = thinking.level(self.think)
         return {
-            **own,
-            **self.body,
+            **one_where_all_are_alike({**own, **self.body}),
             "messages": with_own_messages(self.body["messages"], part),
             **self._thinking(part),
             **({"reasoning_effort": level} if level else {}),

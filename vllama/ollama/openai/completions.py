@@ -12,6 +12,7 @@ from vllama.ollama.openai.call import (
     ModelPart,
     check_types,
     drop_unlimited,
+    one_where_all_are_alike,
     own_values,
     read_object,
     stop_strings,
@@ -67,7 +68,7 @@ class Completion(Call):
         """The model's sampling, and no limit of 16 tokens, which is vLLM's default here and means null, too."""
         body = {"max_tokens": _NO_LIMIT, **own_values(part.parameters, limit="max_tokens"), **self.body}
         body.pop("chat_template_kwargs", None)
-        return body
+        return one_where_all_are_alike(body)
 
     def as_generate(self) -> dict[str, Any]:
         """The request of `/api/generate` whose prompt this one's is; the reply has no room for thinking."""
