@@ -1,35 +1,27 @@
-"""Write the generated part of docs/configuration.md: the flags of `vllama serve` and their variables.
+"""Write the generated parts of pages: the flags of `vllama serve` and their variables, and the replay of recordings.
 
 usage: .venv/bin/python scripts/docs.py [--check]
 
-With --check nothing is written: exit status 1 says that the page is stale.
+With --check nothing is written: exit status 1 says that a page is stale.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from vllama.cli.serve import command
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
-BEGIN = "<!-- flags: written by scripts/docs.py from the command line itself -->\n"
-END = "<!-- end of flags -->\n"
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from replay import results  # noqa: E402
 
 
-def render(page: str) -> str:
-    """Return the page with the table as it should be now."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        message = f"{PAGE} lacks the lines between which the table of flags stands"
-        raise SystemExit(message)
-    return "".join([before, begin, "\n", *_table(), "\n", end, after])
-
-
-def _table() -> list[str]:
+def _flags() -> list[str]:
     rows = ["| Flag | Variable | Default | Meaning |\n", "|---|---|---|---|\n"]
     for option in command.params:
         if isinstance(option, click.Option):
@@ -41,17 +33,52 @@ def _table() -> list[str]:
     return rows
 
 
+def _replay() -> list[str]:
+    return results.tables(results.committed())
+
+
+PARTS: tuple[tuple[str, str, str, Callable[[], list[str]]], ...] = (
+    (
+        "configuration.md",
+        "<!-- flags: written by scripts/docs.py from the command line itself -->\n",
+        "<!-- end of flags -->\n",
+        _flags,
+    ),
+    (
+        "compatibility.md",
+        "<!-- replay: written by scripts/docs.py from tests/replay/results.json -->\n",
+        "<!-- end of replay -->\n",
+        _replay,
+    ),
+)
+"""The page, the lines between which the part stands, and what makes the part."""
+
+
+def render(page: str, begin: str, end: str, lines: list[str]) -> str:
+    """Return the page with the part as it should be now."""
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        message = f"a page lacks {begin.strip()} and {end.strip()}"
+        raise SystemExit(message)
+    return "".join([before, begin, "\n", *lines, "\n", end, after])
+
+
 def main() -> int:
-    """Write the page, or say whether it is stale."""
-    page = PAGE.read_text(encoding="utf-8")
-    fresh = render(page)
-    if fresh == page:
-        return 0
-    if "--check" in sys.argv[1:]:
-        sys.stderr.write("docs/configuration.md is stale; renew it: .venv/bin/python scripts/docs.py\n")
-        return 1
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    """Write the pages, or say which are stale."""
+    stale = 0
+    for name, begin, end, lines in PARTS:
+        path = ROOT / "docs" / name
+        page = path.read_text(encoding="utf-8")
+        fresh = render(page, begin, end, lines())
+        if fresh == page:
+            continue
+        if "--check" in sys.argv[1:]:
+            sys.stderr.write(f"docs/{name} is stale; renew it: .venv/bin/python scripts/docs.py\n")
+            stale = 1
+        else:
+            path.write_text(fresh, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":

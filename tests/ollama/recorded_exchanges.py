@@ -1,4 +1,4 @@
-"""Exchanges recorded from a real Ollama 0.24.0, one JSON object a line in `recorded/`.
+"""What was recorded of `/api/generate` and `/api/chat` with a real Ollama 0.24.0; see tests/replay/recording.py.
 
 It served SmolLM2-135M, and the same weights with a template for tools (`smoltools`) and one for thinking (`smolthink`).
 """
@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-RECORDED = Path(__file__).parent / "recorded"
+from replay import recording
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request and what Ollama answered to it. `sent` and `answered` are the bodies."""
+    """One request and what Ollama answered to it. `answered` is the body."""
 
-    record: str
     path: str
-    sent: str
+    body: bytes
     status: int
     content_type: str
     answered: str
-
-    @property
-    def body(self) -> bytes:
-        return self.sent.encode()
 
     @property
     def error(self) -> str:
@@ -36,11 +30,17 @@ class Exchange:
         return str(answered["error"])
 
 
-def exchanges(name: str) -> dict[str, Exchange]:
-    """Exchanges of a file, by the names of their records."""
-    lines = (RECORDED / name).read_text(encoding="utf-8").splitlines()
-    return {exchange.record: exchange for exchange in (Exchange(**json.loads(line)) for line in lines)}
+def _exchange(exchange: recording.Exchange) -> Exchange:
+    request, response = exchange.request, exchange.response
+    return Exchange(
+        request.path, request.body, response.status, response.header("content-type"), response.body.decode()
+    )
 
 
-REFUSED = exchanges("refused.ndjson")
-ANSWERED = exchanges("answered.ndjson")
+NATIVE = {
+    name: _exchange(exchange)
+    for name, exchange in recording.exchanges().items()
+    if exchange.request.path in {"/api/generate", "/api/chat"} and exchange.request.method == "POST"
+}
+ANSWERED = {name: exchange for name, exchange in NATIVE.items() if exchange.status == 200}
+REFUSED = {name: exchange for name, exchange in NATIVE.items() if exchange.status in {400, 500}}

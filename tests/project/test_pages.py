@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 
 
-def test_the_table_of_flags_is_what_the_command_line_says() -> None:
+def test_the_generated_tables_are_what_their_sources_say() -> None:
     result = subprocess.run(
         [sys.executable, ROOT / "scripts" / "docs.py", "--check"], capture_output=True, text=True, check=False
     )
