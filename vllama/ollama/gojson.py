@@ -15,10 +15,18 @@ import orjson
 import pybase64
 
 from vllama.errors import RequestError
-from vllama.ollama.goscanner import end_of_first_value
+from vllama.ollama.goscanner import TooManyValues, end_of_first_value
 
 T = TypeVar("T")
 
+MOST_MENDED = 16 << 20
+"""Bytes of a body that is read although it is not quite JSON; the event loop waits up to 30 ms for each MiB."""
+
+MOST_SCANNED = 1 << 20
+"""Bytes of a malformed body that is refused in Go's own words; a larger one is refused in short."""
+
+_MOST_ESCAPES = 100_000
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 
 _NUMBER = re.compile(r"[-+.0-9eE]{1,40}")
@@ -32,8 +40,10 @@ def decode(body: bytes) -> Any:
     """Return the first JSON value of the body. Raises RequestError with Go's text."""
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _decode_leniently(body)
+    except orjson.JSONDecodeError as error:
+        if len(body) > MOST_MENDED:
+            raise _in_short(error) from None
+    return _decode_leniently(body)
 
 
 def _decode_leniently(body: bytes) -> Any:
@@ -44,14 +54,43 @@ def _decode_leniently(body: bytes) -> Any:
     body = body.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n")
     if not body:
         raise RequestError("missing request body")
-    text = body[: end_of_first_value(body)].decode(errors="replace")
-    text = _ESCAPE.sub(lambda escape: r"\ufffd" if escape[1] else escape[0], text)
+    text = _mended(body)
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if error.msg == "unexpected content after document":
+            return orjson.loads(text[: error.pos])
+        if len(body) > MOST_SCANNED:
+            raise _in_short(error) from None
+        try:
+            text = _mended(body[: end_of_first_value(body)])
+        except TooManyValues:
+            raise _in_short(error) from None
+    return _first_value(text)
+
+
+def _mended(body: bytes) -> str:
+    text = body.decode(errors="replace")
+    if _SURROGATE.search(text) and text.count("\\") <= _MOST_ESCAPES:
+        return _ESCAPE.sub(lambda escape: r"\ufffd" if escape[1] else escape[0], text)
+    return text
+
+
+def _first_value(text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:  # valid JSON by now, but a number may be too large
         number = _NUMBER.match(text, error.pos)
-        shown = f"number {number[0]}" if number else "number"
-        raise RequestError(f"json: cannot unmarshal {shown} into Go value of type float64") from None
+        if not number:
+            raise _in_short(error) from None
+        raise RequestError(f"json: cannot unmarshal number {number[0]} into Go value of type float64") from None
+
+
+def _in_short(error: orjson.JSONDecodeError) -> RequestError:
+    """What is wrong with a body that is too large to find Go's words for it."""
+    if error.msg == "unexpected end of data":
+        return RequestError("unexpected EOF")
+    return RequestError(f"invalid JSON: {error.msg} (character {error.pos})")
 
 
 def kind(value: object) -> str:
