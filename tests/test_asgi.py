@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vllama.asgi import cancelled_on_disconnect, read_body
+from vllama.errors import BodyTooLarge
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +49,17 @@ async def test_a_body_may_be_absent() -> None:
 async def test_a_body_in_pieces_is_joined() -> None:
     client = Client(body_message(b"a", more=True), body_message(b"", more=True), body_message(b"b", more=False))
     assert await read_body(client.receive) == b"ab"
+
+
+async def test_a_body_has_a_largest_size() -> None:
+    def client() -> Client:
+        return Client(body_message(b"ab", more=True), body_message(b"cd", more=True), body_message(b"", more=False))
+
+    assert await read_body(client().receive, most=4) == b"abcd"
+    with pytest.raises(BodyTooLarge, match="too large"):
+        await read_body(client().receive, most=3)
+    with pytest.raises(BodyTooLarge, match="too large"):
+        await read_body(Client(body_message(b"abcd", more=False)).receive, most=3)
 
 
 @pytest.mark.parametrize("pieces", [(), (b"half",), (b"half", b"more")])

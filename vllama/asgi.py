@@ -7,32 +7,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from vllama.errors import RequestError
+from vllama.errors import BodyTooLarge
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-async def read_body(receive: Receive, *, most: int | None = None) -> bytes:
+LARGEST_BODY = 512 << 20
+"""Bytes of a body that is read as a whole: dozens of large pictures, and not the machine's memory."""
+
+
+async def read_body(receive: Receive, *, most: int = LARGEST_BODY) -> bytes:
     """The whole request body.
 
-    Raises asyncio.CancelledError where the client left before its end, RequestError where it is longer than `most`.
+    Raises asyncio.CancelledError where the client left before its end, BodyTooLarge where it is longer than `most`.
     """
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        return body
     parts: list[bytes] = []
     size = 0
-    while message["type"] == "http.request":
+    while (message := await receive())["type"] == "http.request":
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if most is not None and size > most:
-            raise RequestError("http: request body too large")
+        if size > most:
+            raise BodyTooLarge(most)
         if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
+            return parts[0] if len(parts) == 1 else b"".join(parts)
     raise asyncio.CancelledError
 
 

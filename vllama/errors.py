@@ -8,6 +8,7 @@ VllamaError
 │   ├── OptionTypeError       an option has the wrong JSON type
 │   ├── FormatError           `format` is neither "json" nor a JSON Schema object
 │   ├── TemplateError         a Go template does not parse, or needs what is not translated
+│   ├── BodyTooLarge          the body has more bytes than are taken
 │   ├── PromptTooLong         the context has no room for the prompt
 │   └── Unsupported           the model lacks the capability asked for
 ├── ModelNotFound             no manifest under this name
@@ -59,6 +60,13 @@ class TemplateError(RequestError):
 
     The message is that of Go's parser, or names construct and line; `/api/create` puts `template error: ` before it.
     """
+
+
+class BodyTooLarge(RequestError):
+    """The body has more bytes than are taken; the first words are Go's."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"http: request body too large: at most {most >> 20} MiB are taken")
 
 
 class PromptTooLong(RequestError):

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllama.errors import RequestError
-from vllama.ollama.gojson import Fields, decode, decode_base64, known_fields
-from vllama.ollama.goscanner import MOST_DEPTH, end_of_first_value
+from vllama.ollama.gojson import MOST_MENDED, MOST_SCANNED, Fields, decode, decode_base64, known_fields
+from vllama.ollama.goscanner import MOST_DEPTH, MOST_STEPS, end_of_first_value
 
 
 def refusal(body: bytes) -> str:
@@ -173,6 +173,29 @@ def test_characters_that_are_none_become_replacement_characters(body: bytes, val
 )
 def test_a_number_that_no_float_holds_is_refused(body: bytes, number: str) -> None:
     assert refusal(body) == f"json: cannot unmarshal number {number} into Go value of type float64"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[" + b"{}," * MOST_STEPS + b"x]", "invalid JSON: unexpected character"),
+        (b'{"a":"' + b"x" * MOST_SCANNED + b'"', "unexpected EOF"),
+        (b'{"a":"' + b"x" * MOST_SCANNED + b'";}', "invalid JSON: unexpected character"),
+        (b'{"a":"' + b"x" * MOST_MENDED + b'"} trailing', "invalid JSON: unexpected content after document"),
+        (b'["' + rb"\ud800" * 5 + rb"\n" * 200_000 + b'"]', "invalid JSON: "),
+    ],
+)
+def test_what_is_wrong_with_a_large_body_is_said_in_short(body: bytes, message: str) -> None:
+    """Finding Go's words for it would hold up everybody else."""
+    assert refusal(body).startswith(message)
+
+
+def test_a_large_body_is_mended_like_a_small_one() -> None:
+    picture = b"A" * (3 * MOST_SCANNED)
+    assert decode(b'{"images":["' + picture + b'"],"prompt":"\xff\\ud83d"} \n-') == {
+        "images": [picture.decode()],
+        "prompt": "\ufffd\ufffd",
+    }
 
 
 def test_json_may_be_nested_deeply_but_not_without_end() -> None:

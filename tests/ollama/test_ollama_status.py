@@ -24,6 +24,7 @@ from vllama.ollama.status import error_body, error_line, status_of
         (errors.PromptTooLong(), 400),
         (errors.FormatError("x"), 500),
         (errors.TemplateError("x"), 500),
+        (errors.BodyTooLarge(1 << 20), 413),
         (errors.ModelNotFound("x"), 404),
         (errors.NamedModelNotFound("x"), 404),
         (errors.BlobNotFound("x"), 404),

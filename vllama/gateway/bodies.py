@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from vllama.asgi import read_body
-from vllama.errors import RequestError
+from vllama.errors import BodyTooLarge, RequestError
 from vllama.gateway.routing import Request
 
 LARGEST_UNPACKED = 20 << 20
@@ -39,7 +39,10 @@ async def read_json_body(request: Request) -> bytes:
 
 async def read_form_body(request: Request) -> bytes:
     """The whole body of a form. Raises RequestError where it is larger than LARGEST_FORM."""
-    return await read_body(request.receive, most=LARGEST_FORM)
+    try:
+        return await read_body(request.receive, most=LARGEST_FORM)
+    except BodyTooLarge:
+        raise RequestError(_TOO_LARGE) from None
 
 
 async def model_of_form(request: Request, body: bytes) -> str:

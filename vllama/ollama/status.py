@@ -6,6 +6,7 @@ import orjson
 
 from vllama.errors import (
     BlobNotFound,
+    BodyTooLarge,
     CloudDisabled,
     FormatError,
     ModelNotFound,
@@ -22,6 +23,7 @@ NDJSON = "application/x-ndjson"
 _STATUSES: tuple[tuple[type[VllamaError], int], ...] = (
     (FormatError, 500),  # as recorded; OptionTypeError is 400 by contract §10
     (TemplateError, 500),  # in a request; `/api/create` answers 400 (contract §1.2)
+    (BodyTooLarge, 413),
     (RequestError, 400),
     (ModelNotFound, 404),
     (BlobNotFound, 404),
