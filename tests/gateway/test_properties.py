@@ -38,7 +38,10 @@ NATIVE = (
     "/api/experimental/web_fetch", "/api/blobs/sha256-x",
 )  # fmt: skip
 _RICHEST = ("/api/generate", "/api/chat", "/api/create")
-OPENAI = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/score")
+OPENAI = (
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/score",
+    "/classify", "/tokenize", "/detokenize", "/v1/audio/transcriptions",
+)  # fmt: skip
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens")
 
 OWN_500 = re.compile(
@@ -122,6 +125,8 @@ def field(draw: st.DrawFn) -> str:
 def objects(draw: st.DrawFn) -> bytes:
     """A body that names the model, as a rule, with some fields, perhaps twice."""
     fields = draw(st.lists(field(), max_size=4))
+    if draw(st.booleans()):
+        fields.insert(0, '"messages":[{"role":"user","content":"hi"}],"max_tokens":5,"input":"hi"')
     if draw(st.integers(0, 9)):
         name = MODEL if draw(st.integers(0, 4)) else draw(st.sampled_from(NAMES))
         fields.append(f'"model":{json.dumps(name)}')
@@ -286,7 +291,7 @@ async def test_any_body_on_an_anthropic_route_has_an_answer_in_its_shape(
 async def test_a_body_that_is_too_large_is_refused_and_the_connection_goes_on(
     offline: Running, manifest: Manifest, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(read_body.__kwdefaults__, "most", 1 << 20)
+    monkeypatch.setattr(read_body, "__kwdefaults__", {"most": 1 << 20})
     status, _, text = await ask(offline, manifest, path, b'{"prompt":"' + b"x" * (3 << 20), [])
     assert status == 413
     error = orjson.loads(text)["error"]
