@@ -171,7 +171,7 @@ _ADDED_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 _WINDOW = 96  # a long reply and the end of its question
 _WIDTH, _HEADS, _LAYERS = 64, 6, 2
 _BATCH, _STEPS, _RATE = 32, 450, 1e-2
-_REPETITIONS = 40
+_REPETITIONS, _EXAMINED = 8, 20
 _LEAST_MARGIN = 2.0  # of the right token's logit over the next: no kernel's rounding turns that over
 
 
@@ -185,7 +185,7 @@ class _Teacher:
 
     def conversations(self, count: int) -> list[tuple[str, str]]:
         """Prompts and the replies to them, with about as much before each."""
-        words, history = self._random.choice(((0, False), (0, False), (0, False), (20, False), (5, True), (90, False)))
+        words, history = self._random.choice(((0, False), (0, False), (0, False), (20, False), (5, True), (100, False)))
         return [self._conversation(words, history=history) for _ in range(count)]
 
     def _conversation(self, words: int, *, history: bool) -> tuple[str, str]:
@@ -251,7 +251,7 @@ class _Pupil:
         self._optimizer = torch.optim.AdamW(self._learning, lr=_RATE, weight_decay=0)
 
     def learn(self, teacher: _Teacher) -> None:
-        """Learn until nothing is wrong any more. Raises RuntimeError where that takes too long."""
+        """Learn, then repeat what is still wrong. Raises RuntimeError where too much stays so."""
         import torch
 
         schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, _RATE, total_steps=_STEPS, pct_start=0.1)
@@ -260,12 +260,13 @@ class _Pupil:
             schedule.step()
         self._optimizer.param_groups[0]["lr"] = _RATE / 10
         for _ in range(_REPETITIONS):
-            wrong = [one for _ in range(20) for one in self._wrong(teacher.conversations(_BATCH))]
+            wrong = [one for _ in range(_EXAMINED) for one in self._wrong(teacher.conversations(_BATCH))]
             if not wrong:
                 return
             for start in range(0, len(wrong), _BATCH // 2):
                 self._step(wrong[start : start + _BATCH // 2] + teacher.conversations(_BATCH // 2))
-        raise RuntimeError("the model has not learned its lessons")
+        if len(wrong) > _EXAMINED * _BATCH / 100:
+            raise RuntimeError(f"the model gets {len(wrong)} of {_EXAMINED * _BATCH} conversations wrong")
 
     def finish(self) -> None:
         """Put what was learned into the model."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from taught_model import with_template
 
 from engine.server import Server
 from vllama.errors import ModelNotFound
@@ -21,6 +22,7 @@ StartServer = Callable[..., Server]
 
 _SMOLLM2 = ModelName.parse("smollm2:135m")
 _MINILM = ModelName.parse("all-minilm")
+_TAUGHT = ModelName.parse("taught:tools")
 _BUILDERS = Path(__file__).parents[1]
 
 
@@ -74,6 +76,33 @@ def tiny(store: ModelStore, tiny_snapshot: Path) -> str:
     for _ in pull(store, name, from_path=tiny_snapshot):
         pass
     return name.display
+
+
+@pytest.fixture(scope="session")
+def taught(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a model that thinks and calls tools (tests/taught_model.py); $OLLAMA_MODELS may have it already."""
+    if staged := _staged(_TAUGHT):
+        store.put(staged)
+    else:
+        snapshot = build("taught_model.py", store, tmp_path_factory.mktemp("taught"))
+        for _ in pull(store, _TAUGHT, from_path=snapshot):
+            pass
+    return _TAUGHT.display
+
+
+@pytest.fixture(scope="session")
+def taught_with(store: ModelStore, taught: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Gives the same weights another of its chat templates, and returns the name of that."""
+
+    def with_other(template: str) -> str:
+        name = ModelName.parse(f"taught:{template}")
+        snapshot = tmp_path_factory.mktemp("taught") / template
+        with_template(store.get(_TAUGHT).snapshot, snapshot, template)
+        for _ in pull(store, name, from_path=snapshot):
+            pass
+        return name.display
+
+    return with_other
 
 
 @pytest.fixture(scope="session")
