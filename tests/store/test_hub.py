@@ -139,6 +139,41 @@ class TestAPull:
         assert store.get(NAME).source.revision == "b" * 40
         assert describe(store.get(NAME)).license == "MIT"
 
+    def test_a_new_commit_with_the_same_weights_costs_no_transfer_of_them(
+        self, store: ModelStore, repository: Repository, files: dict[str, bytes], hub: HubStandIn
+    ) -> None:
+        _pull(store)
+        hub.requests.clear()
+        repository.commit, repository.files = "b" * 40, files | {"LICENSE": b"MIT"}
+        before = store.get(NAME).snapshot
+        _pull(store)
+        assert hub.ranges("LICENSE")
+        assert hub.ranges("model.safetensors") == []
+        weights = [directory / "model.safetensors" for directory in (before, store.get(NAME).snapshot)]
+        assert weights[0] != weights[1]
+        assert weights[0].samefile(weights[1])
+
+    def test_another_name_for_the_same_costs_no_transfer_of_the_weights(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        _pull(store)
+        hub.requests.clear()
+        other = ModelName.parse("tiny:7b")
+        list(HubSource(REPOSITORY, patience=QUICK).pull(store, other, force=False))
+        assert hub.ranges("model.safetensors") == []
+        assert store.get(other).snapshot == store.get(NAME).snapshot
+        assert (store.get(other).asked, store.get(NAME).asked) == ("tiny:7b", "hf.co/Acme/Tiny-7B.v1:latest")
+
+    def test_a_stored_file_that_was_damaged_is_fetched(
+        self, store: ModelStore, repository: Repository, files: dict[str, bytes], hub: HubStandIn
+    ) -> None:
+        _pull(store)
+        path = store.get(NAME).snapshot / "model.safetensors"
+        path.write_bytes(b"X" * path.stat().st_size)
+        other = ModelName.parse("tiny:7b")
+        list(HubSource(REPOSITORY, patience=QUICK).pull(store, other, force=False))
+        assert path.read_bytes() == files["model.safetensors"]
+
     def test_a_licence_that_only_the_card_states_is_kept(self, store: ModelStore, repository: Repository) -> None:
         repository.tags = ("text-generation", "license:apache-2.0")
         _pull(store)
@@ -336,6 +371,14 @@ class TestWhatIsRefused:
         page = f"{hub.url}/{REPOSITORY}"
         with pytest.raises(SourceUnavailable, match=f"is gated: accept its licence at {page}, make a token.*HF_TOKEN"):
             _pull(store)
+
+    def test_a_mirror_that_does_not_say_gated_is_understood_where_the_catalogue_knows(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        hub.misbehave("model.safetensors", Fault(401))
+        source = HubSource(REPOSITORY, gated=True, patience=QUICK)
+        with pytest.raises(SourceUnavailable, match="is gated: accept its licence at"):
+            list(source.pull(store, NAME, force=False))
 
     def test_a_gated_one_that_the_account_may_not_read(
         self, store: ModelStore, repository: Repository, monkeypatch: pytest.MonkeyPatch

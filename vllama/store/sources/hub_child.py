@@ -3,9 +3,9 @@
 In a process of its own a transfer can be stopped at any instant, takes no time from a server that is answering clients,
 and huggingface_hub reads the environment that is in force now. It ends when its parent does: then its input is closed.
 
-    {"do": "list", "repository": …, "revision": …, "patience": …}
+    {"do": "list", "repository": …, "revision": …, "patience": …, "gated": …}
         → {"listing": …}
-    {"do": "fetch", "listing": …, "files": [path …], "directory": …, "patience": …}
+    {"do": "fetch", "listing": …, "files": [path …], "directory": …, "patience": …, "gated": …}
         → {"at": {path: bytes}} …, {"fetched": {path: sha256}}
 
 What cannot be done is answered with {"error": message}.
@@ -67,11 +67,11 @@ def _write(answer: Mapping[str, Any]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _list(repository: str, revision: str, patience: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _list(repository: str, revision: str, patience: Mapping[str, Any], *, gated: bool) -> Iterator[dict[str, Any]]:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="vllama", library_version=__version__)
-    asked = Asked(str(api.endpoint), repository, revision, _has_token())
+    asked = Asked(str(api.endpoint), repository, revision, _has_token(), gated)
     info = _patiently(
         lambda: api.model_info(repository, revision=revision, files_metadata=True, timeout=30.0),
         asked,
@@ -83,14 +83,14 @@ def _list(repository: str, revision: str, patience: Mapping[str, Any]) -> Iterat
 
 
 def _fetch(
-    listing: Mapping[str, Any], files: list[str], directory: str, patience: Mapping[str, Any]
+    listing: Mapping[str, Any], files: list[str], directory: str, patience: Mapping[str, Any], *, gated: bool
 ) -> Iterator[dict[str, Any]]:
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
     known = Listing.from_record(listing)
     wanted = [file for file in known.files if file.path in set(files)]
-    asked = Asked(str(HfApi().endpoint), known.repository, known.commit, _has_token())
+    asked = Asked(str(HfApi().endpoint), known.repository, known.commit, _has_token(), gated)
     headers = build_hf_headers(library_name="vllama", library_version=__version__)
     at: dict[str, int] = {}
     with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client, ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -14,12 +14,13 @@ LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked for, and whether with a token."""
+    """What was asked for, and whether with a token. `is_gated` is what the catalogue knows of the repository."""
 
     endpoint: str
     repository: str
     revision: str
     has_token: bool
+    is_gated: bool = False
 
 
 def explain(asked: Asked, status: int, headers: Mapping[str, str]) -> str:
@@ -29,8 +30,8 @@ def explain(asked: Asked, status: int, headers: Mapping[str, str]) -> str:
         return f"pull model manifest: file does not exist: '{asked.repository}' has no revision '{asked.revision}'"
     if code == "EntryNotFound":
         return f"pull model manifest: file does not exist: {said or 'a file that was listed is gone'}; pull again"
-    if code == "GatedRepo":
-        return _gated(asked)
+    if code == "GatedRepo" or (asked.is_gated and not code and not said and status in {401, 403}):
+        return _gated(asked)  # mirrors tend to leave out the code
     if said == "Access to this resource is disabled.":
         return f"'{asked.repository}' was disabled by the Hub or by its author"
     if status == 401 and said == "Invalid credentials in Authorization header":

@@ -30,8 +30,8 @@ _LAST_LINES = 8
 class HubProcess:
     """Asks the Hub, in a process that ends with the `with` block."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, patience: Patience, *, gated: bool = False) -> None:
+        self._always = {"patience": asdict(patience), "gated": gated}
 
     def __enter__(self) -> Self:
         self._complaints = tempfile.TemporaryFile()
@@ -73,7 +73,7 @@ class HubProcess:
     def _ask(self, action: str, **request: Any) -> Iterator[dict[str, Any]]:
         """Yield the answers up to the last one of the action."""
         stdin, stdout = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
-        record = {"do": action, "patience": asdict(self._patience), **request}
+        record = {"do": action, **self._always, **request}
         stdin.write(orjson.dumps(record) + b"\n")
         stdin.flush()
         for line in stdout:
