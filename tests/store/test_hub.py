@@ -515,6 +515,15 @@ class TestGguf:
         assert steps[-1].status == "success"
         assert [step.status for step in pull(store, name) if not step.digest] == ["pulling manifest", "success"]
 
+    def test_it_is_converted_once_for_all_its_names(
+        self, store: ModelStore, ggufs: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = [ModelName.parse(f"hf.co/{REPOSITORY}{tag}") for tag in (":Q4_K_M", "")]
+        list(pull(store, names[0]))
+        monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("it was converted again"))
+        list(pull(store, names[1]))
+        assert store.get(names[0]).digest == store.get(names[1]).digest
+
     def test_a_quantisation_that_is_not_there_names_those_that_are(self, store: ModelStore, ggufs: Repository) -> None:
         with pytest.raises(SourceUnavailable, match=r"no GGUF file of Q6_K; take one of .*: Q4_K_M, Q8_0"):
             list(pull(store, ModelName.parse(f"hf.co/{REPOSITORY}:Q6_K")))

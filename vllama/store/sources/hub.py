@@ -77,6 +77,11 @@ class HubSource:
                 if not force and (stored := _current(store, name, source)):
                     yield from bars(stored)
                     return
+                if gguf and not force and (twin := _converted(store, source)):
+                    yield from bars(twin)
+                    plain = plain_manifest(name, twin.snapshot, twin.files, source, datetime.now(UTC))
+                    yield from put(store, replace(plain, license=twin.license))
+                    return
                 (staging / "files").mkdir(exist_ok=True)
                 if not force:
                     _take_stored(store, wanted, staging / "files")
@@ -93,6 +98,11 @@ class HubSource:
 def _current(store: ModelStore, name: ModelName, source: Source) -> Manifest | None:
     stored = stored_whole(store, name)
     return stored if stored and stored.source == source else None
+
+
+def _converted(store: ModelStore, source: Source) -> Manifest | None:
+    """Return a model of any name that was made of this GGUF file: converting it takes a minute."""
+    return next((model for model in store.list() if model.source == source and not model.damaged_files()), None)
 
 
 def _is_gguf_only(listing: Listing) -> bool:
