@@ -43,14 +43,26 @@ class ModelStore:
     def list(self) -> list[Manifest]:
         """Return all manifests, the one modified last first; damaged ones are logged and left out."""
         manifests = []
+        for _, found in self._all():
+            if isinstance(found, Manifest):
+                manifests.append(found)
+            else:
+                log.warning("left out of the list: %s", found)
+        return sorted(manifests, key=lambda manifest: manifest.modified_at, reverse=True)
+
+    def unreadable(self) -> dict[str, str]:
+        """Return, for each manifest that `list` leaves out, its path below the root and what is wrong with it."""
+        found = {str(path.relative_to(self.root)): found for path, found in self._all()}
+        return {path: str(error) for path, error in found.items() if not isinstance(error, Manifest)}
+
+    def _all(self) -> Iterator[tuple[Path, Manifest | Exception]]:
         for path in (self.root / "names").glob("*/*/*/*.json"):
             try:
-                manifests.append(self._read(path))
+                yield path, self._read(path)
             except FileNotFoundError:
                 continue  # removed since the directory was listed
             except (VllamaError, OSError) as error:
-                log.warning("left out of the list: %s", error)
-        return sorted(manifests, key=lambda manifest: manifest.modified_at, reverse=True)
+                yield path, error
 
     def get(self, name: ModelName) -> Manifest:
         """Return the manifest of this name, in any case. Raises ModelNotFound or ManifestCorrupt."""
@@ -68,7 +80,7 @@ class ModelStore:
         path = self._path(manifest.name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, manifest.to_json())
+            write_atomically(path, manifest.to_json())
         except OSError as error:
             raise StoreError(f"cannot store '{manifest.name.display}': {error}") from error
 
@@ -189,7 +201,7 @@ class ModelStore:
         return replace(manifest, snapshot=self.root / manifest.snapshot)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary file beside it, sync, rename: a kill leaves the old file or the new."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:

@@ -1,0 +1,216 @@
+"""The format of a bundle: models as a directory that is carried to a machine without a network.
+
+    DIR/bundle.json                  what is in it; written last: without it the directory is no bundle
+    DIR/manifests/sha256-<64 hex>    one per name, as in the store
+    DIR/files/sha256-<64 hex>        the models' files; what several names share is there once
+
+A bundle may come from anywhere. Each path follows from a checksum, so none can lead out of the directory; links are not
+followed; what a manifest brings besides data is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from vllama import __version__
+from vllama.errors import InvalidName, ManifestCorrupt, StoreError
+from vllama.names import ModelName
+from vllama.store.manifest import Manifest
+from vllama.store.model_store import write_atomically
+from vllama.store.snapshot import counts
+
+FORMAT_VERSION = 1
+"""Of bundle.json; raised when an older reader would misunderstand it."""
+
+INDEX = "bundle.json"
+FILES, MANIFESTS = "files", "manifests"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_JSON = 64 << 20
+"""Bytes of the largest JSON that is read into memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class BundledModel:
+    """One name: the sha256 of its manifest, and the bytes of its files."""
+
+    name: ModelName
+    manifest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What bundle.json says. `files` maps the sha256 of every file, those of the manifests too, to its bytes."""
+
+    models: tuple[BundledModel, ...]
+    files: Mapping[str, int]
+    vllama_version: str = __version__
+
+    def choose(self, names: Iterable[ModelName]) -> list[BundledModel]:
+        """Return the models of these names, all where there are none. Raises StoreError where one is not here."""
+        here = {model.name.key: model for model in self.models}
+        chosen = {name.key: name for name in names} or here
+        for key, wanted in chosen.items():
+            if key not in here:
+                held = ", ".join(model.name.display for model in self.models)
+                raise StoreError(f"the bundle has no '{wanted}'; it has {held}")
+        return [here[key] for key in chosen]
+
+    def to_json(self) -> bytes:
+        """Return the content of bundle.json; `from_json` reads it back unchanged."""
+        record = {
+            "format_version": FORMAT_VERSION,
+            "vllama_version": self.vllama_version,
+            "models": [
+                {"name": model.name.full, "manifest": model.manifest, "size": model.size} for model in self.models
+            ],
+            "files": [{"sha256": sha256, "size": size} for sha256, size in sorted(self.files.items())],
+        }
+        return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Bundle:
+        """Read what `to_json` wrote. Raises StoreError, which says what is wrong with it."""
+        try:
+            record = orjson.loads(data)
+            version = record["format_version"]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise StoreError(f"{INDEX} is damaged: {error}") from error
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"{INDEX} has format version {version!r}; this vllama {__version__} reads version {FORMAT_VERSION}"
+                + (": update vllama" if isinstance(version, int) and version > FORMAT_VERSION else "")
+            )
+        try:
+            files = {_checksum(entry): _size(entry["size"]) for entry in record["files"]}
+            models = tuple(
+                BundledModel(ModelName.parse(entry["name"]), _known(entry["manifest"], files), _size(entry["size"]))
+                for entry in record["models"]
+            )
+            return cls(models, files, str(record["vllama_version"]))
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidName) as error:
+            raise StoreError(f"{INDEX} is damaged: {error!r}") from error
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Return what is in the bundle. Raises StoreError where the directory is none, or not a whole one."""
+    if not directory.is_dir():
+        raise StoreError(f"{directory} is not a directory; a bundle is needed, which `vllama stage` writes")
+    try:
+        with open_inside(directory, INDEX) as file:
+            return Bundle.from_json(_read_json(file))
+    except FileNotFoundError:
+        raise StoreError(
+            f"{directory} is no whole bundle: it has no {INDEX}, which `vllama stage` writes last; run it again"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot read {directory / INDEX}: {error.strerror}") from error
+    except StoreError as error:
+        raise StoreError(f"{directory}: {error}") from error
+
+
+def write_bundle(directory: Path, bundle: Bundle) -> None:
+    """Make the directory a bundle; a reader sees the old one or the new one. Raises OSError."""
+    write_atomically(directory / INDEX, bundle.to_json())
+
+
+def read_manifest(directory: Path, bundle: Bundle, model: BundledModel) -> Manifest:
+    """Return the manifest of the name, checked against everything that bundle.json says. Raises StoreError."""
+    called = f"the manifest of '{model.name}'"
+    try:
+        with open_inside(directory, MANIFESTS, stored_as(model.manifest)) as file:
+            data = _read_json(file)
+    except OSError as error:
+        raise StoreError(f"cannot read {called} in the bundle: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != model.manifest:
+        raise StoreError(f"{called} in the bundle is damaged: its sha256 is another one; stage the model again")
+    try:
+        manifest = Manifest.from_json(data)
+    except ManifestCorrupt as error:
+        raise StoreError(f"{called} in the bundle is damaged: {error}") from error
+    if manifest.name.key != model.name.key:
+        raise StoreError(f"{called} in the bundle is that of '{manifest.name}'")
+    for entry in manifest.files:
+        if bundle.files.get(entry.sha256) != entry.size:
+            raise StoreError(f"{called} in the bundle names {entry.path}, which {INDEX} has not in that size")
+    check_is_data(manifest)
+    return manifest
+
+
+def check_is_data(manifest: Manifest) -> None:
+    """Raise StoreError where a model is more than weights, settings and texts: a bundle brings no code and no flags."""
+    if manifest.engine_flags:
+        flags = " ".join(manifest.engine_flags)
+        raise StoreError(f"'{manifest.name}' passes flags to vLLM ({flags}); pass them to `vllama serve` instead")
+    paths = [file.path for file in manifest.files]
+    if strange := sorted(path for path in paths if not counts(path)):
+        raise StoreError(f"'{manifest.name}' has files that are none of a model's: {', '.join(strange)}")
+    if len({Path(path) for path in paths}) != len(paths):
+        raise StoreError(f"'{manifest.name}' names a file twice")
+
+
+def stored_as(sha256: str) -> str:
+    """Return the name of a file with this checksum."""
+    return f"sha256-{sha256}"
+
+
+def open_inside(directory: Path, *parts: str) -> BinaryIO:
+    """Open a regular file of the bundle for reading. Raises OSError; StoreError where a link or a device is there."""
+    for folder in (directory.joinpath(*parts[:depth]) for depth in range(1, len(parts))):
+        if folder.is_symlink():
+            raise StoreError(f"{folder} is a link; a bundle has none")
+    path = directory.joinpath(*parts)
+    if path.is_symlink():
+        raise StoreError(f"{path} is a link; a bundle has none")
+    # A link put there by now is refused by the kernel; a FIFO is opened without waiting for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StoreError(f"{path} is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a regular file; None where there is none."""
+    with suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
+    return None
+
+
+def _read_json(file: BinaryIO) -> bytes:
+    data = file.read(_MOST_JSON + 1)
+    if len(data) > _MOST_JSON:
+        raise StoreError(f"{file.name} has more than {_MOST_JSON} bytes")
+    return data
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    sha256: str = entry["sha256"]
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError(sha256)
+    return sha256
+
+
+def _known(sha256: str, files: Mapping[str, int]) -> str:
+    if sha256 not in files:
+        raise ValueError(sha256)
+    return sha256
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(value)
+    return value

@@ -1,0 +1,103 @@
+"""Take models out of a bundle into the store, checking every byte."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vllama.errors import StoreError, VllamaError
+from vllama.names import ModelName
+from vllama.store.bundle import FILES, open_inside, read_bundle, read_manifest, size_of, stored_as
+from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
+from vllama.store.description import describe
+from vllama.store.manifest import Manifest, ManifestFile
+from vllama.store.model_store import ModelStore
+from vllama.store.progress import Progress
+
+
+def load(
+    store: ModelStore, directory: Path, names: Iterable[ModelName] = (), *, link: bool = False
+) -> Generator[Progress, None, None]:
+    """Bring these models of the bundle, or all, into the store; the last step is "success".
+
+    A name is stored when all its files are there and checked: until then it stays as it was, and so after a kill; the
+    next run goes on with the files that were copied. With `link` files are not copied but shared with the bundle, on
+    one file system. Raises StoreError, which names the file, where the bundle is damaged or is not to be trusted.
+    """
+    yield Progress("reading the bundle")
+    bundle = read_bundle(directory)
+    manifests = [read_manifest(directory, bundle, model) for model in bundle.choose(names)]
+    groups: dict[str, list[Manifest]] = {}
+    for manifest in manifests:
+        groups.setdefault(manifest.weights_digest, []).append(manifest)
+    if not link:
+        _check_room(store, groups)
+    for identity, group in groups.items():
+        # Held until the names are stored, so that none takes the snapshot for one that nobody needs.
+        with store.staging(_key(identity), resume=True) as staging:
+            place = yield from _snapshot(store, directory, group[0], staging, link=link)
+            for manifest in group:
+                yield Progress(f"writing manifest of {manifest.name}")
+                _put(store, replace(manifest, snapshot=place, modified_at=datetime.now(UTC)))
+    yield Progress("success")
+
+
+def _key(identity: str) -> str:
+    return f"bundle-{identity}"
+
+
+def _check_room(store: ModelStore, groups: dict[str, list[Manifest]]) -> None:
+    needed = 0
+    for identity, (manifest, *_) in groups.items():
+        begun = store.root / "staging" / f"{_key(identity)}@resume" / "snapshot"
+        places = (store.snapshot_directory(identity), begun)
+        needed += sum(
+            file.size for file in manifest.files if all(size_of(place / file.path) != file.size for place in places)
+        )
+    check_room(store.root, needed, "remove models that are not needed, or set OLLAMA_MODELS to a larger disk")
+
+
+def _snapshot(
+    store: ModelStore, directory: Path, manifest: Manifest, staging: Path, *, link: bool
+) -> Generator[Progress, None, Path]:
+    """Have the files of the manifest in the store, and return their directory."""
+    identity = manifest.weights_digest
+    place, part, growing = store.snapshot_directory(identity), staging / "part", staging / "snapshot"
+    for file in manifest.files:
+        if (yield from is_whole(place / file.path, file)) or (yield from is_whole(growing / file.path, file)):
+            continue
+        target = growing / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield from _bring(directory, file, part, target, link=link)
+        except OSError as error:
+            raise StoreError(f"'{manifest.name}' cannot be loaded: {file.path}: {error.strerror}") from error
+        except StoreError as error:
+            raise StoreError(f"'{manifest.name}' cannot be loaded from the bundle: {error}") from error
+    return store.adopt(growing, identity) if growing.exists() else place
+
+
+def _bring(
+    directory: Path, file: ManifestFile, part: Path, target: Path, *, link: bool
+) -> Generator[Progress, None, None]:
+    with open_inside(directory, FILES, stored_as(file.sha256)) as source:
+        if not link:
+            yield from copy_checked(source, file, part, target, "loading")
+            return
+    linked = yield from link_checked(directory / FILES / stored_as(file.sha256), file, part, target, "loading")
+    if not linked:
+        raise StoreError("bundle and store cannot share files; load without --link")
+
+
+def _put(store: ModelStore, manifest: Manifest) -> None:
+    """Store the manifest, unless the name is that already; one that could not be served is refused."""
+    describe(manifest)
+    try:
+        stored = store.get(manifest.name)
+        if (stored.digest, stored.snapshot) == (manifest.digest, manifest.snapshot):
+            return
+    except VllamaError:
+        pass  # not there, or damaged: replaced
+    store.put(manifest)

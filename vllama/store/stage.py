@@ -1,0 +1,152 @@
+"""Write models of the store as a bundle, for a machine without a network."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vllama.errors import StoreError
+from vllama.names import ModelName
+from vllama.store.bundle import (
+    FILES,
+    INDEX,
+    MANIFESTS,
+    Bundle,
+    BundledModel,
+    check_is_data,
+    read_bundle,
+    read_manifest,
+    size_of,
+    stored_as,
+    write_bundle,
+)
+from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
+from vllama.store.manifest import Manifest, ManifestFile
+from vllama.store.model_store import ModelStore, sync, write_atomically
+from vllama.store.progress import Progress
+
+
+def stage(store: ModelStore, names: Iterable[ModelName], directory: Path) -> Generator[Progress, None, None]:
+    """Add these models to the bundle in `directory`, which is made; the last step is "success".
+
+    Names that the bundle has already are replaced, its others stay; files that are there are not written again. Files
+    of the store's own snapshots are linked where the file system can. A kill leaves the bundle that was there before,
+    or none. Raises ModelNotFound, or StoreError where a file is damaged or the disk has no room.
+    """
+    yield Progress("reading manifests")
+    manifests = {name.key: store.get(name) for name in names}
+    for manifest in manifests.values():
+        check_is_data(manifest)
+    with _only_writer(directory):
+        kept = _kept(directory, set(manifests))
+        wanted = {file.sha256: (manifest, file) for manifest in manifests.values() for file in manifest.files}
+        check_room(directory, _bytes_to_copy(store, directory, wanted.values()), "use a larger disk")
+        for manifest, file in wanted.values():
+            yield from _bring(store, manifest, file, directory / FILES)
+        sync(directory / FILES)
+        entries = [*kept, *(_entry(manifest) for manifest in manifests.values())]
+        for _, data in entries:
+            write_atomically(directory / MANIFESTS / stored_as(_sha256(data)), data)
+        yield Progress(f"writing {INDEX}")
+        bundle = _bundle(entries)
+        write_bundle(directory, bundle)
+        _prune(directory, bundle)
+    yield Progress("success")
+
+
+@contextmanager
+def _only_writer(directory: Path) -> Iterator[None]:
+    try:
+        for folder in (FILES, MANIFESTS):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+            if (directory / folder).is_symlink():
+                raise StoreError(f"{directory / folder} is a link; a bundle has none")
+        with (directory / ".stage.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise StoreError(f"another `vllama stage` writes to {directory}") from None
+    except OSError as error:
+        raise StoreError(f"cannot write the bundle in {directory}: {error}") from error
+
+
+def _kept(directory: Path, replaced: set[str]) -> list[tuple[Manifest, bytes]]:
+    """The manifests of the other names that are in the bundle. Raises StoreError where one of them is not whole."""
+    if not (directory / INDEX).exists():
+        return []
+    bundle = read_bundle(directory)
+    kept = [model for model in bundle.models if model.name.key not in replaced]
+    manifests = [read_manifest(directory, bundle, model) for model in kept]
+    for manifest in manifests:
+        for file in manifest.files:
+            if size_of(directory / FILES / stored_as(file.sha256)) != file.size:
+                raise StoreError(
+                    f"the bundle in {directory} has '{manifest.name}' too, whose {file.path} is damaged or missing: "
+                    "stage that again as well, or use another directory"
+                )
+    return [_entry(manifest) for manifest in manifests]
+
+
+def _entry(manifest: Manifest) -> tuple[Manifest, bytes]:
+    """A manifest as it is in the bundle; on the other side its snapshot gets another place."""
+    portable = replace(manifest, snapshot=Path("snapshots") / manifest.weights_digest)
+    return portable, portable.to_json()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bundle(entries: Iterable[tuple[Manifest, bytes]]) -> Bundle:
+    models: list[BundledModel] = []
+    files: dict[str, int] = {}
+    for manifest, data in entries:
+        files |= {file.sha256: file.size for file in manifest.files}
+        files[_sha256(data)] = len(data)
+        models.append(BundledModel(manifest.name, _sha256(data), manifest.size))
+    return Bundle(tuple(sorted(models, key=lambda model: model.name.key)), files)
+
+
+def _bytes_to_copy(store: ModelStore, directory: Path, wanted: Iterable[tuple[Manifest, ManifestFile]]) -> int:
+    links = store.root.exists() and store.root.stat().st_dev == directory.stat().st_dev
+    return sum(
+        file.size
+        for manifest, file in wanted
+        if size_of(directory / FILES / stored_as(file.sha256)) != file.size
+        and not (links and manifest.snapshot.is_relative_to(store.root))
+    )
+
+
+def _bring(store: ModelStore, manifest: Manifest, file: ManifestFile, folder: Path) -> Generator[Progress, None, None]:
+    """Have the file in the bundle, its content checked."""
+    place = folder / stored_as(file.sha256)
+    part = place.with_name(f"{place.name}.part")
+    if size_of(place) is not None and (yield from is_whole(place, file)):
+        return
+    path = (manifest.snapshot / file.path).resolve()  # of the user's snapshots, the Hub's cache is made of links
+    try:
+        if manifest.snapshot.is_relative_to(store.root):  # what a user has elsewhere may be written to
+            linked = yield from link_checked(path, file, part, place, "staging")
+            if linked:
+                return
+        with path.open("rb") as source:
+            yield from copy_checked(source, file, part, place, "staging")
+    except OSError as error:
+        raise StoreError(f"'{manifest.name}' cannot be staged: {path}: {error.strerror}") from error
+    except StoreError as error:
+        raise StoreError(f"'{manifest.name}' cannot be staged: {error}") from error
+
+
+def _prune(directory: Path, bundle: Bundle) -> None:
+    """Remove what the bundle no longer needs, and what killed runs left."""
+    known = {stored_as(sha256) for sha256 in bundle.files}
+    for folder in (FILES, MANIFESTS):
+        for path in (directory / folder).iterdir():
+            if path.name.lstrip(".").startswith("sha256-") and path.name not in known:
+                path.unlink()
+    for path in directory.glob(f".{INDEX}.*.tmp"):
+        path.unlink()
