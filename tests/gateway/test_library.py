@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_worker import PATIENCE, within
@@ -121,6 +124,31 @@ async def test_a_deleted_model_is_gone(gateway: Running, field: str) -> None:
     reply = await gateway.client.request("DELETE", "/api/delete", json={field: "SmolLM2:135m"})
     assert (reply.status_code, reply.content) == (200, b"")
     assert gateway.store.list() == []
+
+
+async def test_the_files_of_a_deleted_model_go_with_its_last_name(gateway: Running) -> None:
+    place = _move_into_the_store(gateway)
+    await gateway.post("/api/copy", {"source": MODEL, "destination": "gpt-4"})
+    for name, is_there in ((MODEL, True), ("gpt-4", False)):
+        await gateway.client.request("DELETE", "/api/delete", json={"model": name})
+        assert place.exists() is is_there
+
+
+async def test_a_deleted_model_is_told_as_long_as_it_is_loaded(gateway: Running) -> None:
+    place = _move_into_the_store(gateway)
+    await gateway.load()
+    await gateway.client.request("DELETE", "/api/delete", json={"model": MODEL})
+    assert not place.exists()
+    (told,) = (await gateway.get("/api/ps")).json()["models"]
+    assert (told["name"], told["details"]["family"], told["details"]["families"]) == (MODEL, "", None)
+
+
+def _move_into_the_store(gateway: Running) -> Path:
+    manifest = gateway.store.get(ModelName.parse(MODEL))
+    place = gateway.store.snapshot_directory("abc")
+    shutil.copytree(manifest.snapshot, place)
+    gateway.store.put(replace(manifest, snapshot=place))
+    return place
 
 
 async def test_a_deleted_model_goes_on_until_it_is_unloaded(gateway: Running) -> None:

@@ -96,6 +96,7 @@ def test_a_removed_name_is_gone_and_its_snapshot_stays(store: ModelStore) -> Non
 
 
 def test_a_store_that_was_moved_finds_its_snapshots(store: ModelStore, tmp_path: Path) -> None:
+    store.snapshot_directory("abc").mkdir(parents=True)
     store.put(make_manifest(snapshot=store.snapshot_directory("abc")))
     assert store.get(NAME).snapshot == store.snapshot_directory("abc")
     moved = ModelStore(store.root.rename(tmp_path / "elsewhere"))

@@ -11,7 +11,23 @@ import click
 from vllama import OLLAMA_VERSION, __version__
 from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, VllamaError
 
-COMMANDS = ("serve", "run", "list", "ps", "show", "pull", "create", "cp", "rm", "stop", "stage", "load", "verify")
+COMMANDS = (
+    "serve",
+    "run",
+    "list",
+    "ps",
+    "show",
+    "pull",
+    "create",
+    "cp",
+    "rm",
+    "stop",
+    "du",
+    "gc",
+    "stage",
+    "load",
+    "verify",
+)
 ALIASES = {"ls": "list"}
 
 FAILED, WRONG_USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 
 from vllama.asgi import read_body
@@ -12,6 +13,7 @@ from vllama.gateway.routing import Request
 from vllama.gateway.steps import send_steps
 from vllama.names import ModelName
 from vllama.ollama.gojson import Fields, decode, known_fields
+from vllama.store.garbage import delete
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.pull import pull
@@ -57,12 +59,15 @@ class Library:
         await send_bytes(request, 200, "", b"")
 
     async def delete(self, request: Request) -> None:
-        """`DELETE /api/delete`, with the name in its body. A loaded model goes on until it is unloaded."""
+        """`DELETE /api/delete`, with the name in its body: files go with the last name that needs them.
+
+        A loaded model goes on until it is unloaded.
+        """
         fields = Fields(decode(await read_body(request.receive)), "DeleteRequest", _DELETE)
         asked = fields.string("model") or fields.string("name")
         name = _parse("name", asked)
         try:
-            self._store.remove(name)
+            await asyncio.to_thread(delete, self._store, name)
         except ModelNotFound:
             raise ModelNotFound(asked) from None
         await send_bytes(request, 200, "", b"")

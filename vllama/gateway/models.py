@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import orjson
 
 from vllama.asgi import read_body
-from vllama.errors import ModelNotFound, RequestError
+from vllama.errors import ManifestCorrupt, ModelNotFound, RequestError
 from vllama.gateway.replies import send_bytes, send_json
 from vllama.gateway.routing import Request
 from vllama.names import ModelName
@@ -92,7 +92,7 @@ async def _send_openai(request: Request, value: dict[str, Any]) -> None:
 
 
 def _ps_item(view: ResidentView) -> dict[str, Any]:
-    description = describe(view.manifest)
+    details, context_length = _shown(view.manifest)
     now = datetime.now().astimezone()
     expires = datetime.fromtimestamp(view.expires_at).astimezone() if view.expires_at is not None else now + _FOREVER
     return {
@@ -100,11 +100,21 @@ def _ps_item(view: ResidentView) -> dict[str, Any]:
         "model": view.manifest.name.display,
         "size": view.memory.total,
         "digest": view.manifest.digest,
-        "details": listing.details(description),
+        "details": details,
         "expires_at": expires.isoformat(),
         "size_vram": view.memory.gpu,
-        "context_length": view.context_length or description.context_length,
+        "context_length": view.context_length or context_length,
     }
+
+
+def _shown(manifest: Manifest) -> tuple[dict[str, Any], int]:
+    """Details and context length; little is known of one whose files were removed after it was loaded."""
+    try:
+        description = describe(manifest)
+    except ManifestCorrupt:
+        unknown = dict.fromkeys(("parent_model", "format", "family", "parameter_size", "quantization_level"), "")
+        return {**unknown, "families": None}, 0
+    return listing.details(description), description.context_length
 
 
 def _openai_item(manifest: Manifest, shown: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _from_gguf(store: ModelStore, name: ModelName, sha256: str, path: Path | Non
         weights, snapshot = staging / "model.gguf", staging / "snapshot"
         # Taken before the look at what is there: a blob goes only after the model made of it is stored.
         taken = _take(_find(store, sha256), weights) if path is None else _point_at(path, weights)
-        if (known := _made_of(store, sha256)) is not None:
+        if (known := _made_of(store, sha256)) is not None and store.hold(known.snapshot):
             now = datetime.now(UTC)
             return plain_manifest(name, known.snapshot, known.files, known.source, now)
         if not taken:

@@ -9,20 +9,19 @@ starts, as with Ollama.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-import secrets
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from vllama.durations import quote
 from vllama.errors import RequestError, StoreError
-from vllama.store.model_store import sync
+from vllama.store.model_store import new_locked_file, remove_orphan, sync
 
 GRACE_SECONDS = 3600.0
 """How long a blob waits for a model to be made of it before a start of a server removes it."""
@@ -73,18 +72,25 @@ class Blobs:
     def prune(self) -> None:
         """Remove what a killed process left, and blobs of which nothing was made in time."""
         self._remove_orphans()
+        for path in self.unused():
+            with suppress(OSError):
+                path.unlink()
+
+    def uploads(self) -> Iterator[Path]:
+        """Return the files of uploads that have not ended, or whose receiver was killed."""
+        return self._directory.glob("upload-*")
+
+    def unused(self) -> Iterator[Path]:
+        """Return the blobs of which nothing was made in time."""
         oldest = time.time() - GRACE_SECONDS
         for path in self._directory.glob("sha256-*"):
             with suppress(OSError):
                 if path.stat().st_mtime < oldest:
-                    path.unlink()
+                    yield path
 
     def _remove_orphans(self) -> None:
-        """Remove uploads whose receiver is gone: with it went its lock."""
-        for path in self._directory.glob("upload-*"):
-            with suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+        for path in self.uploads():
+            remove_orphan(path)
 
 
 class Upload:
@@ -94,7 +100,7 @@ class Upload:
         self._place = place
         self._digest = digest
         self._hash = hashlib.sha256()
-        self._temporary, self._file = _locked_file(place.parent)
+        self._temporary, self._file = new_locked_file(place.parent, "upload-")
 
     def __enter__(self) -> Self:
         return self
@@ -130,14 +136,3 @@ class Upload:
             sync(self._place.parent)
         except OSError as error:
             raise StoreError(f"cannot store the blob {self._digest}: {error}") from error
-
-
-def _locked_file(directory: Path) -> tuple[Path, BinaryIO]:
-    """Make a new file that is ours as long as it is open."""
-    while True:
-        path = directory / f"upload-{secrets.token_hex(8)}"
-        file = path.open("xb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return path, file
-        file.close()  # another process took it for an orphan before the lock was ours

@@ -44,21 +44,22 @@ def create(
     cannot be used or got. Closing the generator ends the work; a stored name stays as it was.
     """
     check_template(changes.template)
-    if base:
-        found = yield from _named(store, ModelName.parse(base), puller)
-    elif files is not None:
-        found = yield from from_files(store, name, files)
-    elif path is not None:
-        found = yield from from_path(store, name, path)
-    else:
-        raise RequestError("neither 'from' or 'files' was specified")
-    _check_level(found, changes.quantize)
-    manifest = derive(found, name, changes, datetime.now(UTC))
-    known = {digest for stored in store.list() for digest in layers(stored)}
-    for digest in layers(manifest):
-        yield Progress(f"{'using existing' if digest in known else 'creating new'} layer {digest}")
-    yield Progress("writing manifest")
-    store.put(manifest)
+    with store.session() as session:
+        if base:
+            found = yield from _named(session, ModelName.parse(base), puller)
+        elif files is not None:
+            found = yield from from_files(session, name, files)
+        elif path is not None:
+            found = yield from from_path(session, name, path)
+        else:
+            raise RequestError("neither 'from' or 'files' was specified")
+        _check_level(found, changes.quantize)
+        manifest = derive(found, name, changes, datetime.now(UTC))
+        known = {digest for stored in store.list() for digest in layers(stored)}
+        for digest in layers(manifest):
+            yield Progress(f"{'using existing' if digest in known else 'creating new'} layer {digest}")
+        yield Progress("writing manifest")
+        session.put(manifest)
     release(store, files or {})
     yield Progress("success")
 
@@ -95,10 +96,11 @@ def _same(value: Any, other: Any) -> bool:
 
 def _named(store: ModelStore, base: ModelName, puller: Puller) -> Generator[Progress, None, Manifest]:
     try:
-        return store.get(base)
+        store.hold(store.get(base).snapshot)
     except ModelNotFound:
         yield from _pulled(puller(store, base))
-        return store.get(base)
+        store.hold(store.get(base).snapshot)
+    return store.get(base)
 
 
 def _pulled(steps: Generator[Progress, None, None]) -> Iterator[Progress]:

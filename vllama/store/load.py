@@ -35,12 +35,12 @@ def load(
     if not link:
         _check_room(store, groups)
     for identity, group in groups.items():
-        # Held until the names are stored, so that none takes the snapshot for one that nobody needs.
-        with store.staging(_key(identity), resume=True) as staging:
-            place = yield from _snapshot(store, directory, group[0], staging, link=link)
+        with store.session() as session, session.staging(_key(identity), resume=True) as staging:
+            session.hold(store.snapshot_directory(identity))
+            place = yield from _snapshot(session, directory, group[0], staging, link=link)
             for manifest in group:
                 yield Progress(f"writing manifest of {manifest.name}")
-                _put(store, replace(manifest, snapshot=place, modified_at=datetime.now(UTC)))
+                _put(session, replace(manifest, snapshot=place, modified_at=datetime.now(UTC)))
     yield Progress("success")
 
 

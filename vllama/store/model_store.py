@@ -3,13 +3,15 @@
     ROOT/names/<host>/<namespace>/<model>/<tag>.json    manifests, path in lower case
     ROOT/snapshots/<identity>/                          files of models that were pulled or uploaded
     ROOT/blobs/                                         uploads of which no model was made yet
-    ROOT/staging/                                       pulls and conversions under way, and their locks
+    ROOT/staging/                                       pulls and conversions under way, and all locks
 
-Several processes may use one store at a time: each change is one rename.
+Several processes may use one store at a time: each change is one rename. A snapshot is removed only under the
+exclusive lock of its identity and while no manifest names it; whoever is about to name one holds that lock shared.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -18,11 +20,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from vllama.errors import InvalidName, ManifestCorrupt, ModelNotFound, StoreError, VllamaError
 from vllama.names import ModelName
@@ -39,6 +42,42 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._held: ExitStack | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelStore) and self.root == other.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    @contextmanager
+    def session(self) -> Iterator[ModelStore]:
+        """Lend the store for work that ends in `put`.
+
+        Until the end nobody removes a snapshot that was adopted, or held, through the store that is lent.
+        """
+        with ExitStack() as held:
+            session = ModelStore(self.root)
+            session._held = held
+            yield session
+
+    def hold(self, snapshot: Path) -> bool:
+        """Keep the snapshot from being removed until the session ends; whether it is there.
+
+        Outside of a session, and for a snapshot outside of the store, nothing is held.
+        """
+        identity = self.identity(snapshot)
+        if self._held is not None and identity is not None:
+            self._held.enter_context(self._shared(identity))
+        return snapshot.is_dir()
+
+    def identity(self, snapshot: Path) -> str | None:
+        """Return the identity of one of the store's own snapshots; None for a directory elsewhere."""
+        place = self.root / snapshot
+        for base in (self.root / "snapshots", (self.root / "snapshots").resolve()):
+            if place.is_relative_to(base) and place != base:
+                return place.relative_to(base).parts[0]
+        return None
 
     def list(self) -> list[Manifest]:
         """Return all manifests, the one modified last first; damaged ones are logged and left out."""
@@ -74,22 +113,33 @@ class ModelStore:
             raise StoreError(f"cannot read the manifest of '{name.display}': {error}") from error
 
     def put(self, manifest: Manifest) -> None:
-        """Store the manifest under its name; a reader sees the old one or the new one, never a part."""
-        if manifest.snapshot.is_relative_to(self.root):  # so that the whole store can be moved
-            manifest = replace(manifest, snapshot=manifest.snapshot.relative_to(self.root))
+        """Store the manifest under its name; a reader sees the old one or the new one, never a part.
+
+        Raises StoreError, also where the store's own snapshot that it names was removed.
+        """
+        identity = self.identity(manifest.snapshot)
         path = self._path(manifest.name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, manifest.to_json())
+            with ExitStack() as lock:
+                if identity is not None:
+                    lock.enter_context(self._shared(identity))
+                    if not manifest.snapshot.is_dir():
+                        raise FileNotFoundError(errno.ENOENT, "its files were removed; get it again", identity)
+                if manifest.snapshot.is_relative_to(self.root):  # so that the whole store can be moved
+                    manifest = replace(manifest, snapshot=manifest.snapshot.relative_to(self.root))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, manifest.to_json())
         except OSError as error:
             raise StoreError(f"cannot store '{manifest.name.display}': {error}") from error
 
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Make `destination` another name for the same files. Raises ModelNotFound."""
-        self.put(replace(self.get(source), name=destination, modified_at=datetime.now(UTC)))
+        with self.session() as session:
+            session.hold(self.get(source).snapshot)
+            session.put(replace(self.get(source), name=destination, modified_at=datetime.now(UTC)))
 
     def remove(self, name: ModelName) -> None:
-        """Forget the name. Its snapshot stays: another name may use it. Raises ModelNotFound."""
+        """Forget the name. Its snapshot stays; `garbage.delete` takes that, too. Raises ModelNotFound."""
         try:
             path = self._path(name)
             path.unlink()
@@ -115,9 +165,7 @@ class ModelStore:
         """
         parent = self.root / "staging"
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            with self._lock_of(key).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _locked(self.lock_path(key), fcntl.LOCK_EX):
                 if resume:
                     directory = parent / f"{key}@resume"
                     directory.mkdir(exist_ok=True)
@@ -136,7 +184,7 @@ class ModelStore:
     def is_staged(self, key: str) -> bool:
         """Whether another process holds this key of `staging` now."""
         try:
-            with self._lock_of(key).open("r") as lock:
+            with self.lock_path(key).open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -144,7 +192,34 @@ class ModelStore:
             return False  # there is no such lock
         return False
 
-    def _lock_of(self, key: str) -> Path:
+    @contextmanager
+    def alone(self, key: str) -> Iterator[bool]:
+        """Hold a key of `staging`, or the identity of a snapshot, exclusively; False where another has it.
+
+        Its lock's file is gone at the end.
+        """
+        path = self.lock_path(key)
+        try:
+            with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                yield True
+                path.unlink(missing_ok=True)
+        except BlockingIOError:
+            yield False
+
+    @contextmanager
+    def _shared(self, identity: str) -> Iterator[None]:
+        path = self.lock_path(identity)
+        with _locked(path, fcntl.LOCK_SH) as lock:
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # another holds it: the last one removes it
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_at(lock, path):
+                        path.unlink()
+
+    def lock_path(self, key: str) -> Path:
+        """Return where the lock of this key is, or would be."""
         if not _IDENTITY.fullmatch(key):
             raise StoreError(f"{key!r} cannot name a staging directory")
         return self.root / "staging" / f"{key}.lock"
@@ -157,6 +232,7 @@ class ModelStore:
         """
         place = self.snapshot_directory(identity)
         try:
+            self.hold(place)
             for path in staged.rglob("*"):
                 sync(path)
             sync(staged)
@@ -203,17 +279,61 @@ class ModelStore:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary file beside it, sync, rename: a kill leaves the old file or the new."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
+    temporary, file = new_locked_file(path.parent, f".{path.name}.", ".tmp")
+    with file:
+        try:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync(path.parent)
+
+
+def new_locked_file(directory: Path, prefix: str, suffix: str = "") -> tuple[Path, BinaryIO]:
+    """Make a new file that is ours as long as it is open: see `remove_orphan`."""
+    while True:
+        path = directory / f"{prefix}{secrets.token_hex(8)}{suffix}"
+        file = path.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return path, file
+        file.close()  # another process took it for an orphan before the lock was ours
+
+
+def remove_orphan(path: Path, *, dry_run: bool = False) -> bool:
+    """Remove a file of `new_locked_file` whose process is gone: with it went its lock. Whether it was one."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, path):
+                return False  # it got its real name
+            if not dry_run:
+                path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[BinaryIO]:
+    """Lock the file, which is made; who removes it does so under its lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("wb") as lock:
+            fcntl.flock(lock, how)
+            if _is_at(lock, path):
+                yield lock
+                return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is the one at this path."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def sync(path: Path) -> None:

@@ -37,7 +37,8 @@ def pull(
     if name.is_cloud:
         raise CloudDisabled
     source = LocalSource(from_path) if from_path is not None else resolve(name, catalogue(store.root))
-    yield from source.pull(store, name, force=force)
+    with store.session() as session:
+        yield from source.pull(session, name, force=force)
     yield Progress("success")
 
 

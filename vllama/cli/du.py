@@ -1,0 +1,60 @@
+"""`vllama du`: the disk that models take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vllama.cli.output import human_size, print_json, table
+from vllama.cli.stored import open_store
+
+if TYPE_CHECKING:
+    from vllama.store.usage import Usage
+
+HEADER = ("NAME", "OWN", "SHARED", "OUTSIDE")
+
+
+@click.command(
+    "du",
+    epilog="""\b
+Examples:
+  vllama du
+  vllama du --json | jq .total""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print bytes as JSON.")
+def command(*, as_json: bool) -> None:
+    """Show the disk that the models in the store (OLLAMA_MODELS) take.
+
+    OWN is what `vllama rm` of that name alone would free; SHARED belongs to several names; OUTSIDE are directories
+    that are served where they are. A file with several links counts once.
+    """
+    from vllama.store.usage import measure
+
+    store = open_store()
+    usage = measure(store)
+    if as_json:
+        print_json(_as_record(usage))
+        return
+    click.echo(_table(usage))
+    unused = f", {human_size(usage.unused)} of it of no model (see vllama gc)" if usage.unused else ""
+    click.echo(f"\n{human_size(usage.total)} in {store.root}{unused}")
+
+
+def _table(usage: Usage) -> str:
+    rows = [
+        (model.name.display, *(human_size(size) for size in (model.own, model.shared, model.outside)))
+        for model in usage.models
+    ]
+    return table(HEADER, rows)
+
+
+def _as_record(usage: Usage) -> dict[str, object]:
+    return {
+        "models": [
+            {"name": model.name.display, "own": model.own, "shared": model.shared, "outside": model.outside}
+            for model in usage.models
+        ],
+        "total": usage.total,
+        "unused": usage.unused,
+    }

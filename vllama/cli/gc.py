@@ -1,0 +1,64 @@
+"""`vllama gc`: remove from the store what no model needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vllama.cli.output import human_size, print_json
+from vllama.cli.stored import open_store
+
+if TYPE_CHECKING:
+    from vllama.store.garbage import Item, Report
+
+
+@click.command(
+    "gc",
+    epilog="""\b
+Examples:
+  vllama gc --dry-run
+  vllama gc --partial
+  vllama gc --json | jq .freed""",
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
+@click.option("--partial", is_flag=True, help="Also remove what pulls had fetched when they were stopped.")
+@click.option("--json", "as_json", is_flag=True, help="Print what is removed and kept as JSON.")
+def command(*, dry_run: bool, partial: bool, as_json: bool) -> None:
+    """Remove from the store (OLLAMA_MODELS) what no model needs.
+
+    That is: files of models that no name has any more, uploads that nothing was made of within an hour, and what
+    killed processes left. Safe beside a running server, pulls and creates: what they are bringing in stays.
+    """
+    from vllama.store.garbage import collect
+
+    report = collect(open_store(), dry_run=dry_run, partial=partial)
+    if as_json:
+        print_json(_as_record(report))
+    else:
+        _tell(report, dry_run=dry_run)
+    for failure in report.failed:
+        click.echo(f"Error: {failure}", err=True)
+    if report.failed:
+        raise SystemExit(1)
+
+
+def _tell(report: Report, *, dry_run: bool) -> None:
+    for item in report.removed:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {item.kind} {item.path.name} ({human_size(item.size)})")
+    for item, why in report.kept:
+        click.echo(f"kept {item.kind} {item.path.name} ({human_size(item.size)}): {why}")
+    click.echo(f"{'would free' if dry_run else 'freed'} {human_size(report.freed)}")
+
+
+def _as_record(report: Report) -> dict[str, object]:
+    return {
+        "removed": [_item(item) for item in report.removed],
+        "kept": [{**_item(item), "reason": why} for item, why in report.kept],
+        "failed": report.failed,
+        "freed": report.freed,
+    }
+
+
+def _item(item: Item) -> dict[str, object]:
+    return {"kind": item.kind, "path": str(item.path), "size": item.size}

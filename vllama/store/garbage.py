@@ -1,0 +1,235 @@
+"""What of the store no model needs: found and removed, beside processes that bring models in at the same time.
+
+A snapshot goes under the lock that whoever is about to name it holds, so never between its arrival and its manifest.
+What a killed process left is known by its lock, which went with the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from vllama.errors import ManifestCorrupt, StoreError
+from vllama.names import ModelName
+from vllama.store.blobs import Blobs
+from vllama.store.model_store import ModelStore, remove_orphan
+
+log = logging.getLogger(__name__)
+
+_IN_USE = "in use by a process that brings a model in"
+_STOPPED = "a pull that was stopped: it goes on here when it is asked for again"
+_PATIENCE_SECONDS, _LOOK_AGAIN_SECONDS = 1.0, 0.02
+
+Links = Counter[tuple[int, int]]
+"""Names of files that are gone or would be, by device and inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something that is removed or kept. `kind`: snapshot, staging, blob, upload or manifest (half of one).
+
+    `size` is the bytes that its removal frees: those of files that have no other link.
+    """
+
+    kind: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `collect` did: `kept` has the reasons, `failed` what went wrong."""
+
+    removed: list[Item] = field(default_factory=list)
+    kept: list[tuple[Item, str]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def freed(self) -> int:
+        """Bytes."""
+        return sum(item.size for item in self.removed)
+
+
+def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False) -> Report:
+    """Remove what no model needs, with `partial` also what pulls had fetched when they were stopped.
+
+    Uploads of the last hour stay: a model may yet be made of them. With `dry_run` nothing is removed.
+    """
+    collection = _Collection(store, dry_run=dry_run, partial=partial)
+    collection.staging()
+    collection.snapshots()
+    collection.orphans()
+    collection.blobs()
+    return collection.report
+
+
+def delete(store: ModelStore, name: ModelName) -> None:
+    """Forget the name, and remove its snapshot where no other name needs it. Raises ModelNotFound or StoreError.
+
+    Files that a worker has open stay readable for it. A snapshot that is just being given another name stays.
+    """
+    try:
+        identity = store.identity(store.get(name).snapshot)
+    except ManifestCorrupt:
+        identity = None  # it cannot be told which; `collect` finds it
+    store.remove(name)
+    if identity is None:
+        return
+    try:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (taken := _take(store, identity)) is _BUSY and time.monotonic() < deadline:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+    except ManifestCorrupt as error:
+        log.warning("the files of '%s' stay: %s", name.display, error)
+    except OSError as error:
+        raise StoreError(f"'{name.display}' is removed, but not all of its files: {error}") from error
+    else:
+        if taken is _BUSY:
+            log.info("the files of '%s' stay: %s", name.display, _IN_USE)
+
+
+def referenced(store: ModelStore) -> set[str]:
+    """Return the identities of the snapshots that manifests name.
+
+    Raises ManifestCorrupt where a manifest does not tell: no snapshot may be taken for unused then.
+    """
+    found = set()
+    for path in (store.root / "names").glob("*/*/*/*.json"):
+        try:
+            snapshot = Path(orjson.loads(path.read_bytes())["snapshot"])
+        except FileNotFoundError:
+            continue  # removed since the directory was listed
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ManifestCorrupt(
+                f"damaged manifest {path}: {error!r}; no snapshot is removed before it is: remove it or pull it again"
+            ) from error
+        if (identity := store.identity(store.root / snapshot)) is not None:
+            found.add(identity)
+    return found
+
+
+_BUSY = Item("busy", Path(), 0)
+"""Another process holds it."""
+
+
+def _take(store: ModelStore, identity: str, gone: Links | None = None) -> Item | None:
+    """Remove a snapshot; None where it is needed or not there. Raises ManifestCorrupt, OSError.
+
+    With `gone` it stays, and its files are added to that.
+    """
+    place = store.snapshot_directory(identity)
+    with store.alone(identity) as is_alone:
+        if not is_alone:
+            return _BUSY
+        if identity in referenced(store) or not place.is_dir():
+            return None
+        item = Item("snapshot", place, _freed(_files(place), gone))
+        if gone is None:
+            trash = store.root / "staging" / f"{identity}@{secrets.token_hex(8)}"
+            place.rename(trash)  # at once: a reader sees all of it or nothing, also after a kill
+            _remove_tree(trash)
+    return item
+
+
+class _Collection:
+    """One run of `collect`."""
+
+    def __init__(self, store: ModelStore, *, dry_run: bool, partial: bool) -> None:
+        self.report = Report()
+        self._store = store
+        self._partial = partial
+        self._gone = Links() if dry_run else None
+
+    def staging(self) -> None:
+        """Remove the directories of processes that are gone, and all locks that nobody holds."""
+        parent = self._store.root / "staging"
+        for key in sorted({path.name.removesuffix(".lock").partition("@")[0] for path in parent.glob("*")}):
+            try:
+                with self._store.alone(key) as is_alone:
+                    for directory in sorted(parent.glob(f"{key}@*")):
+                        if not is_alone:
+                            self._keep("staging", directory, _IN_USE)
+                        elif directory.name.endswith("@resume") and not self._partial:
+                            self._keep("staging", directory, _STOPPED)
+                        else:
+                            self._remove("staging", directory)
+            except (OSError, StoreError) as error:
+                self.report.failed.append(str(error))
+
+    def snapshots(self) -> None:
+        """Remove those that no manifest names."""
+        try:
+            needed = referenced(self._store)
+            for place in sorted((self._store.root / "snapshots").glob("*")):
+                if place.name in needed or place.is_symlink() or not place.is_dir():
+                    continue
+                taken = _take(self._store, place.name, self._gone)
+                if taken is _BUSY:
+                    self._keep("snapshot", place, _IN_USE)
+                elif taken is not None:
+                    self.report.removed.append(taken)
+        except (OSError, StoreError) as error:
+            self.report.failed.append(str(error))
+
+    def orphans(self) -> None:
+        """Remove uploads and halves of manifests whose process is gone."""
+        uploads = (("upload", path) for path in Blobs(self._store.root).uploads())
+        halves = (("manifest", path) for path in (self._store.root / "names").glob("*/*/*/.*.tmp"))
+        for kind, path in (*uploads, *halves):
+            item = Item(kind, path, _freed([path]))
+            if remove_orphan(path, dry_run=self._gone is not None):
+                self.report.removed.append(item)
+            elif path.exists():
+                self.report.kept.append((item, _IN_USE))
+
+    def blobs(self) -> None:
+        """Remove uploads that no model was made of."""
+        for path in Blobs(self._store.root).unused():
+            self._remove("blob", path)
+
+    def _keep(self, kind: str, path: Path, why: str) -> None:
+        self.report.kept.append((Item(kind, path, _freed(_files(path))), why))
+
+    def _remove(self, kind: str, path: Path) -> None:
+        item = Item(kind, path, _freed(_files(path) if path.is_dir() else [path], self._gone))
+        try:
+            if self._gone is None:
+                _remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            self.report.removed.append(item)
+        except OSError as error:
+            self.report.failed.append(f"cannot remove {path}: {error}")
+
+
+def _remove_tree(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:  # another process removes it, too
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (Path(folder) / name for folder, _, names in os.walk(directory) for name in names)
+
+
+def _freed(paths: Iterable[Path], gone: Links | None = None) -> int:
+    """Return the bytes of the files whose last links these are, after those that are `gone`."""
+    gone = Links() if gone is None else gone
+    freed = 0
+    for path in paths:
+        try:
+            state = path.lstat()
+        except FileNotFoundError:
+            continue
+        gone[state.st_dev, state.st_ino] += 1
+        if gone[state.st_dev, state.st_ino] == state.st_nlink:
+            freed += state.st_size
+    return freed

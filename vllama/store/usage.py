@@ -1,0 +1,76 @@
+"""How many bytes of disk the models of a store take; a file with several links counts once."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllama.names import ModelName
+from vllama.store.model_store import ModelStore
+
+_Sizes = dict[tuple[int, int], int]
+"""Bytes of files, by device and inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsage:
+    """Bytes of one model: of files that only this name has, of those that others have, too, and of those elsewhere.
+
+    `outside` are the files of a snapshot that is served where it is; they are not part of the store.
+    """
+
+    name: ModelName
+    own: int
+    shared: int
+    outside: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes of a store: of each model, the largest first, of all in it, and of what belongs to no model."""
+
+    models: tuple[ModelUsage, ...]
+    total: int
+    unused: int
+
+
+def measure(store: ModelStore) -> Usage:
+    """Return what is on disk now; files that are missing count nothing."""
+    manifests = store.list()
+    files = {m.name: _sizes(m.snapshot / file.path for file in m.files) for m in manifests}
+    inside = {m.name for m in manifests if store.identity(m.snapshot) is not None}
+    names: dict[tuple[int, int], set[ModelName]] = defaultdict(set)
+    for name in inside:
+        for inode in files[name]:
+            names[inode].add(name)
+
+    def usage(name: ModelName, sizes: _Sizes) -> ModelUsage:
+        size = sum(sizes.values())
+        if name not in inside:
+            return ModelUsage(name, 0, 0, size)
+        own = sum(bytes_ for inode, bytes_ in sizes.items() if len(names[inode]) == 1)
+        return ModelUsage(name, own, size - own, 0)
+
+    models = [usage(name, sizes) for name, sizes in files.items()]
+    everything = _sizes(Path(folder) / name for folder, _, found in os.walk(store.root) for name in found)
+    manifests_apart = _sizes((store.root / "names").glob("*/*/*/*.json"))
+    unused = sum(everything[inode] for inode in everything.keys() - names.keys() - manifests_apart.keys())
+    return Usage(
+        models=tuple(sorted(models, key=lambda m: (-(m.own + m.shared + m.outside), m.name.display))),
+        total=sum(everything.values()),
+        unused=unused,
+    )
+
+
+def _sizes(paths: Iterable[Path]) -> _Sizes:
+    found = {}
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        found[state.st_dev, state.st_ino] = state.st_size
+    return found
