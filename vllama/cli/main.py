@@ -12,23 +12,12 @@ from vllama import OLLAMA_VERSION, __version__
 from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, VllamaError
 
 COMMANDS = (
-    "serve",
-    "run",
-    "list",
-    "ps",
-    "show",
-    "pull",
-    "create",
-    "cp",
-    "rm",
-    "stop",
-    "du",
-    "gc",
-    "stage",
-    "load",
+    "serve", "run", "list", "ps", "show", "pull", "create", "import", "cp", "rm", "stop", "du", "gc", "stage", "load",
     "verify",
-)
+)  # fmt: skip
 ALIASES = {"ls": "list"}
+_MODULES = {"import": "import_models"}
+"""Of commands whose name is a keyword of Python's."""
 
 FAILED, WRONG_USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -58,7 +47,7 @@ class LazyGroup(click.Group):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"vllama.cli.{name}").command
+        command: click.Command = import_module(f"vllama.cli.{_MODULES.get(name, name)}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

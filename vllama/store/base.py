@@ -90,7 +90,7 @@ def from_files(store: ModelStore, name: ModelName, files: Mapping[str, str]) -> 
             "parts of a split one with `llama-gguf-split --merge`; projectors (mmproj) are not supported"
         )
     (sha256,) = checksums.values()
-    return (yield from _from_gguf(store, name, sha256))
+    return (yield from from_gguf(store, name, sha256))
 
 
 def release(store: ModelStore, files: Mapping[str, str]) -> None:
@@ -109,7 +109,7 @@ def from_path(store: ModelStore, name: ModelName, path: Path) -> Steps:
             return (yield from in_place(name, path))
         path = only[0]
     file = yield from hash_file(path.parent, path.name)
-    return (yield from _from_gguf(store, name, file.sha256, path))
+    return (yield from from_gguf(store, name, file.sha256, path))
 
 
 def in_place(name: ModelName, directory: Path) -> Steps:
@@ -122,7 +122,11 @@ def in_place(name: ModelName, directory: Path) -> Steps:
     return manifest
 
 
-def _from_gguf(store: ModelStore, name: ModelName, sha256: str, path: Path | None = None) -> Steps:
+def from_gguf(store: ModelStore, name: ModelName, sha256: str, path: Path | None = None) -> Steps:
+    """Make a manifest of the GGUF file of this checksum: at `path`, or one that was uploaded or is stored.
+
+    Raises RequestError or StoreError.
+    """
     yield Progress("parsing GGUF")
     with store.staging(f"gguf-{sha256}") as staging:
         weights, snapshot = staging / "model.gguf", staging / "snapshot"

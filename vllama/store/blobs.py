@@ -65,7 +65,9 @@ class Blobs:
             raise StoreError(f"cannot store the blob {digest}: {error}") from error
 
     def remove(self, sha256: str) -> None:
-        """Forget the blob, if it is here."""
+        """Forget the blob, if it is here and ours."""
+        if self._is_ollamas():
+            return
         with suppress(OSError):
             self.path(sha256).unlink()
 
@@ -81,12 +83,18 @@ class Blobs:
         return self._directory.glob("upload-*")
 
     def unused(self) -> Iterator[Path]:
-        """Return the blobs of which nothing was made in time."""
+        """Return the blobs of which nothing was made in time; none where OLLAMA_MODELS is that of an Ollama, too."""
+        if self._is_ollamas():
+            return
         oldest = time.time() - GRACE_SECONDS
         for path in self._directory.glob("sha256-*"):
             with suppress(OSError):
                 if path.stat().st_mtime < oldest:
                     yield path
+
+    def _is_ollamas(self) -> bool:
+        """Whether the directory is shared with Ollama: the blobs, of the same names, are its models then."""
+        return any((self._directory.parent / name).exists() for name in ("manifests", "manifests-v2"))
 
     def _remove_orphans(self) -> None:
         for path in self.uploads():

@@ -54,14 +54,21 @@ def create(
         else:
             raise RequestError("neither 'from' or 'files' was specified")
         _check_level(found, changes.quantize)
-        manifest = derive(found, name, changes, datetime.now(UTC))
-        known = {digest for stored in store.list() for digest in layers(stored)}
-        for digest in layers(manifest):
-            yield Progress(f"{'using existing' if digest in known else 'creating new'} layer {digest}")
-        yield Progress("writing manifest")
-        session.put(manifest)
+        yield from store_derived(session, found, name, changes)
     release(store, files or {})
     yield Progress("success")
+
+
+def store_derived(
+    store: ModelStore, base: Manifest, name: ModelName, changes: Changes
+) -> Generator[Progress, None, None]:
+    """Store what `derive` makes of the base. Raises StoreError."""
+    manifest = derive(base, name, changes, datetime.now(UTC))
+    known = {digest for stored in store.list() for digest in layers(stored)}
+    for digest in layers(manifest):
+        yield Progress(f"{'using existing' if digest in known else 'creating new'} layer {digest}")
+    yield Progress("writing manifest")
+    store.put(manifest)
 
 
 def derive(base: Manifest, name: ModelName, changes: Changes, now: datetime) -> Manifest:

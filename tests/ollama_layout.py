@@ -1,0 +1,70 @@
+"""An Ollama store on disk, laid out as the real one: manifests, and blobs named by their checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PREFIX = "application/vnd.ollama.image."
+
+
+def gguf_bytes(architecture: str = "llama", rest: bytes = b"", keys: Mapping[str, int] | None = None) -> bytes:
+    """Return the header of a GGUF file without tensors: texts, numbers, an array of texts and one of numbers."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    pairs = [
+        text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc"),
+        text("tokenizer.ggml.scores") + struct.pack("<IIQff", 9, 6, 2, 0.5, 1.0),
+        text("general.architecture") + struct.pack("<I", 8) + text(architecture),
+        *(text(key) + struct.pack("<II", 4, value) for key, value in (keys or {}).items()),
+    ]
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs) + rest
+
+
+class OllamaLayout:
+    """Ollama's OLLAMA_MODELS, which is filled model by model."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "blobs").mkdir(parents=True)
+
+    def blob(self, data: bytes) -> str:
+        """Store a blob and return its digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        (self.directory / "blobs" / f"sha256-{digest}").write_bytes(data)
+        return f"sha256:{digest}"
+
+    def layer(self, kind: str, data: bytes) -> dict[str, Any]:
+        """Store a layer's blob and return what a manifest says of it."""
+        return {"mediaType": PREFIX + kind, "digest": self.blob(data), "size": len(data)}
+
+    def manifest(self, *layers: dict[str, Any], **config: Any) -> dict[str, Any]:
+        """Return a manifest of these layers, in their order."""
+        data = json.dumps({"model_format": "gguf", "architecture": "amd64", "os": "linux", **config}).encode()
+        return {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": {
+                "mediaType": "application/vnd.docker.container.image.v1+json",
+                "digest": self.blob(data),
+                "size": len(data),
+            },
+            "layers": list(layers),
+        }
+
+    def write(self, path: str, manifest: dict[str, Any], *, folder: str = "manifests") -> Path:
+        """Give a manifest its name, `host/namespace/model/tag`; in manifests-v2 it is a link to a blob."""
+        place = self.directory / folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps(manifest).encode()
+        if folder == "manifests":
+            place.write_bytes(data)
+        else:
+            place.symlink_to(self.directory / "blobs" / self.blob(data).replace(":", "-"))
+        return place
