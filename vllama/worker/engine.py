@@ -146,6 +146,14 @@ class Engine:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
         return text
 
+    def continuation(self, prompt_ids: Sequence[int], ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of token ids as it continues a prompt: some tokenizers drop a blank at the beginning of a text."""
+        last = list(prompt_ids[-4:])
+        before, after = (
+            str(self._tokenizer.decode(part, skip_special_tokens=skip_special_tokens)) for part in (last, [*last, *ids])
+        )
+        return after[len(before) :]
+
     def special_token(self, text: str) -> int | None:
         """The id of a text that is one special token; None for any other text."""
         token_id = self._tokenizer.convert_tokens_to_ids(text)
@@ -195,16 +203,25 @@ class Engine:
             raise RequestError(str(error)) from error
 
     def generate(
-        self, prompt: Prompt, params: SamplingParams, request_id: str, parsed: ParsedPrompt | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        parsed: ParsedPrompt | None = None,
+        *,
+        bound: bool = False,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Start a request. Closing or cancelling the generator aborts it in the engine."""
+        """Start a request. Closing or cancelling the generator aborts it in the engine.
+
+        `bound`: a constraint holds from the first token on, whatever vLLM's reasoning parser takes the prompt for.
+        """
         if parsed is None or parsed.reasoning_ended is None:
             return self._client.generate(prompt, params, request_id)  # type: ignore[no-any-return]
         return self._client.generate(  # type: ignore[no-any-return]
             prompt,
             params,
             request_id,
-            reasoning_ended=parsed.reasoning_ended,
+            reasoning_ended=bound or parsed.reasoning_ended,
             reasoning_parser_kwargs=parsed.reasoning_arguments,
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -14,8 +16,9 @@ from vllama.ollama import options
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
 from vllama.ollama.status import JSON
+from vllama.worker.after_thinking import AfterThinking, Generate, Watch
 from vllama.worker.dialects import Dialect, Rendered, Request
-from vllama.worker.engine import Engine
+from vllama.worker.engine import Engine, Prompt
 from vllama.worker.profile import Profile
 from vllama.worker.sink import HttpSink, Sink
 from vllama.worker.timing import Stopwatch
@@ -85,14 +88,7 @@ class GenerationRoute:
         if request.debug_render_only:
             await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids), rendered.images))
             return
-        params = engine.sampling_params(
-            sampling,
-            max_tokens=window.longest_reply(len(rendered.token_ids), shift=request.shift),
-            stream=request.stream,
-            logprobs=max(1, request.top_logprobs) if request.logprobs else None,
-            constraint=request.format,
-            parsed=rendered.parsed,
-        )
+        outputs = self._outputs(engine, request, rendered, sampling, window)
         transcript = Transcript(
             request=request,
             replies=replies,
@@ -102,12 +98,50 @@ class GenerationRoute:
             returns_context=self._dialect.returns_context(request),
         )
         stopwatch.submit()
-        outputs = engine.generate(rendered.prompt, params, f"vllama-{next(self._numbers)}", rendered.parsed)
         async with aclosing(outputs):
             if request.stream:
                 await transcript.stream(outputs, sink)
             else:
                 await transcript.whole(outputs, sink)
+
+    def _outputs(
+        self, engine: Engine, request: Request, rendered: Rendered, sampling: Sampling, window: Window
+    ) -> AsyncGenerator[Any, None]:
+        """Start the request in the engine; in two where a format has to wait for the end of thinking.
+
+        Raises RequestError where vLLM refuses a value.
+        """
+        parsed, request_id = rendered.parsed, f"vllama-{next(self._numbers)}"
+        most_tokens = window.longest_reply(len(rendered.token_ids), shift=request.shift)
+
+        def generate(constraint: Any, *, stream: bool) -> Generate:
+            params = engine.sampling_params(
+                sampling,
+                max_tokens=most_tokens,
+                stream=stream,
+                logprobs=max(1, request.top_logprobs) if request.logprobs else None,
+                constraint=constraint,
+                parsed=parsed,
+            )
+
+            def start(prompt: Prompt, most_tokens: int) -> AsyncGenerator[Any, None]:
+                params.max_tokens = most_tokens
+                name = request_id if constraint is request.format else f"{request_id}-thinking"
+                return engine.generate(prompt, params, name, parsed, bound=constraint is not None)
+
+            return start
+
+        bound = generate(request.format, stream=request.stream)
+        if request.format is None or parsed is None or parsed.thinking is None:
+            return bound(rendered.prompt, most_tokens)
+        reply = AfterThinking(
+            Watch(parsed.thinking, engine.detokenize),
+            generate(None, stream=True),
+            bound,
+            partial(engine.continuation, rendered.token_ids, skip_special_tokens=parsed.skip_special_tokens),
+            request.stream,
+        )
+        return reply.outputs(rendered.prompt, most_tokens)
 
     async def prompt_ids(self, body: bytes, profile: Profile) -> list[int]:
         """The token ids of the prompt that the model would get. Raises as `answer` does."""

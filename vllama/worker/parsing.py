@@ -23,12 +23,16 @@ from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParse
 
 from vllama.errors import RequestError
 from vllama.ollama.replies import MadeCall
+from vllama.worker.after_thinking import Marks, marks_of_thinking
 from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine_errors import as_request_error
 from vllama.worker.phrases import PhraseStream, marks_of
 from vllama.worker.vision import NO_SHARED_CACHE
 
 log = logging.getLogger(__name__)
+
+_LONGEST_OPENING = 64
+"""Tokens, at least, that a template writes after the last message."""
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -87,7 +91,8 @@ class OutputParser:
         self._request = request
         self._prompt_ids = prompt_ids
         marks = marks_of(make_parser.parser_class)
-        self._phrases = PhraseStream(marks, calls=bool(request.tools)) if marks else None
+        opened = marks is not None and marks.prompt_opens and not make_parser().is_reasoning_end(prompt_ids)
+        self._phrases = PhraseStream(marks, calls=bool(request.tools), opened=opened) if marks else None
         self._parser: Any = None
         self._broken = False
         self._text, self._ids = "", list[int]()
@@ -226,8 +231,9 @@ class OutputParser:
 class ParsedPrompt:
     """A rendered prompt, and what the engine and the reply need to know of it.
 
-    `constraint` is vLLM's StructuredOutputsParams where the parser wants the output constrained. `reasoning_ended`
-    tells the engine whether a constraint holds from the first token on.
+    `constraint` is vLLM's StructuredOutputsParams where the parser wants the output constrained; `reasoning_ended`
+    tells the engine whether that holds from the first token on. `thinking` is how thinking that is to come begins and
+    ends.
     """
 
     prompt: dict[str, Any]
@@ -236,6 +242,7 @@ class ParsedPrompt:
     constraint: Any
     reasoning_ended: bool | None
     reasoning_arguments: dict[str, Any] | None
+    thinking: Marks | None
 
 
 class Parsing:
@@ -275,7 +282,7 @@ class Parsing:
         level = {"max": "high"}.get(think, think) if isinstance(think, str) else None
         try:
             request = ChatCompletionRequest(
-                messages=conversation,
+                messages=[_as_openai_has_it(message) for message in conversation],
                 stream=stream,
                 chat_template=chat_template or None,
                 chat_template_kwargs=arguments,
@@ -288,15 +295,44 @@ class Parsing:
         if not isinstance(rendered, tuple):
             raise RequestError(rendered.error.message)
         prompt = rendered[1][0]
+        own = self._of_reply(prompt["prompt_token_ids"])
         make_parser = ParserMaker(self._parser_class, self._tokenizer, request.tools, arguments, self._model_config)
         return ParsedPrompt(
             prompt=prompt,
-            output=OutputParser(make_parser, request, prompt["prompt_token_ids"]),
+            output=OutputParser(make_parser, request, own),
             skip_special_tokens=request.skip_special_tokens,
             constraint=request.structured_outputs,
-            reasoning_ended=make_parser().is_reasoning_end(prompt["prompt_token_ids"]) if self.thinks else None,
+            # `granite` says None where it does not know.
+            reasoning_ended=bool(make_parser().is_reasoning_end(own)) if self.thinks else None,
             reasoning_arguments={"chat_template_kwargs": arguments} if self.thinks else None,
+            thinking=self._thinking(make_parser, own, wanted=switch) if self.thinks else None,
         )
+
+    def _of_reply(self, prompt_ids: list[int]) -> list[int]:
+        """The end of a prompt that belongs to the reply: what the template puts after the last turn, and that turn.
+
+        vLLM's parsers look for marks of thinking in what they are given, also in the answers of earlier turns.
+        """
+        end = self._tokenizer.eos_token_id
+        for index in range(len(prompt_ids) - 1, -1, -1):
+            if prompt_ids[index] == end:
+                return prompt_ids[index + 1 :]
+        return prompt_ids
+
+    def _thinking(self, make_parser: ParserMaker, own: list[int], *, wanted: bool) -> Marks | None:
+        parser = make_parser().reasoning_parser
+        return marks_of_thinking(parser, self._tokenizer.decode(own[-_LONGEST_OPENING:]), wanted=wanted)
+
+
+def _as_openai_has_it(message: TemplateMessage) -> TemplateMessage:
+    """The message with the arguments of its calls as text; vLLM makes objects of them for the template."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": orjson.dumps(call["function"]["arguments"]).decode()}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def _made_of(calls: Sequence[Any]) -> tuple[tuple[MadeCall, ...], str]:
