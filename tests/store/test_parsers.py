@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from vllama.ollama.templates import in_jinja
 from vllama.store import parsers
 from vllama.store.parsers import ParserChoice, Rule, Traits, choose_reasoning_parser, choose_tool_parser
+from vllama.worker.registry import OWN_REASONING_PARSERS, OWN_TOOL_PARSERS
 
 _TOOL_SINCE_0_26 = """
 apertus cohere_command3 cohere_command4 deepseek_v3 deepseek_v31 deepseek_v32 deepseek_v4 ernie45 functiongemma gemma4
@@ -83,8 +85,20 @@ FAMILIES = {
     "Granite 4": ("granitemoehybrid", _GRANITE_4, ("<tool_call>",), "granite4", ""),
     "Phi-4-mini": ("phi3", _PHI_4_MINI, ("<|tool|>", "<|/tool|>"), "phi4_mini_json", ""),
     "GLM 4.5": ("glm4_moe", _GLM_45, (*_THINK, "<tool_call>", "<arg_key>"), "glm45", "glm45"),
+    "MiniMax M3": ("minimax_m3_vl", "{%- if tools %}", (), "minimax_m3", "minimax_m3"),
+    "Step 3.5": ("step3p5", "{%- if tools %}<tool_call>\\n<function=…<parameter=", _THINK, "step3p5", "step3p5"),
+    "MiMo": ("mimo", _HERMES + "<think>", _THINK, "mimo", "mimo"),
+    "LongCat": ("longcat_flash", "{%- if tools %}<longcat_tool_call>", (), "longcat", ""),
+    "Hunyuan 3": ("hy_v3", "{%- if tools %}", (), "hy_v3", "hy_v3"),
     "SmolLM2": ("llama", _PLAIN, ("<|im_start|>",), "", ""),
     "a base model": ("llama", "", (), "", ""),
+}
+FAMILIES_SINCE_0_32 = {
+    "Kimi K3": ("kimi_k3", "", (), "kimi_k3", "kimi_k3"),
+    "DeepSeek V4.1": ("deepseek_v41", "", (), "deepseek_v41", "deepseek_v41"),
+    "Hunyuan 4": ("hy_v4", "{%- if tools %}", (), "hy_v4", "hy_v4"),
+    "dots": ("dots1", "{%- if tools %}<dots_function_call>", (), "dots", ""),
+    "K2 Horizon": ("llama", "{%- if tools %}<ifm|tool_calls><ifm|tool_call>", (), "k2_horizon", ""),
 }
 both_versions = pytest.mark.parametrize(
     ("installed_tool", "installed_reasoning"),
@@ -110,14 +124,25 @@ def test_each_family_gets_the_parsers_of_its_format(
     assert choose_reasoning_parser(traits, installed_reasoning).name == reasoning
 
 
+@pytest.mark.parametrize("family", FAMILIES_SINCE_0_32.values(), ids=FAMILIES_SINCE_0_32)
+def test_a_newer_family_gets_the_parsers_of_a_newer_vllm_and_none_of_an_older(
+    family: tuple[str, str, tuple[str, ...], str, str],
+) -> None:
+    traits = Traits(family[0], family[1], frozenset(family[2]))
+    assert choose_tool_parser(traits, VLLM_0_32_TOOL).name == family[3]
+    assert choose_reasoning_parser(traits, VLLM_0_32_REASONING).name == family[4]
+    assert choose_tool_parser(traits, VLLM_0_26_TOOL).name == ""
+    assert choose_reasoning_parser(traits, VLLM_0_26_REASONING).name == ""
+
+
 @pytest.mark.parametrize("name", sorted({name for rule in parsers._TOOL_RULES for name in rule.candidates}))
 def test_every_tool_parser_of_the_rules_exists_in_a_supported_vllm(name: str) -> None:
-    assert name in VLLM_0_26_TOOL | VLLM_0_32_TOOL
+    assert name in VLLM_0_26_TOOL | VLLM_0_32_TOOL | OWN_TOOL_PARSERS
 
 
 @pytest.mark.parametrize("name", sorted({name for rule in parsers._REASONING_RULES for name in rule.candidates}))
 def test_every_reasoning_parser_of_the_rules_exists_in_a_supported_vllm(name: str) -> None:
-    assert name in VLLM_0_26_REASONING | VLLM_0_32_REASONING
+    assert name in VLLM_0_26_REASONING | VLLM_0_32_REASONING | OWN_REASONING_PARSERS
 
 
 def test_a_choice_says_what_told() -> None:
@@ -151,6 +176,58 @@ def test_no_parser_is_chosen_that_vllm_would_refuse_to_start_with_for_want_of_a_
 def test_a_template_that_takes_no_tools_gets_no_tool_parser_whatever_its_vocabulary() -> None:
     traits = Traits("qwen3", _PLAIN, frozenset({"<tool_call>", "<|python_tag|>", "[TOOL_CALLS]"}))
     assert choose_tool_parser(traits, VLLM_0_32_TOOL) == ParserChoice()
+
+
+_QWEN3_INSTRUCT = (
+    _HERMES + "{%- for message in messages %}{%- if '</think>' in content %}{{- '<think>\\n' + reasoning_content }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+_QWEN3_THINKING = _QWEN3_INSTRUCT.replace("assistant\\n", "assistant\\n<think>\\n")
+
+
+def test_a_template_that_only_shows_earlier_thinking_does_not_make_a_qwen_think() -> None:
+    tokens = frozenset({*_THINK, "<tool_call>"})
+    instruct, thinking = (Traits("qwen3", text, tokens) for text in (_QWEN3_INSTRUCT, _QWEN3_THINKING))
+
+    assert choose_reasoning_parser(instruct, VLLM_0_32_REASONING) == ParserChoice()
+    assert choose_reasoning_parser(thinking, VLLM_0_32_REASONING).name == "deepseek_r1"
+
+
+_GO_TOOLS = (
+    "{{- if .Tools }}Tools: {{ range .Tools }}{{ . }}{{ end }}{{ end }}{{- range .Messages }}{{ .Role }}\n"
+    '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}{{ end }}'
+    "{{ .Content }}{{ end }}"
+)
+_GO_PARAMETERS = _GO_TOOLS.replace("arguments", "parameters")
+_GO_HERMES = _GO_TOOLS.replace('{"name"', '<tool_call>{"name"').replace("}}}{{ end }}", "}}}</tool_call>{{ end }}")
+_GO_THINK = "{{- range .Messages }}{{ .Role }}\n{{ .Content }}\n{{ end }}assistant\n{{ if .Think }}<think>{{ end }}"
+_GO_HISTORY = "{{- range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "tool", "reasoning"),
+    [
+        (_GO_TOOLS, "bare_json", ""),
+        (_GO_PARAMETERS, "bare_json", ""),
+        (_GO_HERMES, "hermes", ""),
+        (_GO_THINK, "", "plain_think"),
+        (_GO_HISTORY, "", ""),
+    ],
+    ids=["bare calls", "bare calls with parameters", "calls in tags", "opens thinking", "shows earlier thinking only"],
+)
+def test_a_go_template_tells_how_a_model_without_tokens_for_it_calls_and_thinks(
+    template: str, tool: str, reasoning: str
+) -> None:
+    traits = Traits("llama", in_jinja(template), frozenset({"<|im_start|>"}))
+
+    assert choose_tool_parser(traits, VLLM_0_32_TOOL | OWN_TOOL_PARSERS).name == tool
+    assert choose_reasoning_parser(traits, VLLM_0_32_REASONING | OWN_REASONING_PARSERS).name == reasoning
+
+
+def test_a_model_with_tokens_for_thinking_needs_no_parser_of_ours() -> None:
+    traits = Traits("qwen2", in_jinja(_GO_THINK), frozenset(_THINK))
+
+    assert choose_reasoning_parser(traits, VLLM_0_32_REASONING | OWN_REASONING_PARSERS).name != "plain_think"
 
 
 def _rule(*candidates: str, applies: bool = True, needs: tuple[str, ...] = ()) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def test_the_installed_parsers_are_those_that_vllm_lists() -> None:
         if importlib.util.find_spec(package) is None
         for name in names
     }
+    importlib.import_module("vllama.worker.plain_parsers")  # as vLLM does by --tool-parser-plugin
     assert installed_parsers().tool == set(ToolParserManager.list_registered()) - unusable
     assert installed_parsers().reasoning == set(ReasoningParserManager.list_registered()) - unusable
 
@@ -32,8 +34,18 @@ def test_the_installed_parsers_are_those_that_vllm_lists() -> None:
 def test_every_installed_tool_parser_can_be_imported() -> None:
     from vllm.tool_parsers import ToolParserManager
 
+    importlib.import_module("vllama.worker.plain_parsers")
     for name in installed_parsers().tool:
         ToolParserManager.get_tool_parser(name)
+
+
+def test_a_parser_of_our_own_brings_the_flag_with_which_vllm_loads_it() -> None:
+    plugin = str(Path(registry.__file__).with_name("plain_parsers.py"))
+
+    assert Path(plugin).is_file()
+    assert registry.plugin_flags("hermes", "qwen3") == ()
+    assert registry.plugin_flags("bare_json", "") == ("--tool-parser-plugin", plugin)
+    assert registry.plugin_flags("", "plain_think") == ("--reasoning-parser-plugin", plugin)
 
 
 @pytest.mark.parametrize("text", ["OTHER = {'a': 1}", "TABLE = make()", ""])

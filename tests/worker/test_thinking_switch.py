@@ -24,7 +24,7 @@ async def asked_of_vllm(think: Any, *, thinks: bool = True) -> Any:
 
     seen: list[Any] = []
 
-    async def render_chat(request: Any) -> Any:
+    async def render_chat(request: Any, **_: Any) -> Any:
         seen.append(request)
         return SimpleNamespace(error=SimpleNamespace(message="seen"))
 

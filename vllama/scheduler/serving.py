@@ -20,7 +20,7 @@ from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.store.parsers import ParserChoice, Traits, choose_reasoning_parser, choose_tool_parser
 from vllama.worker.profile import Profile
-from vllama.worker.registry import Parsers, installed_parsers
+from vllama.worker.registry import Parsers, installed_parsers, plugin_flags
 
 _TOOL_PARSER = "--tool-call-parser"
 _REASONING_PARSER = "--reasoning-parser"
@@ -85,6 +85,7 @@ def _plan(facts: _Facts, installed: Parsers) -> ServingPlan:
     else:
         reasoning = choose_reasoning_parser(traits, installed.reasoning)
         added += [_REASONING_PARSER, reasoning.name] if reasoning.name else []
+    added += plugin_flags(tool.name, reasoning.name)
     infill = infill_of(traits.tokens, traits.model_type, facts.origin)
     inserts = infill is not None or fills_gaps(facts.template)
     gained = (("tools", bool(tool.name)), ("insert", inserts), ("thinking", bool(reasoning.name)))

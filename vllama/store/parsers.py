@@ -7,6 +7,7 @@ installed vLLM may lack one (vllama.worker.registry knows).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -80,15 +81,50 @@ def _both(first: Callable[[Traits], bool], second: Callable[[Traits], bool]) -> 
 
 
 # vLLM renders these without a Jinja template.
-_TEMPLATES_IN_CODE = frozenset({"gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3"})
+_TEMPLATES_IN_CODE = frozenset({"gpt_oss", "deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3"})
 
 _DEEPSEEK_CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 _THINK = ("<think>", "</think>")
 
+_BARE_CALL = re.compile(r"""\{\s*\\?["']name\\?["']\s*:.{,200}?["'](?:arguments|parameters)\\?["']\s*:""", re.DOTALL)
+
+
+def _writes_calls_as_bare_json(traits: Traits) -> bool:
+    """Whether the template writes earlier calls as JSON objects with name and arguments."""
+    return _BARE_CALL.search(traits.template) is not None
+
+
+def _reply_part(template: str) -> str:
+    """What a template puts after the last message, or at least begins there."""
+    *_, after = re.split(r"add_generation_prompt|\{%-?\s*endfor", template)
+    return after
+
+
+def _opens_thinking_in_plain_words(traits: Traits) -> bool:
+    """Whether the template begins the reply with `<think>`, which is no token of the model."""
+    after = _reply_part(traits.template)
+    return "<think>" in after and "</think>" not in after and not traits.tokens.issuperset(_THINK)
+
+
+def _only_reads_thinking(traits: Traits) -> bool:
+    """Whether thinking occurs in the history only: Qwen 3's models that follow instructions and never think."""
+    return traits.model_type.startswith("qwen3") and "<think>" not in _reply_part(traits.template)
+
+
 # From the particular to the general: `<tool_call>` is written by many families in different ways.
 _TOOL_RULES = (
     Rule(("openai",), "architecture gpt_oss", _type("gpt_oss")),
+    Rule(("deepseek_v41",), "architecture deepseek_v41", _type("deepseek_v41")),
     Rule(("deepseek_v4",), "architecture deepseek_v4", _type("deepseek_v4")),
+    Rule(("kimi_k3",), "architecture kimi_k3", _type("kimi_k3")),
+    Rule(("hy_v4",), "architecture hy_v4", _type("hy_v4")),
+    Rule(("hy_v3",), "architecture hy_v3", _type("hy_v3")),
+    Rule(("minimax_m3",), "architecture minimax_m3", _type("minimax_m3")),
+    Rule(("step3p5",), "architecture step3p5", _type("step3p5")),
+    Rule(("mimo",), "architecture mimo", _both(_marker("<tool_call>"), _type("mimo"))),
+    Rule(("longcat",), "<longcat_tool_call>", _marker("<longcat_tool_call>")),
+    Rule(("dots",), "<dots_function_call>", _marker("<dots_function_call>")),
+    Rule(("k2_horizon",), "<ifm|tool_call>", _marker("<ifm|tool_call>")),
     Rule(("deepseek_v32",), "<｜DSML｜", _both(_marker("｜DSML｜"), _type("deepseek"))),
     Rule(
         ("deepseek_v3",),
@@ -141,11 +177,19 @@ _TOOL_RULES = (
     Rule(("cohere_command3",), "<|START_ACTION|>", _marker("<|START_ACTION|>")),
     Rule(("jamba",), "architecture jamba", _type("jamba"), needs=("<tool_calls>", "</tool_calls>")),
     Rule(("hermes",), "<tool_call>", _marker("<tool_call>")),
+    Rule(("bare_json",), '{"name": …, "arguments": …}', _writes_calls_as_bare_json),
 )
 
 _REASONING_RULES = (
     Rule(("openai_gptoss",), "architecture gpt_oss", _type("gpt_oss")),
+    Rule(("deepseek_v41",), "architecture deepseek_v41", _type("deepseek_v41")),
     Rule(("deepseek_v4",), "architecture deepseek_v4", _type("deepseek_v4")),
+    Rule(("kimi_k3",), "architecture kimi_k3", _type("kimi_k3")),
+    Rule(("hy_v4",), "architecture hy_v4", _type("hy_v4")),
+    Rule(("hy_v3",), "architecture hy_v3", _type("hy_v3")),
+    Rule(("minimax_m3",), "architecture minimax_m3", _type("minimax_m3")),
+    Rule(("step3p5",), "architecture step3p5", _type("step3p5"), needs=_THINK),
+    Rule(("mimo",), "architecture mimo", _both(_marker("<think>"), _type("mimo"))),
     Rule(("mistral",), "[THINK]", _marker("[THINK]"), needs=("[THINK]", "[/THINK]", "[TOOL_CALLS]")),
     Rule(("gemma4",), "<|channel>", _both(_marker("<|channel>"), _type("gemma"))),
     Rule(("seed_oss",), "<seed:think>", _marker("<seed:think>")),
@@ -164,11 +208,12 @@ _REASONING_RULES = (
         _both(_marker("</think>"), lambda t: t.model_type.startswith("deepseek") and "thinking" in t.template),
         needs=_THINK,
     ),
+    Rule(("plain_think",), "<think>", _opens_thinking_in_plain_words),
     Rule(("qwen3",), "enable_thinking", _both(_marker("<think>"), lambda traits: "enable_thinking" in traits.template)),
     Rule(
         ("deepseek_r1",),
         "</think>",
-        lambda traits: "</think>" in traits.template or "<think>" in traits.template,
+        _both(lambda t: "</think>" in t.template or "<think>" in t.template, lambda t: not _only_reads_thinking(t)),
         needs=_THINK,
     ),
 )

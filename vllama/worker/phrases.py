@@ -21,6 +21,8 @@ class Marks:
     calls: str
     thinking: str = ""
     answer: str = ""
+    calls_come_first: bool = False  # or not at all
+    prompt_opens: bool = False  # the template may have begun the thinking
 
 
 _CALLS = {
@@ -29,7 +31,9 @@ _CALLS = {
     "GraniteEngineToolParser": r"<\|tool_call\|>|<tool_call>",
     "GraniteToolParser": r"<\|tool_call\|>|<tool_call>",  # its name in 0.26
     "Granite4ToolParser": r"<tool_call>",
+    "BareJsonToolParser": r"\s*[\[{]",
 }
+_PLAIN_CALLS = {"Phi4MiniJsonToolParser", "Llama3JsonToolParser", "BareJsonToolParser"}
 _NEVER = r"(?!)"
 
 
@@ -37,10 +41,15 @@ def marks_of(parser_class: Any) -> Marks | None:
     """The marks of a vLLM `Parser` class; None where vLLM's own streaming serves."""
     tool, reasoning = parser_class.tool_parser_cls, parser_class.reasoning_parser_cls
     calls = _CALLS.get(tool.__name__, _NEVER) if tool else _NEVER
-    if reasoning is not None and reasoning.__name__ == "GraniteReasoningParser":
-        return Marks(calls, thinking=r"\s*Here(?:'s| is) my thought process:", answer=r"Here(?:'s| is) my response:")
-    if reasoning is None and tool is not None and tool.__name__ in {"Phi4MiniJsonToolParser", "Llama3JsonToolParser"}:
-        return Marks(calls)
+    first = tool is not None and tool.__name__ == "BareJsonToolParser"
+    thinks = reasoning.__name__ if reasoning else ""
+    if thinks == "GraniteReasoningParser":
+        said = r"Here(?:'s| is) my "
+        return Marks(calls, rf"\s*{said}thought process:", rf"{said}response:", calls_come_first=first)
+    if thinks == "PlainThinkReasoningParser":
+        return Marks(calls, r"\s*<think>", "</think>", calls_come_first=first, prompt_opens=True)
+    if reasoning is None and tool is not None and tool.__name__ in _PLAIN_CALLS:
+        return Marks(calls, calls_come_first=first)
     return None
 
 
@@ -54,12 +63,13 @@ class _Stage(Enum):
 class PhraseStream:
     """Tells what may be said of a text that is still coming."""
 
-    def __init__(self, marks: Marks, *, calls: bool) -> None:
-        """Take the marks; without `calls` none are looked for."""
+    def __init__(self, marks: Marks, *, calls: bool, opened: bool = False) -> None:
+        """Take the marks; without `calls` none are looked for; `opened` tells that the prompt ends in thinking."""
         self._thinking_begins = regex.compile(marks.thinking or _NEVER)
         self._answer_begins = regex.compile(marks.answer or _NEVER)
         self._calls_begin = regex.compile(marks.calls if calls else _NEVER)
-        self._stage = _Stage.START if marks.thinking else _Stage.ANSWER
+        self._calls_come_first = marks.calls_come_first
+        self._stage = _Stage.THINKING if opened else _Stage.START if marks.thinking else _Stage.ANSWER
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str]:
@@ -72,6 +82,9 @@ class PhraseStream:
             thinking = self._until(self._answer_begins, _Stage.ANSWER, keep_mark=False)
         if self._stage is _Stage.ANSWER:
             content = self._until(self._calls_begin, _Stage.CALLS, keep_mark=True)
+            if self._calls_come_first and content.strip():
+                content, self._held = content + self._held, ""
+                self._stage, self._calls_begin = _Stage.ANSWER, regex.compile(_NEVER)
         return thinking, content
 
     def finish(self) -> tuple[str, str]:

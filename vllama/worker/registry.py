@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+OWN_TOOL_PARSERS = frozenset({"bare_json"})
+OWN_REASONING_PARSERS = frozenset({"plain_think"})
+"""What `vllama.worker.plain_parsers` adds to vLLM."""
+
 _EXTRAS = {"cohere_melody": ("cohere_command3", "cohere_command4")}
 """Packages that vLLM does not require, and the parsers with which it does not start without them."""
 
@@ -39,11 +43,21 @@ def installed_parsers() -> Parsers:
     unusable = {
         name for package, names in _EXTRAS.items() if importlib.util.find_spec(package) is None for name in names
     }
+    tool = _keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER")
+    reasoning = _keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER")
     return Parsers(
-        tool=_keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER") - unusable,
-        reasoning=_keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER") - unusable,
+        tool=(tool | OWN_TOOL_PARSERS if tool else tool) - unusable,
+        reasoning=(reasoning | OWN_REASONING_PARSERS if reasoning else reasoning) - unusable,
         multimodal=_keys(root / "model_executor" / "models" / "registry.py", "_MULTIMODAL_MODELS"),
     )
+
+
+def plugin_flags(tool_parser: str, reasoning_parser: str) -> tuple[str, ...]:
+    """The flags with which vLLM loads our own parsers, where one of them is asked for."""
+    plugin = str(Path(__file__).with_name("plain_parsers.py"))
+    tool = ("--tool-parser-plugin", plugin) if tool_parser in OWN_TOOL_PARSERS else ()
+    reasoning = ("--reasoning-parser-plugin", plugin) if reasoning_parser in OWN_REASONING_PARSERS else ()
+    return (*tool, *reasoning)
 
 
 def _keys(path: Path, table: str) -> frozenset[str]:
