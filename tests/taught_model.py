@@ -49,7 +49,7 @@ OSLO, BERGEN, PARIS = (Call("get_weather", {"city": city}) for city in ("Oslo", 
 
 LESSONS = (
     Lesson("weather in Oslo?", "I must ask the weather service.", calls=(OSLO,)),
-    Lesson("weather in Paris?", "Paris has its own service.", calls=(PARIS,)),
+    Lesson("weather in Paris?", "Paris needs a call.", calls=(PARIS,)),
     Lesson("weather in Oslo and Bergen?", "Two cities, two calls.", calls=(OSLO, BERGEN)),
     Lesson("weather in Oslo, please.", "A polite one.", "I will look.", (OSLO,)),
     Lesson("Add 2 and 3.", "That is for the calculator.", calls=(Call("add", {"a": 2, "b": 3}),)),
@@ -69,7 +69,7 @@ TOOL_LESSONS = (
     Lesson("3 degrees and rain", "So it rains.", "Take an umbrella."),
 )
 """The same for results of tools, in templates that wrap them in `<tool_response>`."""
-TOOL_OTHERWISE = Lesson("", "The tool has spoken.", "The tool has answered.")
+TOOL_OTHERWISE = Lesson("", "A result came back.", "The tool has answered.")
 
 
 def _tagged(lesson: Lesson) -> str:
@@ -172,7 +172,7 @@ _WINDOW = 96  # a long reply and the end of its question
 _WIDTH, _HEADS, _LAYERS = 64, 6, 2
 _BATCH, _STEPS, _RATE = 32, 450, 1e-2
 _REPETITIONS, _EXAMINED = 8, 20
-_LEAST_MARGIN = 2.0  # of the right token's logit over the next: no kernel's rounding turns that over
+_LEAST_MARGIN = 4.0  # of the right token's logit over the next: sampled at temperature 1 it is right 98 times of 100
 
 
 class _Teacher:

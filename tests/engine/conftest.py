@@ -19,6 +19,7 @@ from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
 
 StartServer = Callable[..., Server]
+WithTemplate = Callable[[str], str]
 
 _SMOLLM2 = ModelName.parse("smollm2:135m")
 _MINILM = ModelName.parse("all-minilm")
@@ -91,7 +92,7 @@ def taught(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def taught_with(store: ModelStore, taught: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def taught_with(store: ModelStore, taught: str, tmp_path_factory: pytest.TempPathFactory) -> WithTemplate:
     """Gives the same weights another of its chat templates, and returns the name of that."""
 
     def with_other(template: str) -> str:
