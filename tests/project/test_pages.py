@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -64,3 +65,15 @@ def _table_of_options() -> str:
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_page_of_clients_names_the_versions_that_are_tested() -> None:
+    page = (DOCS / "clients.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([\w-]+)`[^|]*\| ([\d.]+) \|", page, re.MULTILINE))
+    folder = ROOT / "tests" / "clients"
+    pinned = set(json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"].items())
+    for requirements in (folder / "requirements").glob("*.txt"):
+        clients, _, _ = requirements.read_text(encoding="utf-8").partition("\n\n")
+        pinned |= set(re.findall(r"^([\w-]+)(?:\[\w+\])?==([\d.]+)$", clients, re.MULTILINE))
+
+    assert documented == pinned

@@ -94,6 +94,7 @@ def test_tests_are_checks_then_quick_tests_then_engine_tests(checkout: Checkout)
         "install --dev",
         "check ",
         "python -m pytest -m not engine",
+        f"install --clients {cached}",
         f"vllama pull smollm2:135m {cached}",
         f"python -m pytest -m engine {cached}",
     ]
@@ -109,6 +110,7 @@ def test_engine_takes_the_store_that_ollama_models_names(checkout: Checkout) -> 
     checkout.run("test", "engine", OLLAMA_MODELS="/a/store")
 
     assert checkout.calls[1:] == [
+        "install --clients in /a/store",
         "vllama pull smollm2:135m in /a/store",
         "python -m pytest -m engine in /a/store",
     ]

@@ -1,0 +1,52 @@
+// What the JavaScript scripts here share; see uses.py.
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+export const CHAT = process.env.CHAT_MODEL;
+export const EMBED = process.env.EMBEDDING_MODEL;
+export const TOOLS = process.env.TOOLS_MODEL;
+
+export const QUESTION = "What is the capital of France?";
+export const WEATHER = "What is the weather in Oslo?";
+export const TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."];
+export const ANN = "How old is Ann?";
+export const PERSON = {
+  type: "object",
+  properties: { name: { type: "string" }, age: { type: "integer" } },
+  required: ["name", "age"],
+};
+
+/** All that an asynchronous iterator yields. */
+export async function all(iterable) {
+  const items = [];
+  for await (const item of await iterable) items.push(item);
+  return items;
+}
+
+/** What an act that has to fail threw. */
+export async function thrown(act) {
+  try {
+    return { type: null, text: `nothing was thrown: ${JSON.stringify(await act())}`, status: null };
+  } catch (error) {
+    return { type: error.name, text: error.message, status: error.status_code ?? error.status ?? null };
+  }
+}
+
+/** Run all uses and print what they got, by their names, and the version of the package. */
+export async function report(packageName, uses) {
+  const got = { versions: { [packageName]: version(packageName) } };
+  for (const [name, use] of Object.entries(uses)) {
+    try {
+      got[name] = await use();
+    } catch (error) {
+      got[name] = { traceback: error.stack };
+    }
+  }
+  process.stdout.write(JSON.stringify(got) + "\n");
+}
+
+function version(packageName) {
+  const entry = createRequire(import.meta.url).resolve(packageName);
+  const root = entry.slice(0, entry.lastIndexOf(`node_modules/${packageName}/`));
+  return JSON.parse(readFileSync(`${root}node_modules/${packageName}/package.json`)).version;
+}
