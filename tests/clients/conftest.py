@@ -1,4 +1,4 @@
-"""What the tests of clients share: one server with three models, and a process for each client."""
+"""What the tests of clients share: one server with four models, and a process for each client."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.conftest import minilm, store, taught
+from engine.conftest import build, minilm, store, taught
 from engine.server import Server
 
+from vllama.names import ModelName
 from vllama.store.model_store import ModelStore
+from vllama.store.pull import pull
 
 __all__ = ["minilm", "store", "taught"]
 
@@ -54,12 +56,22 @@ RunClient = Callable[..., Got]
 
 
 @pytest.fixture(scope="session")
-def server(store: ModelStore, minilm: str, taught: str) -> Iterator[Server]:
-    """A server with a chat model, an embedding model and one that calls tools and thinks, all loaded."""
-    running = Server(store.root, environ={"OLLAMA_KEEP_ALIVE": "-1"})
+def tiny_vision(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a random model that sees."""
+    name = ModelName.parse("tiny-vision")
+    for _ in pull(store, name, from_path=build("tiny_vision_model.py", store, tmp_path_factory.mktemp("tiny-vision"))):
+        pass
+    return name.display
+
+
+@pytest.fixture(scope="session")
+def server(store: ModelStore, minilm: str, taught: str, tiny_vision: str) -> Iterator[Server]:
+    """A server with models that chat, embed, call tools and think, and see, all loaded."""
+    small = ("--kv-cache-memory-bytes", "300000000")  # holds the context of each
+    running = Server(store.root, *small, environ={"OLLAMA_KEEP_ALIVE": "-1", "OLLAMA_MAX_LOADED_MODELS": "4"})
     try:
-        running.load("smollm2:135m")
-        running.load(taught)
+        for model in ("smollm2:135m", taught, tiny_vision):
+            running.load(model)
         running.ask("/api/embed", {"model": minilm})
         yield running
     finally:
@@ -68,7 +80,7 @@ def server(store: ModelStore, minilm: str, taught: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def client_environment(
-    server: Server, minilm: str, taught: str, tmp_path_factory: pytest.TempPathFactory
+    server: Server, minilm: str, taught: str, tiny_vision: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """All that a client is told: where the server is, in its own variable, and not to call home."""
     return {
@@ -78,6 +90,7 @@ def client_environment(
         "CHAT_MODEL": "smollm2:135m",
         "EMBEDDING_MODEL": minilm,
         "TOOLS_MODEL": taught,
+        "VISION_MODEL": tiny_vision,
         "OLLAMA_HOST": server.url,
         "OLLAMA_API_BASE": server.url,
         "OLLAMA_BASE_URL": f"{server.url}/v1",
@@ -135,6 +148,14 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> Got:
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     """The cosine of the angle between two vectors."""
     return sum(x * y for x, y in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
+
+
+def assert_black_is_not_white(answers: Sequence[str]) -> None:
+    """Of a random model, one cannot ask more than that it sees a difference."""
+    of_black, of_white = answers
+    assert of_black
+    assert of_white
+    assert of_black != of_white
 
 
 def assert_alike_texts_are_near(vectors: Sequence[Sequence[float]]) -> None:

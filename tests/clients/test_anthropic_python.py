@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient
+from clients.conftest import FRANCE, Got, RunClient, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -72,6 +72,10 @@ def test_the_use_of_a_tool_streams(got: Got) -> None:
 def test_the_result_of_a_tool_leads_to_an_answer(got: Got) -> None:
     assert got["tool_loop"]["stop_reason"] == "end_turn"
     assert _text(got["tool_loop"]).strip() == "It is sunny there."
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_the_asynchronous_client_gets_the_same(got: Got) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -63,6 +63,10 @@ def test_reasoning_is_kept_from_the_answer(got: Got) -> None:
     assert {reply["content"].strip() for reply in got["reasoning"].values()} == {answer}
     assert got["reasoning"]["True"]["additional_kwargs"]["reasoning_content"].strip() == "Air scatters light."
     assert "reasoning_content" not in got["reasoning"]["False"]["additional_kwargs"]
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_the_completion_model_uses_generate(got: Got) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -67,6 +67,11 @@ def test_reasoning_stands_beside_the_answer(got: Got) -> None:
 
     assert message["reasoning_content"].strip() == "Air scatters light."
     assert message["content"].strip() == "Because air scatters blue light most."
+
+
+@pytest.mark.parametrize("provider", ["ollama_chat", "ollama"])
+def test_an_answer_depends_on_the_image(got: Got, provider: str) -> None:
+    assert_black_is_not_white(got["images"][provider])
 
 
 def test_embeddings_are_near_for_alike_texts(got: Got) -> None:

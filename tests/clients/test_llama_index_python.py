@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -48,6 +48,10 @@ def test_thinking_is_a_block_of_its_own(got: Got) -> None:
 
     assert (thinking["block_type"], thinking["content"].strip()) == ("thinking", "Air scatters light.")
     assert (answer["block_type"], answer["text"].strip()) == ("text", "Because air scatters blue light most.")
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_embeddings_are_near_for_alike_texts(got: Got) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -43,6 +43,10 @@ def test_a_schema_shapes_the_answer(got: Got) -> None:
 def test_a_chain_calls_the_tool_and_answers(got: Got) -> None:
     assert got["tools"]["calls"] == [["get_weather", {"city": "Oslo"}]]
     assert got["tools"]["text"].strip() == "It is sunny there."
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_embeddings_are_near_for_alike_texts(got: Got) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -60,6 +60,10 @@ def test_thinking_streams_beside_the_answer(got: Got) -> None:
 
     assert "".join(message.get("thinking", "") for message in messages).strip() == "Air scatters light."
     assert "".join(message["content"] for message in messages).strip() == "Because air scatters blue light most."
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_embeddings_are_near_for_alike_texts(got: Got) -> None:

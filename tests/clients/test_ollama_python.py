@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -130,6 +130,11 @@ def test_thinking_is_kept_from_the_answer_and_can_be_turned_off(got: Got) -> Non
     assert "".join(piece["message"]["content"] for piece in stream) == on["message"]["content"]
 
 
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"]["chat"])
+    assert got["images"]["generate"] == got["images"]["chat"]
+
+
 def test_embeddings_are_near_for_alike_texts(got: Got) -> None:
     assert_alike_texts_are_near(got["embed"]["embeddings"])
     assert got["embed"]["prompt_eval_count"] == 27
@@ -183,6 +188,7 @@ def test_the_asynchronous_client_gets_the_same(got: Got) -> None:
         ("thinking without support", 400, '"smollm2:135m" does not support thinking'),
         ("chat without support", 400, '"all-minilm:latest" does not support chat'),
         ("embed without support", None, "does not support embeddings"),
+        ("image without support", 400, "image"),
         ("wrong option", 400, 'option "temperature" must be of type float32'),
         ("pull of an unknown model", None, "pull model manifest: file does not exist"),
     ],

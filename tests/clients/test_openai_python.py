@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near
+from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -94,6 +94,10 @@ def test_reasoning_stands_beside_the_answer_and_can_be_turned_off(got: Got) -> N
     assert not none.get("reasoning")
     assert "".join(delta.get("reasoning") or "" for delta in deltas).strip() == thought
     assert "".join(delta.get("content") or "" for delta in deltas).strip() == answer
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_completions_answer_and_stream_the_same_words(got: Got) -> None:

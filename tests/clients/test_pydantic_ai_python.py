@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.conftest import FRANCE, Got, RunClient
+from clients.conftest import FRANCE, Got, RunClient, assert_black_is_not_white
 
 pytestmark = [pytest.mark.engine, pytest.mark.clients]
 
@@ -34,6 +34,10 @@ def test_an_agent_thinks_calls_its_tool_and_answers(got: Got) -> None:
 @pytest.mark.parametrize("way", ["structured_by_a_tool", "structured_natively"])
 def test_an_output_type_is_filled(got: Got, way: str) -> None:
     assert got[way] == {"name": "Ann", "age": 31}
+
+
+def test_an_answer_depends_on_the_image(got: Got) -> None:
+    assert_black_is_not_white(got["images"])
 
 
 def test_an_unknown_model_is_the_agents_own_error(got: Got) -> None:

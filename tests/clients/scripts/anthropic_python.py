@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 import anthropic
-from uses import CHAT, QUESTION, TOOLS, WEATHER, raised, report, use
+from uses import BLACK, CHAT, LOOK, QUESTION, SEES, TOOLS, WEATHER, WHITE, raised, report, use
 
 GREEDY = {"temperature": 0}  # the SDK has no parameter for it any more
 ASK = {"model": CHAT, "max_tokens": 32, "messages": [{"role": "user", "content": QUESTION}], "extra_body": GREEDY}
@@ -78,6 +80,18 @@ def tool_loop():
         {"role": "user", "content": [result]},
     ]
     return client.messages.create(**{**WITH_TOOLS, "messages": messages})
+
+
+@use
+def images():
+    def look(image):
+        source = {"type": "base64", "media_type": "image/png", "data": b64encode(image).decode()}
+        content = [{"type": "text", "text": LOOK}, {"type": "image", "source": source}]
+        messages = [{"role": "user", "content": content}]
+        reply = client.messages.create(model=SEES, max_tokens=6, messages=messages, extra_body=GREEDY)
+        return reply.content[0].text
+
+    return [look(BLACK), look(WHITE)]
 
 
 @use

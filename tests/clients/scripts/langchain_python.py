@@ -5,7 +5,24 @@ from __future__ import annotations
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
-from uses import ANN, CHAT, EMBED, QUESTION, TEXTS, TOOLS, WEATHER, Person, raised, report, use
+from uses import (
+    ANN,
+    BLACK,
+    CHAT,
+    EMBED,
+    LOOK,
+    QUESTION,
+    SEES,
+    TEXTS,
+    TOOLS,
+    WEATHER,
+    WHITE,
+    Person,
+    data_uri,
+    raised,
+    report,
+    use,
+)
 
 model = ChatOllama(model=CHAT, temperature=0, num_predict=32, validate_model_on_init=True)
 caller = ChatOllama(model=TOOLS, temperature=0)
@@ -76,6 +93,17 @@ def reasoning():
         str(switch): ChatOllama(model=TOOLS, temperature=0, reasoning=switch).invoke("Why is the sky blue?")
         for switch in (True, False, None)
     }
+
+
+@use
+def images():
+    seeing = ChatOllama(model=SEES, temperature=0, num_predict=6)
+
+    def look(image):
+        content = [{"type": "text", "text": LOOK}, {"type": "image_url", "image_url": data_uri(image)}]
+        return seeing.invoke([HumanMessage(content)]).content
+
+    return [look(BLACK), look(WHITE)]
 
 
 @use

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import litellm
-from uses import ANN, CHAT, EMBED, QUESTION, TEXTS, TOOLS, WEATHER, Person, raised, report, use
+from uses import (
+    ANN,
+    BLACK,
+    CHAT,
+    EMBED,
+    LOOK,
+    QUESTION,
+    SEES,
+    TEXTS,
+    TOOLS,
+    WEATHER,
+    WHITE,
+    Person,
+    data_uri,
+    raised,
+    report,
+    use,
+)
 
 GREEDY = {"temperature": 0, "max_tokens": 32}
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -80,6 +97,17 @@ def structured():
 def reasoning():
     messages = [{"role": "user", "content": "Why is the sky blue?"}]
     return litellm.completion(model=f"ollama_chat/{TOOLS}", messages=messages, reasoning_effort="low", temperature=0)
+
+
+@use
+def images():
+    def look(provider, image):
+        content = [{"type": "text", "text": LOOK}, {"type": "image_url", "image_url": {"url": data_uri(image)}}]
+        messages = [{"role": "user", "content": content}]
+        reply = litellm.completion(model=f"{provider}/{SEES}", messages=messages, temperature=0, max_tokens=6)
+        return reply.choices[0].message.content
+
+    return {provider: [look(provider, BLACK), look(provider, WHITE)] for provider in ("ollama_chat", "ollama")}
 
 
 @use

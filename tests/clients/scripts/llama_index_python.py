@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import os
 
-from llama_index.core.llms import ChatMessage
+from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.ollama import OllamaEmbedding
 from llama_index.llms.ollama import Ollama
-from uses import ANN, CHAT, EMBED, QUESTION, TEXTS, TOOLS, WEATHER, Person, raised, report, use
+from uses import (
+    ANN,
+    BLACK,
+    CHAT,
+    EMBED,
+    LOOK,
+    QUESTION,
+    SEES,
+    TEXTS,
+    TOOLS,
+    WEATHER,
+    WHITE,
+    Person,
+    raised,
+    report,
+    use,
+)
 
 SERVER = os.environ["OLLAMA_HOST"]
 MESSAGES = [ChatMessage(role="system", content="You answer briefly."), ChatMessage(role="user", content=QUESTION)]
@@ -68,6 +84,17 @@ def structured_llm():
 def thinking():
     thinker = Ollama(model=TOOLS, base_url=SERVER, temperature=0.0, request_timeout=120, thinking=True)
     return thinker.chat([ChatMessage(role="user", content="Why is the sky blue?")]).message
+
+
+@use
+def images():
+    seeing = Ollama(model=SEES, base_url=SERVER, temperature=0.0, additional_kwargs={"num_predict": 6})
+
+    def look(image):
+        blocks = [TextBlock(text=LOOK), ImageBlock(image=image)]
+        return seeing.chat([ChatMessage(role="user", blocks=blocks)]).message.content
+
+    return [look(BLACK), look(WHITE)]
 
 
 @use

@@ -6,7 +6,23 @@ import subprocess
 import sys
 
 import llm
-from uses import ANN, CHAT, EMBED, QUESTION, TEXTS, TOOLS, WEATHER, Person, raised, report, use
+from uses import (
+    ANN,
+    BLACK,
+    CHAT,
+    EMBED,
+    LOOK,
+    QUESTION,
+    SEES,
+    TEXTS,
+    TOOLS,
+    WEATHER,
+    WHITE,
+    Person,
+    raised,
+    report,
+    use,
+)
 
 GREEDY = {"temperature": 0, "num_predict": 32}
 model = llm.get_model(f"ollama/{CHAT}")
@@ -64,6 +80,16 @@ def tools():
     text = chain.text()
     calls = [[call.name, call.arguments] for reply in chain._responses for call in reply.tool_calls()]
     return {"calls": calls, "text": text}
+
+
+@use
+def images():
+    seeing = llm.get_model(f"ollama/{SEES}")
+
+    def look(image):
+        return seeing.prompt(LOOK, attachments=[llm.Attachment(content=image)], temperature=0, num_predict=6).text()
+
+    return [look(BLACK), look(WHITE)]
 
 
 @use

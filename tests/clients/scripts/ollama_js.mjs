@@ -1,6 +1,22 @@
 // Ollama's own JavaScript client.
 import { Ollama } from "ollama";
-import { ANN, CHAT, EMBED, PERSON, QUESTION, TEXTS, TOOLS, WEATHER, all, report, thrown } from "./uses.mjs";
+import {
+  ANN,
+  BLACK,
+  CHAT,
+  EMBED,
+  LOOK,
+  PERSON,
+  QUESTION,
+  SEES,
+  TEXTS,
+  TOOLS,
+  WEATHER,
+  WHITE,
+  all,
+  report,
+  thrown,
+} from "./uses.mjs";
 
 const ollama = new Ollama({ host: process.env.OLLAMA_HOST });
 const messages = [{ role: "user", content: QUESTION }];
@@ -52,6 +68,14 @@ await report("ollama", {
         options: { temperature: 0 },
       }),
     ),
+  images: async () => {
+    const look = async (image) => {
+      const question = { role: "user", content: LOOK, images: [new Uint8Array(image)] };
+      const reply = await ollama.chat({ model: SEES, messages: [question], options: { temperature: 0, num_predict: 6 } });
+      return reply.message.content;
+    };
+    return [await look(BLACK), await look(WHITE)];
+  },
   embed: () => ollama.embed({ model: EMBED, input: TEXTS }),
   embeddings: () => ollama.embeddings({ model: EMBED, prompt: TEXTS[0] }),
   abort: async () => {

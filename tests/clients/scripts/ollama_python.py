@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import ollama
-from uses import ANN, CHAT, EMBED, QUESTION, TEXTS, TOOLS, WEATHER, Person, raised, report, use
+from uses import (
+    ANN,
+    BLACK,
+    CHAT,
+    EMBED,
+    LOOK,
+    QUESTION,
+    SEES,
+    TEXTS,
+    TOOLS,
+    WEATHER,
+    WHITE,
+    Person,
+    raised,
+    report,
+    use,
+)
 
 MESSAGES = [{"role": "user", "content": QUESTION}]
 GREEDY = {"temperature": 0, "num_predict": 32}
@@ -125,6 +141,19 @@ def thinking():
 
 
 @use
+def images():
+    options = {"temperature": 0, "num_predict": 6}
+    chat, generate = [
+        [act(image) for image in (BLACK, WHITE)]
+        for act in (
+            lambda image: ollama.chat(SEES, [{"role": "user", "content": LOOK, "images": [image]}], options=options),
+            lambda image: ollama.generate(SEES, LOOK, images=[image], options=options),
+        )
+    ]
+    return {"chat": [reply.message.content for reply in chat], "generate": [reply.response for reply in generate]}
+
+
+@use
 def embed():
     return ollama.embed(EMBED, TEXTS)
 
@@ -175,6 +204,7 @@ def errors():
         "thinking without support": raised(lambda: ollama.chat(CHAT, MESSAGES, think=True)),
         "embed without support": raised(lambda: ollama.embed(CHAT, "text")),
         "chat without support": raised(lambda: ollama.chat(EMBED, MESSAGES)),
+        "image without support": raised(lambda: ollama.generate(CHAT, LOOK, images=[BLACK])),
         "wrong option": raised(lambda: ollama.chat(CHAT, MESSAGES, options={"temperature": "hot"})),
     }
 

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import openai
-from uses import ANN, CHAT, EMBED, QUESTION, TEXTS, TOOLS, WEATHER, Person, raised, report, use
+from uses import (
+    ANN,
+    BLACK,
+    CHAT,
+    EMBED,
+    LOOK,
+    QUESTION,
+    SEES,
+    TEXTS,
+    TOOLS,
+    WEATHER,
+    WHITE,
+    Person,
+    data_uri,
+    raised,
+    report,
+    use,
+)
 
 MESSAGES = [{"role": "user", "content": QUESTION}]
 GREEDY = {"temperature": 0, "max_tokens": 32}
@@ -84,6 +101,17 @@ def reasoning():
         "none": client.chat.completions.create(**ask, reasoning_effort="none"),
         "stream": list(client.chat.completions.create(**ask, stream=True)),
     }
+
+
+@use
+def images():
+    def look(image):
+        content = [{"type": "text", "text": LOOK}, {"type": "image_url", "image_url": {"url": data_uri(image)}}]
+        messages = [{"role": "user", "content": content}]
+        reply = client.chat.completions.create(model=SEES, messages=messages, temperature=0, max_tokens=6)
+        return reply.choices[0].message.content
+
+    return [look(BLACK), look(WHITE)]
 
 
 @use

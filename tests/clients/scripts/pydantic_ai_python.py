@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic_ai import Agent, NativeOutput
+from pydantic_ai import Agent, BinaryContent, NativeOutput
 from pydantic_ai.models.ollama import OllamaModel
-from uses import ANN, CHAT, QUESTION, TOOLS, WEATHER, Person, raised, report, use
+from uses import ANN, BLACK, CHAT, LOOK, QUESTION, SEES, TOOLS, WEATHER, WHITE, Person, raised, report, use
 
 GREEDY = {"temperature": 0, "max_tokens": 100}
 agent = Agent(OllamaModel(CHAT), instructions="You answer briefly.", model_settings=GREEDY)
@@ -52,6 +52,16 @@ def structured_by_a_tool():
 def structured_natively():
     asking = Agent(OllamaModel(TOOLS), output_type=NativeOutput(Person), model_settings=GREEDY)
     return asking.run_sync(ANN).output
+
+
+@use
+def images():
+    seeing = Agent(OllamaModel(SEES), model_settings={"temperature": 0, "max_tokens": 6})
+
+    def look(image):
+        return seeing.run_sync([LOOK, BinaryContent(image, media_type="image/png")]).output
+
+    return [look(BLACK), look(WHITE)]
 
 
 @use

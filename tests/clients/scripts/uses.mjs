@@ -6,9 +6,13 @@ export const CHAT = process.env.CHAT_MODEL;
 export const EMBED = process.env.EMBEDDING_MODEL;
 export const TOOLS = process.env.TOOLS_MODEL;
 
+export const SEES = process.env.VISION_MODEL;
+
 export const QUESTION = "What is the capital of France?";
 export const WEATHER = "What is the weather in Oslo?";
 export const TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."];
+export const LOOK = "What is this?";
+export const [BLACK, WHITE] = ["black", "white"].map((name) => readFileSync(new URL(`${name}.png`, import.meta.url)));
 export const ANN = "How old is Ann?";
 export const PERSON = {
   type: "object",

@@ -11,8 +11,10 @@ import inspect
 import json
 import os
 import traceback
+from base64 import b64encode
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,11 +24,14 @@ CHAT = os.environ["CHAT_MODEL"]
 EMBED = os.environ["EMBEDDING_MODEL"]
 TOOLS = os.environ["TOOLS_MODEL"]
 """Calls tools and thinks."""
+SEES = os.environ["VISION_MODEL"]
+"""Says noise that depends on the image."""
 
 QUESTION = "What is the capital of France?"
 WEATHER = "What is the weather in Oslo?"
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."]
 
+LOOK = "What is this?"
 ANN = "How old is Ann?"
 
 
@@ -35,6 +40,15 @@ class Person(BaseModel):
 
     name: str
     age: int
+
+
+_HERE = Path(__file__).parent
+BLACK, WHITE = (_HERE / "black.png").read_bytes(), (_HERE / "white.png").read_bytes()
+
+
+def data_uri(image: bytes) -> str:
+    """As the APIs after OpenAI's want images."""
+    return f"data:image/png;base64,{b64encode(image).decode()}"
 
 
 _uses: list[Callable[[], Any]] = []
