@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def server(store: ModelStore, minilm: str, taught: str, tiny_vision: str) -> Ite
     small = ("--kv-cache-memory-bytes", "300000000")  # holds the context of each
     running = Server(store.root, *small, environ={"OLLAMA_KEEP_ALIVE": "-1", "OLLAMA_MAX_LOADED_MODELS": "4"})
     try:
-        for model in ("smollm2:135m", taught, tiny_vision):
-            running.load(model)
-        running.ask("/api/embed", {"model": minilm})
+        loads = [("/api/generate", "smollm2:135m"), ("/api/generate", taught), ("/api/generate", tiny_vision)]
+        with ThreadPoolExecutor() as pool:
+            replies = pool.map(lambda load: running.ask(load[0], {"model": load[1]}), [*loads, ("/api/embed", minilm)])
+        assert len(list(replies)) == 4
         yield running
     finally:
         running.close()

@@ -6,7 +6,7 @@ import pytest
 
 from clients.conftest import FRANCE, Got, RunClient, assert_alike_texts_are_near, assert_black_is_not_white
 
-pytestmark = [pytest.mark.engine, pytest.mark.clients]
+pytestmark = [pytest.mark.engine, pytest.mark.clients, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_the_asynchronous_client_gets_the_same(got: Got) -> None:
         ("thinking without support", 400, '"smollm2:135m" does not support thinking'),
         ("chat without support", 400, '"all-minilm:latest" does not support chat'),
         ("embed without support", None, "does not support embeddings"),
-        ("image without support", 400, "image"),
+        ("image without support", 400, "registry.ollama.ai/library/smollm2:135m does not support vision"),
         ("wrong option", 400, 'option "temperature" must be of type float32'),
         ("pull of an unknown model", None, "pull model manifest: file does not exist"),
     ],

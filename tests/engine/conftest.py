@@ -85,7 +85,9 @@ def taught(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     if staged := _staged(_TAUGHT):
         store.put(staged)
     else:
-        snapshot = build("taught_model.py", store, tmp_path_factory.mktemp("taught"))
+        snapshot = tmp_path_factory.getbasetemp() / "taught-tools"  # taught once for all stores
+        if not snapshot.exists():
+            build("taught_model.py", store, tmp_path_factory.mktemp("taught")).rename(snapshot)
         for _ in pull(store, _TAUGHT, from_path=snapshot):
             pass
     return _TAUGHT.display
