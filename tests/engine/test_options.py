@@ -16,7 +16,6 @@ FULL_NAME = "registry.ollama.ai/library/smollm2:135m"
 QUESTION = "Why is the sky blue?"
 SHORT = "What is the capital of France?"
 TOO_LONG = "the input length exceeds the context length"
-TEMPLATE = "Q: {{ messages[-1]['content'] }}\nA:"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
@@ -282,25 +281,12 @@ def test_tools_are_refused_by_a_model_without_them_and_no_tools_are_fine(server:
     assert server.ask("/api/chat", chat(tools=[]))["eval_count"] == 8
 
 
-def test_a_template_of_the_request_replaces_that_of_the_model(server: Server) -> None:
-    body = generate(SHORT, fields={"template": TEMPLATE, "system": "unused", "_debug_render_only": True})
-
-    assert server.ask("/api/generate", body)["_debug_info"]["rendered_template"] == f"Q: {SHORT}\nA:"
-    assert server.ask("/api/generate", generate(SHORT, fields={"template": TEMPLATE}))["eval_count"] > 0
-
-
-def test_a_template_with_a_suffix_fills_a_gap(server: Server) -> None:
-    body = generate("def f(", fields={"suffix": "return 1", "template": TEMPLATE})
-    assert server.refusal("/api/generate", body) == (400, f"{FULL_NAME} does not support insert")
-
-
-def test_suffix_images_and_bad_templates_are_refused_clearly(server: Server) -> None:
+def test_a_suffix_and_images_are_refused_clearly(server: Server) -> None:
     def refusal(**fields: Any) -> tuple[int, str]:
         return server.refusal("/api/generate", generate(fields=fields))
 
     assert refusal(suffix="}") == (400, f"{FULL_NAME} does not support insert")
     assert refusal(images=[PIXEL]) == (400, f"{FULL_NAME} does not support vision")
-    assert refusal(template="{{ .Prompt")[0] == 400
     with_image = [{"role": "user", "content": "What is it?", "images": [PIXEL]}]
     assert server.refusal("/api/chat", chat(messages=with_image)) == (400, f"{FULL_NAME} does not support vision")
     assert server.refusal("/api/generate", generate(fields={"raw": True, "system": "x"})) == (
