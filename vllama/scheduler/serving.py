@@ -112,6 +112,7 @@ class Serving:
         """Take the flags; `installed` are the parsers of the installed vLLM unless given."""
         self._user_flags = tuple(user_flags)
         self._installed = installed
+        self._engines: dict[str, str] = {}  # by the manifest's digest
 
     def plan(self, manifest: Manifest) -> ServingPlan:
         """Raises ManifestCorrupt where a file is damaged or missing."""
@@ -131,8 +132,12 @@ class Serving:
 
     def engine_of(self, manifest: Manifest) -> str:
         """The identity of the engine that serves the model: models with the same can share a worker."""
-        flags = "\0".join((*manifest.engine_flags, *self.plan(manifest).flags))
-        return hashlib.sha256(f"{manifest.weights_digest}\0{flags}".encode()).hexdigest()
+        found = self._engines.get(manifest.digest)
+        if found is None:
+            flags = "\0".join((*manifest.engine_flags, *self.plan(manifest).flags))
+            found = hashlib.sha256(f"{manifest.weights_digest}\0{flags}".encode()).hexdigest()
+            self._engines[manifest.digest] = found
+        return found
 
     def describe(self, manifest: Manifest) -> ModelDescription:
         """What is known of the model, with what it can do here. Raises ManifestCorrupt."""

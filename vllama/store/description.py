@@ -5,6 +5,7 @@ Never from its name, and without torch: `/api/tags` describes every model of the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -173,7 +174,7 @@ def _state(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
         return tuple(
             (path, stat.st_size, stat.st_mtime_ns)
             for path in (".", *(file.path for file in manifest.files))
-            for stat in ((manifest.snapshot / path).stat(),)
+            for stat in (os.stat(f"{manifest.snapshot}/{path}"),)  # noqa: PTH116 - at every request, and a fifth of the time
         )
     except OSError as error:
         raise ManifestCorrupt(f"{error.filename} is missing; pull the model again") from error
