@@ -323,9 +323,15 @@ def test_a_raw_prompt_goes_with_nothing_that_shapes_it(conflict: dict[str, Any])
 
 
 def test_a_template_that_cannot_be_used_is_refused() -> None:
-    check(generate(template="{{ messages[0]['content'] }}"))
+    check(generate(template="{{ .Prompt }}"))
     with pytest.raises(TemplateError, match=r"^template: :1: unclosed action$"):
         check(generate(template="{{ .Prompt"))
+
+
+def test_jinja_of_a_client_is_refused_because_it_could_keep_a_worker_busy_for_hours() -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(RequestError, match="has to be a Go template"):
+        check(generate(template=endless))
 
 
 # Field names of both requests, with values of any kind: most of them wrong.

@@ -9,7 +9,7 @@ from vllama.errors import RequestError, Unsupported
 from vllama.ollama import options
 from vllama.ollama.images import check_images
 from vllama.ollama.requests import ChatRequest, Common, GenerateRequest, check_format
-from vllama.ollama.templates import in_jinja
+from vllama.ollama.templates import check_request_template
 
 
 def check_generate(request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
@@ -27,7 +27,7 @@ def check_generate(request: GenerateRequest, capabilities: Collection[str], full
     if request.images and request.suffix:
         raise RequestError("images cannot go with a suffix: what stands in a gap is text")
     check_images(request.images, "images")
-    in_jinja(request.template)
+    check_request_template(request.template)
 
 
 def check_chat(request: ChatRequest, capabilities: Collection[str], full_name: str) -> None:

@@ -11,6 +11,18 @@ def in_jinja(template: str) -> str:
     return to_jinja(template) if template and is_go_template(template) else template
 
 
+def check_request_template(template: str) -> None:
+    """Raise TemplateError where the template of a request cannot be used, RequestError where it is Jinja.
+
+    Ollama's clients send Go's language. Jinja from strangers could keep a worker busy for hours, and is not needed.
+    """
+    if template and not is_go_template(template):
+        raise RequestError(
+            "a template in a request has to be a Go template, as Ollama's are; for one in Jinja create a model with it"
+        )
+    in_jinja(template)
+
+
 def check_template(template: str) -> None:
     """Raise RequestError, in the words of `/api/create`, where the template cannot be rendered (contract §1.9)."""
     if not template:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from vllama.errors import ManifestCorrupt
+from vllama.errors import ManifestCorrupt, TemplateError
 from vllama.ollama.templates import in_jinja
 from vllama.store.manifest import Manifest
 from vllama.store.parsers import Traits
@@ -112,7 +112,10 @@ def describe(manifest: Manifest) -> ModelDescription:
     """Read the facts from the snapshot. Raises ManifestCorrupt where a file is damaged or missing."""
     found = _describe_snapshot(manifest.snapshot, _state(manifest))
     if manifest.template:
-        jinja = in_jinja(manifest.template)
+        try:
+            jinja = in_jinja(manifest.template)
+        except TemplateError as error:
+            raise ManifestCorrupt(f"the template of '{manifest.name.display}' cannot be used: {error}") from error
         found = replace(found, template=manifest.template, chat_template=jinja, tool_template="")
     return replace(
         found,

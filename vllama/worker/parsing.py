@@ -249,7 +249,7 @@ class Parsing:
     """The parsers of one model."""
 
     def __init__(self, online_renderer: Any, model_config: Any) -> None:
-        # The template comes from the model's own manifest or from us, never unseen from a client.
+        # The template is that of the model's manifest, or a translation: no Jinja of a client comes this far.
         self._renderer = copy.copy(online_renderer)
         self._renderer.trust_request_chat_template = True
         self._model_config = model_config
