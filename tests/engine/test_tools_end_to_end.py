@@ -11,7 +11,7 @@ import httpx
 import ollama
 import openai
 import pytest
-from taught_model import TOOL_LESSONS, TOOL_OTHERWISE
+from taught_model import TOOL_LESSONS
 
 from engine.server import Record, Server
 from vllama.store.model_store import ModelStore
@@ -216,7 +216,7 @@ def test_openai_streams_and_returns_the_same_calls(server: Server, taught: str) 
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="ollama", max_retries=0, timeout=240) as made:
         whole = made.chat.completions.create(model=taught, messages=messages, tools=tools).choices[0]
         chunks = list(made.chat.completions.create(model=taught, messages=messages, tools=tools, stream=True))
-        messages += [whole.message, {"role": "tool", "tool_call_id": "call_1", "content": "3 degrees and snow"}]
+        messages += [whole.message, {"role": "tool", "tool_call_id": "call_1", "content": SUNNY.ending}]
         answer = made.chat.completions.create(model=taught, messages=messages, tools=tools).choices[0]
 
     made_calls: list[Any] = list(whole.message.tool_calls or ())
@@ -230,7 +230,7 @@ def test_openai_streams_and_returns_the_same_calls(server: Server, taught: str) 
         name_and_arguments[1] += part.function.arguments or ""
     assert [(name, json.loads(arguments)) for name, arguments in streamed.values()] == wanted
     assert answer.message.content
-    assert answer.message.content.strip() == TOOL_OTHERWISE.answer
+    assert answer.message.content.strip() == SUNNY.answer
 
 
 def test_tools_on_a_model_without_them_are_refused_as_recorded(server: Server) -> None:

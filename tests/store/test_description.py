@@ -211,6 +211,23 @@ def test_a_model_without_template_has_an_empty_one(build_snapshot: BuildSnapshot
     assert describe(make_manifest(snapshot=build_snapshot(files={"chat_template.jinja": None}))).template == ""
 
 
+@pytest.mark.parametrize(
+    ("tekken", "tokens"),
+    [
+        ({"special_tokens": [{"rank": 9, "token_str": "[TOOL_CALLS]", "is_control": True}]}, {"[TOOL_CALLS]"}),
+        ({"config": {}}, {"[AVAILABLE_TOOLS]", "[TOOL_CALLS]"}),
+    ],
+    ids=["with its tokens", "without"],
+)
+def test_a_model_with_mistrals_tokenizer_alone_needs_no_template(
+    build_snapshot: BuildSnapshot, tekken: dict[str, Any], tokens: set[str]
+) -> None:
+    files = {"tekken.json": tekken, "tokenizer.json": None, "chat_template.jinja": None}
+    traits = describe(make_manifest(snapshot=build_snapshot(files=files))).traits
+
+    assert (traits.template, set(traits.tokens), traits.is_rendered_in_code) == ("", tokens, True)
+
+
 def test_template_and_licence_of_the_manifest_win(build_snapshot: BuildSnapshot) -> None:
     snapshot = build_snapshot(files={"LICENSE": "from the snapshot"})
     found = describe(make_manifest(snapshot=snapshot, template="T", license="MIT"))

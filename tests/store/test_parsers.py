@@ -224,6 +224,15 @@ def test_a_go_template_tells_how_a_model_without_tokens_for_it_calls_and_thinks(
     assert choose_reasoning_parser(traits, VLLM_0_32_REASONING | OWN_REASONING_PARSERS).name == reasoning
 
 
+@pytest.mark.parametrize(("in_code", "tool"), [(True, "mistral"), (False, "")])
+def test_mistrals_own_tokenizer_takes_tools_without_a_template(*, in_code: bool, tool: str) -> None:
+    tokens = frozenset({"[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[THINK]", "[/THINK]"})
+    traits = Traits("mistral3", "", tokens, is_rendered_in_code=in_code)
+
+    assert choose_tool_parser(traits, VLLM_0_32_TOOL).name == tool
+    assert choose_reasoning_parser(traits, VLLM_0_32_REASONING).name == ""
+
+
 def test_a_model_with_tokens_for_thinking_needs_no_parser_of_ours() -> None:
     traits = Traits("qwen2", in_jinja(_GO_THINK), frozenset(_THINK))
 

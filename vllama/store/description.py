@@ -92,6 +92,7 @@ class ModelDescription:
     tensors: tuple[Tensor, ...]
     parameters: Mapping[str, Any]
     tokens: frozenset[str] = frozenset()
+    has_mistral_tokenizer: bool = False
     tool_template: str = ""
     chat_template: str = ""
     architecture: str = ""
@@ -100,7 +101,8 @@ class ModelDescription:
     @property
     def traits(self) -> Traits:
         """What tells how the model writes tool calls and thinking."""
-        return Traits(self.family, self.tool_template or self.chat_template, self.tokens)
+        template = self.tool_template or self.chat_template
+        return Traits(self.family, template, self.tokens, is_rendered_in_code=self.has_mistral_tokenizer)
 
     @property
     def parameter_size(self) -> str:
@@ -165,6 +167,7 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
         tensors=tensors,
         parameters=_sampling_defaults(snapshot),
         tokens=_added_tokens(snapshot),
+        has_mistral_tokenizer=_has_mistral_tokenizer(snapshot),
         tool_template=_named_template(snapshot, "tool_use"),
         architecture=architectures[0] if architectures else "",
         has_vision=_has_vision(config, snapshot),
@@ -294,8 +297,24 @@ def _added_tokens(snapshot: Path) -> frozenset[str]:
     if not entries:
         listed = _read_json(snapshot / "tokenizer.json").get("added_tokens")
         entries = listed if isinstance(listed, list) else []
+    if not entries and _has_mistral_tokenizer(snapshot):
+        return _tekken_tokens(snapshot / "tekken.json")
     contents = (entry.get("content") for entry in entries if isinstance(entry, dict))
     return frozenset(content for content in contents if isinstance(content, str))
+
+
+def _has_mistral_tokenizer(snapshot: Path) -> bool:
+    """Whether there is no tokenizer but Mistral's own, which renders messages without a chat template."""
+    return (snapshot / "tekken.json").exists() and not (snapshot / "tokenizer.json").exists()
+
+
+def _tekken_tokens(path: Path) -> frozenset[str]:
+    """Return the control tokens of Mistral's tokenizer file; those of its first versions are not written there."""
+    listed = _read_json(path).get("special_tokens")
+    if not isinstance(listed, list):
+        return frozenset({"[AVAILABLE_TOOLS]", "[TOOL_CALLS]"})
+    names = (entry.get("token_str") for entry in listed if isinstance(entry, dict))
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _license(snapshot: Path) -> str:

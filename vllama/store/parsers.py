@@ -14,11 +14,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the rules look at. `tokens` are the tokens that the tokenizer has beyond its learned vocabulary."""
+    """What the rules look at.
+
+    `tokens` are the tokens that the tokenizer has beyond its learned vocabulary. `is_rendered_in_code` tells of a
+    tokenizer that needs no template.
+    """
 
     model_type: str
     template: str
     tokens: frozenset[str]
+    is_rendered_in_code: bool = False
 
     def says(self, *markers: str) -> bool:
         """Whether any marker is in the template or is a token of its own."""
@@ -48,7 +53,8 @@ class Rule:
 
 def choose_tool_parser(traits: Traits, installed: Collection[str]) -> ParserChoice:
     """The parser of the model's tool calls; none where its template takes no tools."""
-    if "tools" not in traits.template and traits.model_type not in _TEMPLATES_IN_CODE:
+    in_code = traits.model_type in _TEMPLATES_IN_CODE or (traits.is_rendered_in_code and not traits.template)
+    if not ("tools" in traits.template or in_code):
         return ParserChoice()
     return _first(_TOOL_RULES, traits, installed)
 
@@ -190,7 +196,13 @@ _REASONING_RULES = (
     Rule(("minimax_m3",), "architecture minimax_m3", _type("minimax_m3")),
     Rule(("step3p5",), "architecture step3p5", _type("step3p5"), needs=_THINK),
     Rule(("mimo",), "architecture mimo", _both(_marker("<think>"), _type("mimo"))),
-    Rule(("mistral",), "[THINK]", _marker("[THINK]"), needs=("[THINK]", "[/THINK]", "[TOOL_CALLS]")),
+    # Models that never think have these tokens too; their templates do not speak of them.
+    Rule(
+        ("mistral",),
+        "[THINK]",
+        lambda traits: "[THINK]" in traits.template,
+        needs=("[THINK]", "[/THINK]", "[TOOL_CALLS]"),
+    ),
     Rule(("gemma4",), "<|channel>", _both(_marker("<|channel>"), _type("gemma"))),
     Rule(("seed_oss",), "<seed:think>", _marker("<seed:think>")),
     Rule(("glm45",), "architecture glm4_moe", _both(_marker("<think>"), _type("glm4"))),
