@@ -14,8 +14,8 @@ from vllama.store.parsers import ParserChoice
 from vllama.worker.registry import Parsers
 
 INSTALLED = Parsers(
-    tool=frozenset({"hermes", "mistral"}),
-    reasoning=frozenset({"qwen3", "deepseek_r1"}),
+    tool=frozenset({"hermes", "mistral", "xlam"}),
+    reasoning=frozenset({"qwen3", "deepseek_r1", "step3"}),
     multimodal=frozenset({"LlavaForConditionalGeneration"}),
 )
 TOOLS = "{% if tools %}<tool_call></tool_call>{% endif %}"
@@ -75,6 +75,31 @@ def test_tools_can_be_switched_off(tmp_path: Path) -> None:
     found = plan(tmp_path, THINKING_TOOLS, "--no-enable-auto-tool-choice")
     assert found.capabilities == ("completion", "thinking")
     assert found.flags == ("--reasoning-parser", "qwen3")
+
+
+@pytest.mark.parametrize("value", ["nonsense", ""])
+def test_a_parser_that_vllm_lacks_is_claimed_by_no_model_and_an_empty_name_means_none(
+    tmp_path: Path, value: str
+) -> None:
+    found = plan(tmp_path, THINKING_TOOLS, f"--reasoning-parser={value}", "--tool-call-parser", value)
+    assert found.capabilities == ("completion",)
+    assert found.flags == ()
+
+
+def test_a_parser_of_the_users_own_plugin_is_believed(tmp_path: Path) -> None:
+    found = plan(tmp_path, TOOLS, "--reasoning-parser", "mine", "--reasoning-parser-plugin", "/etc/mine.py")
+    assert found.reasoning_parser == ParserChoice("mine", "--reasoning-parser")
+    assert "thinking" in found.capabilities
+
+
+def test_our_own_parsers_bring_the_plugin_that_has_them(tmp_path: Path) -> None:
+    installed = Parsers(INSTALLED.tool | {"bare_json"}, INSTALLED.reasoning)
+    template = "{% for tool in tools %}{% endfor %}" + '{"name": "{{ name }}", "arguments": {{ arguments }}}'
+    snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": template})
+    found = Serving((), installed).plan(make_manifest(snapshot=snapshot))
+    assert found.flags[:3] == ("--tool-call-parser", "bare_json", "--enable-auto-tool-choice")
+    assert found.flags[3] == "--tool-parser-plugin"
+    assert Path(found.flags[4]).name == "plain_parsers.py"
 
 
 def test_an_embedding_model_gets_no_parsers(tmp_path: Path) -> None:

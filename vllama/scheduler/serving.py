@@ -6,7 +6,7 @@ One answer for the worker's command line, for the checks of requests and for wha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -24,6 +24,8 @@ from vllama.worker.registry import Parsers, installed_parsers, plugin_flags
 
 _TOOL_PARSER = "--tool-call-parser"
 _REASONING_PARSER = "--reasoning-parser"
+_TOOL_PLUGIN = "--tool-parser-plugin"
+_REASONING_PLUGIN = "--reasoning-parser-plugin"
 _AUTO_TOOLS = "--enable-auto-tool-choice"
 _NO_TOOLS = "--no-enable-auto-tool-choice"
 _LIMITS = "--limit-mm-per-prompt"
@@ -73,15 +75,15 @@ def _plan(facts: _Facts, installed: Parsers) -> ServingPlan:
     added: list[str] = []
     if is_given(flags, _NO_TOOLS):
         tool = ParserChoice()
-    elif stated := given_value(flags, _TOOL_PARSER):
-        tool = ParserChoice(stated, _TOOL_PARSER)
+    elif is_given(flags, _TOOL_PARSER):
+        tool = _stated(flags, _TOOL_PARSER, _TOOL_PLUGIN, installed.tool)
     else:
         tool = choose_tool_parser(traits, installed.tool)
         added += [_TOOL_PARSER, tool.name] if tool.name else []
     if tool.name:
         added += [] if is_given(flags, _AUTO_TOOLS) else [_AUTO_TOOLS]
-    if stated := given_value(flags, _REASONING_PARSER):
-        reasoning = ParserChoice(stated, _REASONING_PARSER)
+    if is_given(flags, _REASONING_PARSER):
+        reasoning = _stated(flags, _REASONING_PARSER, _REASONING_PLUGIN, installed.reasoning)
     else:
         reasoning = choose_reasoning_parser(traits, installed.reasoning)
         added += [_REASONING_PARSER, reasoning.name] if reasoning.name else []
@@ -91,6 +93,14 @@ def _plan(facts: _Facts, installed: Parsers) -> ServingPlan:
     gained = (("tools", bool(tool.name)), ("insert", inserts), ("thinking", bool(reasoning.name)))
     more = [name for name, is_gained in gained if is_gained]
     return ServingPlan((*facts.capabilities, *more), tool, reasoning, tuple(added), infill)
+
+
+def _stated(flags: tuple[str, ...], flag: str, plugin: str, installed: Collection[str]) -> ParserChoice:
+    """The parser that the user names, "" for none; one that vLLM does not know is not claimed, and vLLM will say so."""
+    name = given_value(flags, flag)
+    has_plugin = any(item.partition("=")[0] == plugin for item in flags)
+    is_known = name in installed or has_plugin
+    return ParserChoice(name, flag) if name and is_known else ParserChoice()
 
 
 def _sees(description: ModelDescription, installed: Parsers, flags: Sequence[str]) -> bool:
