@@ -112,6 +112,45 @@ def test_only_a_whole_reply_may_be_framed_otherwise() -> None:
     assert judge(stream, replace(stream.response, headers=(*whole, length))).word == "different"
 
 
+def test_v1_may_have_keys_of_vllm_but_none_that_is_not_known() -> None:
+    name = "525_v1_chat_stop_string"
+
+    assert judge(exchanges()[name], edited(name, '"usage":', '"metrics":null,"usage":')).rules == ("v1 keys",)
+    assert judge(exchanges()[name], edited(name, '"usage":', '"surprise":null,"usage":')).word == "different"
+    assert judge(exchanges()[name], edited(name, '"system_fingerprint":"fp_ollama",', "")).rules == ("v1 fingerprint",)
+    assert judge(exchanges()[name], edited(name, '"role":"assistant",', "")).word == "different"
+    assert judge(exchanges()["102_generate_nonstream"], edited("102_generate_nonstream", "{", '{"metrics":1,')).left
+
+
+def test_tools_may_be_json_in_a_prompt_that_is_the_same_otherwise() -> None:
+    name = "808_chat_tool_result_roundtrip_rendered"
+    shown = json.loads(exchanges()[name].response.body)
+    tool = json.dumps(exchanges()[name].request.fields["tools"][0], separators=(",", ":"))
+    rendered = shown["_debug_info"]["rendered_template"]
+    before, _, after = rendered.partition("<|im_end|>")
+
+    def rendering(text: str) -> Verdict:
+        body = json.dumps({**shown, "_debug_info": {"rendered_template": text}}).encode()
+        return judge(exchanges()[name], replace(exchanges()[name].response, body=body))
+
+    start = before[: before.index("{function")]
+    assert rendering(f"{start}{tool}<|im_end|>{after}").rules == ("tools as JSON",)
+    assert rendering(f"{start}{tool}<|im_end|>{after} ").word == "different"
+    assert rendering(f"{start}{tool[:-1]}<|im_end|>{after}").word == "different"
+
+
+def test_a_prompt_with_a_developer_may_be_a_token_shorter_and_no_more() -> None:
+    name = "535_v1_chat_developer_role"
+    counts = '"prompt_tokens":25,"completion_tokens":8,"total_tokens":33'
+
+    def counted(tokens: int) -> Verdict:
+        changed = counts.replace("25", str(tokens)).replace("33", str(tokens + 8))
+        return judge(exchanges()[name], edited(name, counts, changed))
+
+    assert counted(24).rules == ("developer",)
+    assert counted(23).word == counted(26).word == "different"
+
+
 def test_the_tables_count_and_list_every_exchange() -> None:
     rows = {
         "001_a": results.Result("same"),

@@ -53,7 +53,7 @@ def _own_key(exchange: Exchange, actual: Response, difference: Difference) -> bo
 
 def _in_other_chunks(exchange: Exchange, actual: Response, difference: Difference) -> bool:
     """The role comes once and first, and the last text with the reason for the end."""
-    place = r"choices\[\]\.(delta\.(content|role|reasoning)|text|logprobs)"
+    place = r"choices\[\]\.(delta\.(content|role|reasoning|tool_calls)|text|logprobs)"
     chunk = at(rf"chunk\.{place}", recorded=".+", actual='""|null|')
     finish = at(rf"finish\.{place}", recorded='""|"assistant"|')
     return chunk(exchange, actual, difference) or finish(exchange, actual, difference)
@@ -97,9 +97,16 @@ V1 = (
     ),
     Deviation(
         "v1 chunks",
-        "As with OpenAI, the role comes once, in a chunk of its own, and the last text may come with `finish_reason`.",
+        "As with OpenAI, the role comes once, in a chunk of its own; the last text, and a call that is complete, may "
+        "come with `finish_reason`.",
         "Deliberate differences",
         on(r"/v1/(chat/)?completions", _in_other_chunks),
+    ),
+    Deviation(
+        "v1 thinking",
+        "A message that is all thinking has no content: null, where Ollama has an empty text.",
+        "Deliberate differences",
+        on("/v1/chat/completions", at(r"body.choices\[\].message.content", recorded='""', actual="null")),
     ),
     Deviation(
         "developer",
