@@ -202,7 +202,7 @@ NATIVE = (
         "tools as JSON",
         "A tool that a Go template writes as a whole, `{{ . }}`, is JSON, as models have learned it. Ollama 0.24.0 "
         "writes Go's own notation, `{function <nil> {…}}`.",
-        "Creating models",
+        "Go templates",
         _tools_as_json,
     ),
     Deviation(

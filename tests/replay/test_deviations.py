@@ -39,6 +39,10 @@ def test_every_exchange_has_a_result() -> None:
     assert list(results.committed()) == list(exchanges())
 
 
+def test_no_exchange_is_different() -> None:
+    assert results.counts(results.committed())["different"] == 0
+
+
 @pytest.mark.parametrize("rule", DEVIATIONS, ids=lambda rule: rule.id)
 def test_every_rule_occurs(rule: Deviation) -> None:
     assert any(rule.id in row.rules for row in results.committed().values())

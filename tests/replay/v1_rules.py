@@ -80,7 +80,7 @@ V1 = (
     Deviation(
         "v1 keys",
         "vLLM's replies have further keys: " + ", ".join(f"`{key}`" for key in OWN_KEYS) + ".",
-        "Deliberate differences; contract §10",
+        "OpenAI's and Anthropic's APIs; contract §10",
         on(_ALL, _own_key),
     ),
     Deviation(
@@ -92,20 +92,20 @@ V1 = (
     Deviation(
         "v1 fingerprint",
         "`system_fingerprint` is vLLM's, and stands in the last chunk only.",
-        "Deliberate differences",
+        "OpenAI's and Anthropic's APIs",
         on(_ALL, at(r".*\.system_fingerprint", recorded='"fp_ollama"', actual='|"vllm-.*"')),
     ),
     Deviation(
         "v1 chunks",
         "As with OpenAI, the role comes once, in a chunk of its own; the last text, and a call that is complete, may "
         "come with `finish_reason`.",
-        "Deliberate differences",
+        "OpenAI's and Anthropic's APIs",
         on(r"/v1/(chat/)?completions", _in_other_chunks),
     ),
     Deviation(
         "v1 thinking",
         "A message that is all thinking has no content: null, where Ollama has an empty text.",
-        "Deliberate differences",
+        "OpenAI's and Anthropic's APIs",
         on("/v1/chat/completions", at(r"body.choices\[\].message.content", recorded='""', actual="null")),
     ),
     Deviation(
@@ -134,7 +134,7 @@ V1 = (
         "responses",
         "The object of `/v1/responses` is vLLM's: an answer that was cut is `incomplete` and says why, fields that say "
         "nothing are null or absent, numbers may have a fraction of 0.",
-        "Deliberate differences",
+        "OpenAI's and Anthropic's APIs",
         any_of(
             _value("status", '"completed"', '"incomplete"'),
             _value("incomplete_details", "null", '{"reason": "max_output_tokens"}'),
@@ -156,7 +156,7 @@ V1 = (
     Deviation(
         "anthropic",
         "The id of a message is vLLM's, and `message_start` has the count of tokens that the prompt really has.",
-        "Deliberate differences",
+        "OpenAI's and Anthropic's APIs",
         on(
             "/v1/messages",
             any_of(
