@@ -168,7 +168,7 @@ def test_thinking_that_the_template_opens_is_thinking_from_its_first_word(server
 
     assert (whole["message"]["content"], whole["done_reason"]) == ("", "length")
     assert whole["message"]["thinking"] == "".join(line["message"]["thinking"] for line in lines)
-    assert len(lines) == 8
+    assert last["eval_count"] == 8
     assert all(line["message"]["content"] == "" for line in lines)
     assert last["message"] == {"role": "assistant", "content": ""}
     assert silent["message"]["content"]
