@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ FAR_AWAY = ("192.0.2.1", 80)
 
 def main(store: Path, model: str, question: str) -> None:
     """Print the record of the answer, the interfaces that there are, and why no other host can be reached."""
+    _bring_loopback_up()
     with socket.socket() as outwards:
         outwards.settimeout(5)
         refusal = os.strerror(outwards.connect_ex(FAR_AWAY))
@@ -26,6 +29,13 @@ def main(store: Path, model: str, question: str) -> None:
     finally:
         server.close()
     print(json.dumps({"reply": reply, "interfaces": [name for _, name in socket.if_nameindex()], "refusal": refusal}))
+
+
+def _bring_loopback_up() -> None:
+    """What `ip link set lo up` does (netdevice(7)); that program need not be installed."""
+    set_flags, is_up = 0x8914, 1
+    with socket.socket(type=socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh14x", b"lo", is_up))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import shutil
 import socket
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.engine
 
 MODEL, QUESTION, ANSWER = "smollm2:135m", "What is the capital of France?", "Paris"
 
-NO_ROUTE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-"""A command behind this has a network with nothing but loopback in it."""
+NO_ROUTE = ["unshare", "--map-root-user", "--net"]
+"""A command behind this has a network with nothing but loopback in it, which is down."""
 
 _CONVERSATION = Path(__file__).with_name("offline_conversation.py")
 
@@ -47,6 +48,8 @@ def _vllama(models: Path, *arguments: str) -> None:
 
 
 def test_a_carried_model_answers_where_there_is_no_route(carried: Path) -> None:
+    if not shutil.which(NO_ROUTE[0]):
+        pytest.skip("unshare, of util-linux, is not installed")
     probe = subprocess.run([*NO_ROUTE, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"no network namespace can be made here: {probe.stderr.strip()}")
@@ -70,10 +73,9 @@ def test_from_start_to_stop_nothing_but_this_machine_is_asked(carried: Path, tmp
     with socket.create_server(("127.0.0.1", 0)) as there:
         subprocess.run([*record.command, sys.executable, "-c", _CALLS, str(there.getsockname()[1])], check=True)
     record.wait()
-    asked, *others = sorted(record.outward(), key=lambda told: "nowhere" in told)
-    assert asked == "192.0.2.1 port 9", "the recorder sees what it has to see, and no more"
-    assert others
-    assert all("nowhere" in told for told in others)
+    address, question = record.outward()
+    assert address == "192.0.2.1 port 9"
+    assert "nowhere" in question
 
     record = Recorder(tmp_path / "served")
     server = Server(carried, "--model", MODEL, under=record.command)
@@ -92,45 +94,35 @@ def test_from_start_to_stop_nothing_but_this_machine_is_asked(carried: Path, tmp
     assert record.outward() == []
 
 
-_CALLS = """
-import socket, sys
+_CALLS = r"""
+import contextlib, socket, sys
 socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
-try:
-    socket.getaddrinfo("nowhere.invalid", 80)
-except OSError:
-    pass
+with contextlib.suppress(OSError):  # no route: that it was tried counts
+    socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
+resolver = socket.socket(type=socket.SOCK_DGRAM)
+resolver.connect(("127.0.0.1", 53))
+resolver.send(b"\0\1\1\0\0\1\0\0\0\0\0\0\7nowhere\7invalid\0\0\1\0\1")
 """
 """Calls one address here, one abroad, and a name server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
-    """Has the kernel's calls to other sockets written down: those of a command and of all that it starts."""
+    """Has the calls to the kernel with an address in them written down: of a command and of all that it starts."""
 
     path: Path
 
     @property
     def command(self) -> list[str]:
         """What to put in front of the command, which stays the child of who starts it (-D)."""
+        calls = "trace=connect,bind,sendto,sendmsg,sendmmsg"
+        recorded = ["strace", "-D", "-f", "-q", "-s", "64", "-e", "signal=none", "-e", calls, "-o", str(self.path)]
         if not shutil.which("strace"):
             pytest.skip("strace is not installed")
-        calls = "trace=connect,sendto,sendmsg,sendmmsg"
-        return [
-            "strace",
-            "-D",
-            "-f",
-            "-q",
-            "--seccomp-bpf",
-            "-s",
-            "64",
-            "-e",
-            "signal=none",
-            "-e",
-            calls,
-            "-o",
-            str(self.path),
-        ]
+        probe = subprocess.run(["strace", "-q", "-o", os.devnull, "true"], capture_output=True, text=True, check=False)
+        if probe.returncode:
+            pytest.skip(f"strace may not watch processes here: {probe.stderr.strip()}")
+        return recorded
 
     def wait(self) -> None:
         """Return when the last process has ended, and with it the record."""
