@@ -117,7 +117,7 @@ class Launcher:
         shutil.rmtree(self.runtime, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
-        return engine_flags.environment(os.environ, self.runtime, on_cpu=self._on_cpu, user_flags=self._user_flags)
+        return engine_flags.environment(os.environ, self.runtime, on_cpu=self._on_cpu)
 
 
 def _new_runtime_directory() -> Path:
