@@ -19,7 +19,8 @@ VllamaError
 ├── RequestCancelled          the client left before its turn came
 ├── EngineError               the model is there but could not answer
 │   ├── LoadFailed            the worker did not become ready
-│   │   └── BadEngineFlags    vLLM refused the flags it was given
+│   │   ├── BadEngineFlags    vLLM refused the flags it was given
+│   │   └── DoesNotFit        there is too little memory for the model, so it was not started
 │   └── WorkerDied            the worker went away with requests in flight
 ├── StoreError                the model store could not do it
 │   ├── ManifestCorrupt       a manifest or a file that it names is damaged
@@ -134,6 +135,10 @@ class LoadFailed(EngineError):
 
 class BadEngineFlags(LoadFailed):
     """vLLM refused its command line; the message is vLLM's own."""
+
+
+class DoesNotFit(LoadFailed):
+    """There is too little memory for the model; the message says how much is missing, and what would fit."""
 
 
 class WorkerDied(EngineError):

@@ -132,7 +132,7 @@ def describe(manifest: Manifest) -> ModelDescription:
 @lru_cache(maxsize=256)
 def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
     del state
-    config = _flatten(_read_json(snapshot / "config.json", required=True))
+    config = read_config(snapshot)
     architectures = config.get("architectures") or []
     quantization = config.get("quantization_config") or config.get("compression_config") or {}
     tensors = read_tensors(weight_files(snapshot))
@@ -217,8 +217,12 @@ def _labels(config: dict[str, Any]) -> int:
     return stated if isinstance(stated, int) else 2
 
 
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    """Lift what nests: the language model of a multimodal one, and the parameters of its rope."""
+def read_config(snapshot: Path) -> dict[str, Any]:
+    """Return config.json with what nests lifted: a multimodal one's language model, the parameters of its rope.
+
+    Raises ManifestCorrupt where the file is damaged or missing.
+    """
+    config = _read_json(snapshot / "config.json", required=True)
     for key in ("thinker_config", "text_config", "llm_config", "language_config"):
         if isinstance(nested := config.get(key), dict):
             config = {**config, **nested, "model_type": config.get("model_type", nested.get("model_type"))}

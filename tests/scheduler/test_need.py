@@ -1,0 +1,118 @@
+"""What a model needs, read from its files, its flags and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_snapshot import make_manifest, write_snapshot
+
+from vllama.scheduler.memory import Learned, Need, Stated
+from vllama.scheduler.need import need_of, stated_by, tokens_of
+from vllama.settings import Settings
+
+SETTINGS = Settings.from_environment({}, models=Path("/models"))
+FOUR_BITS = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+
+
+def need(tmp_path: Path, *flags: str, settings: Settings = SETTINGS, dtype: str = "", **snapshot: Any) -> Need:
+    folder = write_snapshot(tmp_path / "snapshot", **snapshot)
+    return need_of(make_manifest(snapshot=folder), settings, flags, dtype=dtype)
+
+
+def test_a_llama_needs_what_its_files_say(tmp_path: Path) -> None:
+    found = need(tmp_path)
+    assert found.weights == (32 * 8 + 8) * 2  # the norm is stored in float32 and loaded in two bytes
+    assert found.kv_bytes(256) == 256 * 2 * 2 * 2 * 2
+    assert (found.context, found.heads, found.bits, found.requests) == (8192, 4, 16, 64)
+    assert (found.layout.layers, found.layout.hidden, found.layout.vocabulary) == (1, 8, 32)
+    assert not found.is_context_stated
+    assert not found.pools
+
+
+def test_quantised_weights_take_what_they_are_stored_in(tmp_path: Path) -> None:
+    tensors = {"w.qweight": ("I32", [100, 10]), "w.scales": ("F16", [10]), "norm.weight": ("F32", [8])}
+    found = need(tmp_path, config=FOUR_BITS, tensors=tensors)
+    assert (found.weights, found.bits) == (4000 + 20 + 32, 4)
+
+
+def test_float32_doubles_weights_and_kv_cache(tmp_path: Path) -> None:
+    found = need(tmp_path, "--dtype", "float32")
+    assert (found.weights, found.kv_item, found.bits) == ((32 * 8 + 8) * 4, 4, 32)
+
+
+def test_a_type_that_vllama_chose_counts_until_the_user_names_another(tmp_path: Path) -> None:
+    assert need(tmp_path, dtype="float32").kv_item == 4
+    assert need(tmp_path / "2", "--dtype=half", dtype="float32").kv_item == 2
+
+
+@pytest.mark.parametrize(("method", "bits"), [("fp8", 8), ("bitsandbytes", 4)])
+def test_weights_that_are_quantised_while_they_load_are_smaller(tmp_path: Path, method: str, bits: int) -> None:
+    found = need(tmp_path, "--quantization", method)
+    assert (found.weights, found.bits) == ((32 * 8 + 8) * bits // 8, bits)
+
+
+def test_an_fp8_kv_cache_has_one_byte_for_each_value(tmp_path: Path) -> None:
+    assert need(tmp_path, "--kv-cache-dtype", "fp8_e4m3").kv_item == 1
+
+
+def test_a_context_of_the_settings_is_what_the_user_wants_as_far_as_the_model_goes(tmp_path: Path) -> None:
+    found = need(tmp_path, settings=replace(SETTINGS, context_length=4096))
+    assert (found.context, found.is_context_stated) == (4096, True)
+    longer = need(tmp_path / "2", settings=replace(SETTINGS, context_length=100_000))
+    assert (longer.context, longer.is_context_stated) == (8192, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "context", "is_stated"),
+    [
+        (["--max-model-len", "4k"], 4000, True),
+        (["--max-model-len=-1"], 8192, False),
+        (["--max-model-len", "x"], 8192, False),
+    ],
+)
+def test_a_context_among_the_flags_wins(tmp_path: Path, flags: list[str], context: int, is_stated: bool) -> None:
+    found = need(tmp_path, *flags)
+    assert (found.context, found.is_context_stated, found.stated.context) == (context, is_stated, True)
+
+
+def test_as_many_requests_are_planned_for_as_may_come_at_once(tmp_path: Path) -> None:
+    assert need(tmp_path, settings=replace(SETTINGS, num_parallel=4)).requests == 4
+    assert need(tmp_path / "2", "--max-num-seqs", "7", settings=replace(SETTINGS, num_parallel=4)).requests == 7
+
+
+def test_a_model_that_is_held_alone_shares_nothing(tmp_path: Path) -> None:
+    assert need(tmp_path).shares
+    assert not need(tmp_path / "2", settings=replace(SETTINGS, max_loaded_models=1)).shares
+
+
+def test_what_was_learned_comes_along(tmp_path: Path) -> None:
+    manifest = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
+    assert need_of(manifest, SETTINGS, learned={"H100": Learned(5)}).learned == {"H100": Learned(5)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "stated"),
+    [
+        ([], Stated()),
+        (["-tp", "2"], Stated(tensor_parallel=2)),
+        (["--tensor_parallel_size=4", "--pipeline-parallel-size", "2"], Stated(tensor_parallel=4, pipeline_parallel=2)),
+        (["-dp", "2"], Stated(data_parallel=2)),
+        (["--gpu-memory-utilization", "0.5"], Stated(utilization=0.5)),
+        (["--gpu-memory-utilization", "half"], Stated()),
+        (["--kv-cache-memory-bytes", "2G"], Stated(kv=2 * 1024**3)),
+        (["--nnodes", "2"], Stated(utilization=0.92, elsewhere=True)),
+        (["--distributed-executor-backend=ray"], Stated(utilization=0.92, elsewhere=True)),
+    ],
+)
+def test_the_user_s_flags_are_read_as_vllm_reads_them(flags: list[str], stated: Stated) -> None:
+    assert stated_by(flags) == stated
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8192", 8192), ("8k", 8000), ("8K", 8192), ("1.5G", 1536 * 1024**2), ("-1", 0), ("auto", 0)]
+)
+def test_numbers_may_have_a_unit(text: str, value: int) -> None:
+    assert tokens_of(text) == value
