@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllama.durations import FOREVER, parse_duration, parse_keep_alive, quote
@@ -132,6 +132,7 @@ _TERMS = st.builds(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(sign=st.sampled_from(["", "+", "-"]), terms=st.lists(_TERMS, min_size=1, max_size=4))
 def test_a_duration_is_the_sum_of_its_terms_rounded_to_nanoseconds(sign: str, terms: list[Term]) -> None:
     exact = sum((term.exact_ns for term in terms), Fraction(0)) * (-1 if sign == "-" else 1)
@@ -141,6 +142,7 @@ def test_a_duration_is_the_sum_of_its_terms_rounded_to_nanoseconds(sign: str, te
     assert ns == exact or fractions
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), st.text("0123456789.hmsnuµ+- ", max_size=30), st.integers().map(lambda n: f"{n**99}s")))
 def test_any_text_is_a_duration_or_an_error_for_the_client(text: str) -> None:
     try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllama.scheduler.memory import (
@@ -328,6 +328,7 @@ DEVICES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(NEEDS, DEVICES)
 def test_no_plan_takes_more_than_there_is(need: Need, facts: list[tuple[int, float, float]]) -> None:
     devices, claims = [], []
