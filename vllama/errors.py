@@ -21,6 +21,7 @@ VllamaError
 │   ├── LoadFailed            the worker did not become ready
 │   │   ├── BadEngineFlags    vLLM refused the flags it was given
 │   │   └── DoesNotFit        there is too little memory for the model, so it was not started
+│   ├── SleepFailed           the worker did not fall asleep, or did not wake as it was
 │   └── WorkerDied            the worker went away with requests in flight
 ├── StoreError                the model store could not do it
 │   ├── ManifestCorrupt       a manifest or a file that it names is damaged
@@ -139,6 +140,10 @@ class BadEngineFlags(LoadFailed):
 
 class DoesNotFit(LoadFailed):
     """There is too little memory for the model; the message says how much is missing, and what would fit."""
+
+
+class SleepFailed(EngineError):
+    """The worker could not sleep or wake; it has to be loaded again."""
 
 
 class WorkerDied(EngineError):

@@ -12,11 +12,16 @@ import threading
 from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from vllama.worker import lifeline
+from vllama.worker.controls import SLEEP, WAKE
 
 TOKENS_REFUSED = 3
 """Requests for a token to which `ready` answers that it is not ready yet."""
+
+
+SLEEPING = {SLEEP: "sleep", WAKE: "wake"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -24,7 +29,10 @@ class Handler(BaseHTTPRequestHandler):
     tries = count()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path in SLEEPING:
+            self.control(SLEEPING[self.path], json.loads(body))
+            return
         tried = next(self.tries)
         print(f"asked for a token: {tried}", flush=True)
         self.reply({"done": True} if tried >= TOKENS_REFUSED else {"done": False})
@@ -32,9 +40,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.reply({"object": "list", "data": [{"id": "m", "max_model_len": 2048}]})
 
-    def reply(self, value: object) -> None:
+    def control(self, act: str, record: dict[str, Any]) -> None:
+        """Sleep or wake, unless a file beside the socket says that this fails or lasts for ever."""
+        print(f"{act} with {record}", flush=True)
+        if Path(f"{self.server.server_address}.broken").exists():
+            self.reply({"error": "the model is not itself after its sleep: …"}, status=500)
+        elif Path(f"{self.server.server_address}.mute").exists():
+            threading.Event().wait()
+        else:
+            self.reply({"canary": {"steps": [[5, [[5, -0.5]]]], "vector": []}, "seconds": 0.25})
+
+    def reply(self, value: object, status: int = 200) -> None:
         body = json.dumps(value, separators=(",", ":")).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

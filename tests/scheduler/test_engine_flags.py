@@ -225,3 +225,9 @@ def test_images_have_a_limit_that_the_user_s_own_variable_replaces() -> None:
 
     assert limit({}) == "67108864"
     assert limit({"VLLM_MAX_IMAGE_PIXELS": "1000"}) == "1000"
+
+
+def test_only_a_worker_on_a_gpu_is_started_so_that_it_can_sleep() -> None:
+    assert not engine_flags.sleeps(line())
+    assert engine_flags.sleeps(line(on_cpu=False))
+    assert not engine_flags.sleeps(line("--no-enable-sleep-mode", on_cpu=False))

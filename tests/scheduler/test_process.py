@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from vllama.errors import BadEngineFlags, LoadFailed
+from vllama.errors import BadEngineFlags, LoadFailed, SleepFailed
 from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec, check_flags
 
 from . import stand_in_worker
@@ -132,6 +132,66 @@ async def test_a_worker_is_told_its_arguments_and_who_its_parent_is(start: Start
     told = json.loads((runtime / "1.sock.told").read_text())
     assert told["arguments"] == ["/model", "--uds", str(runtime / "1.sock")]
     assert told["environment"]["PYTHONUNBUFFERED"] == "1"
+
+
+async def test_the_canary_of_the_first_sleep_is_told_at_each_wake_and_at_later_sleeps(start: Start) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    assert await within(worker.sleep()) == 0.25
+    await within(worker.wake())
+    await within(worker.sleep())
+    canary = "{'canary': {'steps': [[5, [[5, -0.5]]]], 'vector': []}}"
+    assert [line for line in worker.log_tail().splitlines() if " with " in line] == [
+        "sleep with {}",
+        f"wake with {canary}",
+        f"sleep with {canary}",
+    ]
+
+
+@pytest.mark.parametrize(("obstacle", "words"), [("broken", "not itself after its sleep"), ("mute", "within 0 s")])
+async def test_a_worker_that_does_not_wake_as_it_was_says_so(
+    start: Start, runtime: Path, obstacle: str, words: str
+) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    await within(worker.sleep())
+    (runtime / f"1.sock.{obstacle}").touch()
+    with pytest.raises(SleepFailed, match=words):
+        await within(worker.wake(timeout=0.3))
+
+
+async def test_a_worker_that_died_in_its_sleep_cannot_be_woken(start: Start) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    os.killpg(worker.pid, signal.SIGKILL)
+    await within(asyncio.shield(worker.exited))
+    with pytest.raises(SleepFailed, match="cannot be reached"):
+        await within(worker.wake())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "can_sleep"),
+    [
+        ([], False),
+        (["--enable-sleep-mode"], True),
+        (["--enable-sleep-mode", "--no-enable-sleep-mode"], False),
+        (["--enable_sleep_mode"], True),
+    ],
+)
+async def test_whether_a_worker_can_sleep_was_decided_when_it_was_started(
+    start: Start, runtime: Path, arguments: list[str], *, can_sleep: bool
+) -> None:
+    spec = WorkerSpec(
+        arguments=arguments,
+        environment=os.environ,
+        socket=runtime / "2.sock",
+        log=runtime / "2.log",
+        memory=Memory(0, 0),
+        command=(sys.executable, "-c", ""),
+    )
+    worker = await within(WorkerProcess.start(spec))
+    assert worker.can_sleep == can_sleep
+    await within(worker.stop(grace=0))
 
 
 async def test_flags_that_vllm_refuses_are_reported_in_vllm_s_own_words(start: Start) -> None:

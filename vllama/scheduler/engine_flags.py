@@ -80,6 +80,8 @@ def command_line(
         default("--max-num-seqs", str(settings.num_parallel))
     # -1 lets vLLM take the largest context that fits, where the model's own would not (contract §2.7).
     default("--max-model-len", str(settings.context_length or -1))
+    if not on_cpu:
+        default("--enable-sleep-mode", unless=("--no-enable-sleep-mode",))
     if on_cpu:
         # vLLM would take 92 % of the machine's memory for one model.
         default("--kv-cache-memory-bytes", str(cpu_kv_cache_bytes()), unless=("--gpu-memory-utilization",))
@@ -106,6 +108,14 @@ def given_value(flags: Sequence[str], flag: str) -> str:
             _, has_value, stated = item.partition("=")
             value = stated if has_value else "".join(flags[index + 1 : index + 2])
     return value
+
+
+def sleeps(arguments: Sequence[str]) -> bool:
+    """Whether a worker that was started with these arguments can sleep; the last word counts, as with argparse."""
+    said = [
+        name for name in _names(arguments) if _means(name, "--enable-sleep-mode") or name == "--no-enable-sleep-mode"
+    ]
+    return bool(said) and not said[-1].startswith("--no-")
 
 
 def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict[str, str]:

@@ -44,17 +44,25 @@ async def served_context(socket: Path, timeout: float | None) -> int:
 
 async def _exchange(socket: Path, method: bytes, path: bytes, body: bytes, timeout: float | None) -> bytes | None:
     """The body of a reply with status 200; None for anything else, and where nothing listens yet."""
-    # vLLM's own routes insist on the type.
-    headers = b"host: worker\r\nconnection: close\r\ncontent-type: application/json\r\n"
     try:
-        async with asyncio.timeout(timeout):
-            answer = await _talk(
-                socket, b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (method, path, headers, len(body), body)
-            )
+        status, reply = await ask(socket, method, path, body, timeout)
     except (OSError, TimeoutError):
         return None
+    return reply if status == 200 else None
+
+
+async def ask(socket: Path, method: bytes, path: bytes, body: bytes, timeout: float | None) -> tuple[int, bytes]:
+    """Status and body of one HTTP exchange with a worker. Raises OSError, and TimeoutError after so many seconds."""
+    # vLLM's own routes insist on the type.
+    headers = b"host: worker\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    request = b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (method, path, headers, len(body), body)
+    async with asyncio.timeout(timeout):
+        answer = await _talk(socket, request)
     head, _, reply = answer.partition(b"\r\n\r\n")
-    return reply if head.startswith(b"HTTP/1.1 200") else None
+    status = head.split(b" ", 2)[1:2]
+    if not status or not status[0].isdigit():
+        raise ConnectionResetError(f"{socket} closed the connection without an answer")
+    return int(status[0]), reply
 
 
 async def _talk(socket: Path, request: bytes) -> bytes:

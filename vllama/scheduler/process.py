@@ -13,9 +13,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
+from vllama.scheduler.control import tell
+from vllama.scheduler.engine_flags import sleeps
 from vllama.scheduler.probe import Trial, produce_one_token, served_context
+from vllama.worker.controls import SLEEP, WAKE
 from vllama.worker.lifeline import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -23,6 +27,9 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _LOG_TAIL_LINES = 15
 _USAGE_EXIT = 2
+_SLEEP_SECONDS, _WAKE_SECONDS = 180.0, 60.0
+"""Hundreds of GiB are copied, and the first time into memory that has to be pinned; it is seconds in most cases."""
+
 _KILL_SECONDS = 10.0
 """Killed processes that hold much memory take a while to be gone; longer than this takes only a stuck driver."""
 
@@ -66,6 +73,7 @@ class WorkerProcess:
         self._process = process
         self.context_length = 0
         self.channels: tuple[Path, ...] = ()
+        self._canary: dict[str, Any] = {}
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
 
     @classmethod
@@ -117,6 +125,29 @@ class WorkerProcess:
             if stall_timeout is not None and progress.stalled_for() > stall_timeout:
                 await self.stop(grace=0)
                 raise LoadFailed(f"the model made no progress in loading for {stall_timeout:.0f} s\n{self.log_tail()}")
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether it was started so that it can."""
+        return sleeps(self._spec.arguments)
+
+    async def sleep(self, timeout: float = _SLEEP_SECONDS) -> float:
+        """Have it give up its devices and keep its weights in the host's memory; returns the seconds that it took.
+
+        It must have no requests. Raises SleepFailed: it has to be stopped then. The first time takes longer: the
+        canary is made, and the host's memory pinned.
+        """
+        reply = await tell(self._spec.socket, SLEEP, self._canary, timeout)
+        self._canary = {"canary": reply["canary"]}
+        return float(reply["seconds"])
+
+    async def wake(self, timeout: float = _WAKE_SECONDS) -> float:
+        """Have it take its devices back; returns the seconds that it took, after which it is ready.
+
+        Raises SleepFailed where it does not, or does not answer as it did before it slept: it has to be stopped then.
+        """
+        reply = await tell(self._spec.socket, WAKE, self._canary, timeout)
+        return float(reply["seconds"])
 
     async def stop(self, grace: float) -> None:
         """End the whole tree: politely for up to `grace` seconds, then with SIGKILL. Idempotent.

@@ -22,6 +22,8 @@ from vllama.worker.identity import Identity
 from vllama.worker.pooling import PoolingEngine
 from vllama.worker.profile import SUPERVISED, Profile
 from vllama.worker.prompt import PROMPT, PromptRoute
+from vllama.worker.sleeping import SleepRoutes
+from vllama.worker.sleeping_engine import SleepingEngine
 from vllama.worker.vllm_routes import HeedHeader, heed
 
 
@@ -47,6 +49,7 @@ class OllamaPlugin:
             PROMPT: PromptRoute(self._generation_routes["/api/generate"]),
         }
         self._identity = Identity()
+        self._sleep = SleepRoutes()
         self._channel: asyncio.AbstractServer | None = None  # held, because it closes when nobody refers to it
 
     def attach_router(self, app: Any) -> None:
@@ -56,6 +59,7 @@ class OllamaPlugin:
         app.router.routes.extend(self._identity.routes())
         if os.environ.get(SUPERVISED):
             app.add_middleware(HeedHeader)
+            app.router.routes.extend(self._sleep.routes())
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Hand the engine to the routes that its model can serve; the others say that it cannot."""
@@ -77,6 +81,7 @@ class OllamaPlugin:
             embedding.serve(embeds, profile)
         if is_supervised and args.uds:
             heed(state)
+            self._sleep.serve(SleepingEngine(engine_client, tasks))
             routes = {**self._generation_routes, **self._embedding_routes, **self._channel_routes}
             endpoints = {path: route.answer for path, route in routes.items()}
             self._channel = await channel.listen(channel.socket_path(args.uds, *api_process(engine_client)), endpoints)
