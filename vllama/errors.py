@@ -19,8 +19,7 @@ VllamaError
 ├── RequestCancelled          the client left before its turn came
 ├── EngineError               the model is there but could not answer
 │   ├── LoadFailed            the worker did not become ready
-│   │   ├── BadEngineFlags    vLLM refused the flags it was given
-│   │   └── DoesNotFit        there is too little memory for the model, so it was not started
+│   │   └── BadEngineFlags    vLLM refused the flags it was given
 │   ├── SleepFailed           the worker did not fall asleep, or did not wake as it was
 │   └── WorkerDied            the worker went away with requests in flight
 ├── StoreError                the model store could not do it
@@ -136,10 +135,6 @@ class LoadFailed(EngineError):
 
 class BadEngineFlags(LoadFailed):
     """vLLM refused its command line; the message is vLLM's own."""
-
-
-class DoesNotFit(LoadFailed):
-    """There is too little memory for the model; the message says how much is missing, and what would fit."""
 
 
 class SleepFailed(EngineError):

@@ -34,7 +34,6 @@ from vllama.ollama.status import error_body, error_line, status_of
         (errors.EngineError("x"), 500),
         (errors.LoadFailed("x"), 500),
         (errors.BadEngineFlags("x"), 500),
-        (errors.DoesNotFit("x"), 500),
         (errors.SleepFailed("x"), 500),
         (errors.WorkerDied(), 500),
         (errors.StoreError("x"), 500),

@@ -23,7 +23,7 @@ from vllama.scheduler.memory import (
     environment,
     flags,
 )
-from vllama.scheduler.placing import has_room, overhead, place, released, room
+from vllama.scheduler.placing import changed, has_room, overhead, place, released, room
 from vllama.store.kv_shape import KvShape
 
 QWEN_7B = Need(
@@ -74,12 +74,6 @@ def refused(need: Need, *devices: Device, claims: tuple[Claim, ...] = ()) -> Unf
     return found
 
 
-def load(need: Need, devices: tuple[Device, ...], claims: tuple[Claim, ...]) -> tuple[Device, ...]:
-    """The devices once a worker holds what it claimed."""
-    held = {claim.device: claim.size for claim in claims}
-    return tuple(replace(device, free=device.free - held.get(device.index, 0)) for device in devices)
-
-
 def test_a_7b_model_on_a_large_gpu_gets_64_comfortable_requests() -> None:
     found = placed(QWEN_7B, gpu(141))
     assert found.requests(8192) == 64
@@ -93,15 +87,15 @@ def test_three_7b_models_share_a_large_gpu() -> None:
     for _ in range(3):
         found = placed(QWEN_7B, *devices, claims=claims)
         assert found.requests(32768) >= 1
-        devices = load(QWEN_7B, devices, found.claims())
-        claims = (*claims, *(replace(claim, held=claim.size) for claim in found.claims()))
+        devices = changed(devices, (), found.claims(is_loaded=True))
+        claims = (*claims, *found.claims(is_loaded=True))
 
 
 def test_two_small_models_share_a_small_gpu() -> None:
     first = placed(SMALL, gpu(24, free=23.5, name="L4"))
     assert first.kv > 4 * GIB
-    (device,) = load(SMALL, first.devices, first.claims())
-    second = placed(SMALL, device, claims=tuple(replace(claim, held=claim.size) for claim in first.claims()))
+    (device,) = changed(first.devices, (), first.claims(is_loaded=True))
+    second = placed(SMALL, device, claims=first.claims(is_loaded=True))
     assert second.requests(32768) >= 1
 
 
@@ -146,6 +140,14 @@ def test_what_was_promised_and_not_taken_yet_is_not_given_away() -> None:
     assert room(gpu(80, free=79), [Claim(0, 50 * GIB, 0)]) == 29 * GIB - gpu(80).headroom
     assert room(gpu(80, free=29), [Claim(0, 50 * GIB, 50 * GIB)]) == 29 * GIB - gpu(80).headroom
     assert room(gpu(80, free=79), [Claim(1, 50 * GIB, 0)]) == 79 * GIB - gpu(80).headroom
+
+
+def test_what_a_model_gives_back_when_it_sleeps_is_room_for_another() -> None:
+    first = placed(replace(LLAMA_70B, weights=60 * GIB), gpu(80))
+    (device,) = changed(first.devices, (), first.claims(is_loaded=True))
+    assert refused(QWEN_7B, device, claims=first.claims(is_loaded=True)).fits_alone
+    asleep = changed([device], first.claims(is_loaded=True), first.claims_asleep())
+    assert placed(QWEN_7B, *asleep, claims=first.claims_asleep()).context == 32768
 
 
 def test_a_model_goes_to_the_gpu_with_the_most_room() -> None:

@@ -144,7 +144,7 @@ def test_what_cannot_sleep_says_why(adapter: ModuleType, engine: Make, monkeypat
     assert engine(client).refusal == "the worker was started without --enable-sleep-mode"
 
 
-@pytest.mark.parametrize(("allowed", "asked"), [(20, 5), (-1, 5), (2, 2), (0, 0)])
+@pytest.mark.parametrize(("allowed", "asked"), [(20, 20), (-1, 20), (2, 2), (0, 0)])
 async def test_a_canary_asks_for_no_more_log_probabilities_than_are_allowed(
     engine: Make, allowed: int, asked: int
 ) -> None:

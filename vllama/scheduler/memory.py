@@ -174,9 +174,10 @@ class Placement:
         one = self.need.kv_bytes(tokens, self.spread)
         return self.kv // one if one else self.need.requests
 
-    def claims(self) -> tuple[Claim, ...]:
-        """What it takes while awake; nothing of it is held yet."""
-        return tuple(Claim(device.index, self.claim) for device in self.devices)
+    def claims(self, *, is_loaded: bool = False) -> tuple[Claim, ...]:
+        """What it takes while awake. Before it is loaded it holds nothing, and then all but what batches need."""
+        held = self.claim - self.overhead.transient if is_loaded else 0
+        return tuple(Claim(device.index, self.claim, held) for device in self.devices)
 
     def claims_asleep(self) -> tuple[Claim, ...]:
         """What stays on the devices while it sleeps: measured, or else the whole fixed overhead."""

@@ -79,11 +79,17 @@ def has_room(wanted: Iterable[Claim], devices: Sequence[Device], claims: Sequenc
 
 def released(devices: Sequence[Device], claims: Sequence[Claim]) -> tuple[Device, ...]:
     """The devices as they would be without the residents that have these claims."""
-    held = {device.index: 0 for device in devices}
-    for claim in claims:
-        if claim.device in held:
-            held[claim.device] += claim.held
-    return tuple(replace(device, free=min(device.total, device.free + held[device.index])) for device in devices)
+    return changed(devices, claims, ())
+
+
+def changed(devices: Sequence[Device], before: Iterable[Claim], after: Iterable[Claim]) -> tuple[Device, ...]:
+    """The devices as they would be once residents hold what `after` says in place of what they hold now."""
+    free = {device.index: device.free for device in devices}
+    for sign, claims in ((1, before), (-1, after)):
+        for claim in claims:
+            if claim.device in free:
+                free[claim.device] += sign * claim.held
+    return tuple(replace(device, free=min(device.total, max(0, free[device.index]))) for device in devices)
 
 
 def overhead(need: Need, device: Device, size: int = 1) -> Overhead:

@@ -23,7 +23,7 @@ from vllama.worker.sleeping import Canary
 
 _PROMPT = "The first ten prime numbers are 2, 3, 5,"
 _TOKENS = 8
-_ALTERNATIVES = 5
+_ALTERNATIVES = 20
 _VECTOR = 256
 """Elements of a vector that are compared."""
 
