@@ -9,15 +9,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
-from vllama.errors import BadEngineFlags
+from vllama.errors import BadEngineFlags, LoadFailed
 from vllama.scheduler import engine_flags
+from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
+from vllama.scheduler.memory import GIB, MIB, Claim, Device, Placement
 from vllama.settings import Settings
 from vllama.store.manifest import ChatMessage, Manifest
 from vllama.worker.profile import SUPERVISED
@@ -27,6 +30,9 @@ from . import stand_in_worker
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 30.0
+
+MACHINE = Machine((Device(0, "Xeon", 16 * GIB, 12 * GIB, kind="cpu", cores=2),), "no GPU: no driver")
+GPUS = Machine(tuple(Device(index, "H100", 80 * GIB, 79 * GIB, id=f"{index + 4}") for index in range(2)))
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def launcher(runtime: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch)
 
     def make(behaviour: str = "ready", **options: Any) -> Launcher:
         command = (sys.executable, stand_in_worker.__file__, behaviour)
-        launchers.append(Launcher(settings, command=command, **options))
+        launchers.append(Launcher(settings, **{"command": command, "look": lambda: MACHINE, **options}))
         return launchers[-1]
 
     yield make
@@ -113,14 +119,84 @@ async def test_each_worker_has_a_socket_of_its_own_and_a_log_under_its_name(
             await worker.stop(0)
 
 
-async def test_a_worker_on_a_cpu_holds_its_weights_and_its_kv_cache_in_ram(
-    launcher: MakeLauncher, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_flags, "cpu_kv_cache_bytes", lambda: 1000)
+def value_of(told: dict[str, Any], flag: str) -> str:
+    arguments = told["arguments"]
+    return str(arguments[arguments.index(flag) + 1])
+
+
+async def told_to(launcher: Launcher, manifest: Manifest, placement: Placement | None = None) -> dict[str, Any]:
+    """What a worker is told, and its memory."""
     async with asyncio.timeout(PATIENCE):
-        worker = await launcher("silent").start(manifest)
-        assert (worker.memory.total, worker.memory.gpu) == (manifest.size + 1000, 0)
-        await worker.stop(0)
+        worker = await launcher.start(manifest, placement)
+        await worker.become_ready(PATIENCE)
+        told: dict[str, Any] = json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())
+        await worker.stop(PATIENCE)
+    return told | {"memory": worker.memory, "can_sleep": worker.can_sleep}
+
+
+async def test_a_worker_on_a_cpu_gets_the_kv_cache_that_was_planned_and_holds_it_in_ram(
+    launcher: MakeLauncher, manifest: Manifest
+) -> None:
+    told = await told_to(launcher(), manifest)
+    assert value_of(told, "--kv-cache-memory-bytes") == str(64 * MIB)
+    assert "--gpu-memory-utilization" not in told["arguments"]
+    assert told["memory"].total > 64 * MIB
+    assert told["memory"].gpu == 0
+    assert not told["can_sleep"]
+
+
+async def test_a_worker_on_a_gpu_gets_the_devices_that_were_planned(
+    launcher: MakeLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
+    served = make_manifest("a", write_snapshot(tmp_path / "a"))
+    maker = launcher(look=lambda: GPUS)
+    found = maker.planner.place(served, GPUS, [Claim(0, 70 * GIB)])
+    assert isinstance(found, Placement)
+    told = await told_to(maker, served, found)
+    assert told["environment"]["CUDA_VISIBLE_DEVICES"] == "5"
+    assert told["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert value_of(told, "--kv-cache-memory-bytes") == str(found.kv)
+    assert told["memory"].gpu == told["memory"].total == found.claim
+    assert told["can_sleep"]
+
+
+async def test_a_model_that_cannot_fit_is_refused_before_anything_starts(
+    launcher: MakeLauncher, manifest: Manifest
+) -> None:
+    full = Machine((replace(MACHINE.devices[0], free=GIB),))
+    with pytest.raises(LoadFailed, match="model requires more system memory"):
+        await launcher(look=lambda: full).start(manifest)
+
+
+async def test_where_nvml_does_not_know_the_gpus_vllm_has_to_see_for_itself(
+    launcher: MakeLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
+    told = await told_to(launcher(), make_manifest("a", write_snapshot(tmp_path / "a")))
+    assert "--kv-cache-memory-bytes" not in told["arguments"]
+    assert value_of(told, "--max-model-len") == "-1"
+    assert "one model may take a whole GPU: no GPU: no driver" in caplog.text
+
+
+async def test_a_context_longer_than_the_model_s_is_the_model_s(
+    launcher: MakeLauncher, settings: Settings, tmp_path: Path
+) -> None:
+    served = make_manifest("a", write_snapshot(tmp_path / "a"))
+    maker = launcher()
+    maker._settings = maker.planner._settings = replace(settings, context_length=100_000)
+    assert value_of(await told_to(maker, served), "--max-model-len") == "8192"
+
+
+async def test_what_a_load_took_is_used_for_the_next_plan(launcher: MakeLauncher, manifest: Manifest) -> None:
+    maker = launcher()
+    found = maker.planner.place(manifest, MACHINE)
+    assert isinstance(found, Placement)
+    await maker.planner.learn_load(manifest, found, os.getpid())
+    again = maker.planner.place(manifest, MACHINE)
+    assert isinstance(again, Placement)
+    assert again.overhead.is_learned
+    assert not found.overhead.is_learned
 
 
 async def test_a_manifest_cannot_take_the_socket_away(launcher: MakeLauncher, tmp_path: Path) -> None:

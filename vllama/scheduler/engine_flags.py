@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vllama.errors import BadEngineFlags
 from vllama.settings import Settings
+from vllama.store.description import ModelDescription
 
 _DECIDED = "is decided by vllama and cannot be passed to vLLM"
 _NOT_SPOKEN = "would cut vllama off from its own worker: put it in front of vllama, not behind"
@@ -49,11 +50,12 @@ def command_line(
     compiled: bool,
     pools: bool = False,
     dtype: str = "",
+    planned: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of `vllama.worker.launch`. The user's flags come last and win.
 
     `pools` says that the model makes vectors or classes and no text; `dtype` is the type to compute in, where vLLM is
-    not to choose.
+    not to choose; `planned` are pairs of flag and value that the memory plan chose (`vllama.scheduler.memory.flags`).
 
     Raises BadEngineFlags where one of them is not the user's to give.
     """
@@ -78,15 +80,13 @@ def command_line(
         default("--dtype", dtype)
     if settings.num_parallel:
         default("--max-num-seqs", str(settings.num_parallel))
-    # -1 lets vLLM take the largest context that fits, where the model's own would not (contract §2.7).
-    default("--max-model-len", str(settings.context_length or -1))
-    if not on_cpu:
-        default("--enable-sleep-mode", unless=("--no-enable-sleep-mode",))
+    for flag, value in zip(planned[::2], planned[1::2], strict=True):
+        default(flag, value)
     if on_cpu:
-        # vLLM would take 92 % of the machine's memory for one model.
-        default("--kv-cache-memory-bytes", str(cpu_kv_cache_bytes()), unless=("--gpu-memory-utilization",))
         # Prepared images are kept twice, each time up to vLLM's 4 GiB.
         default("--mm-processor-cache-gb", "1")
+    else:
+        default("--enable-sleep-mode", unless=("--no-enable-sleep-mode",))
     if on_cpu and not compiled:
         # Ready in a third of the time for 5 to 12 % less throughput (docs/architecture.md).
         default("--enforce-eager", unless=("--no-enforce-eager", "-O", "--optimization-level"))
@@ -154,13 +154,14 @@ def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, st
     return {"TORCHDYNAMO_DISABLE": "1"} if on_cpu and "--enforce-eager" in arguments else {}
 
 
-def cpu_kv_cache_bytes() -> int:
-    """The KV cache of one model on a CPU: an eighth of the memory that is free now, 4 GiB at the most."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    return min(free // 8, 4 * 1024**3)
+def computing_type(description: ModelDescription, *, on_cpu: bool) -> str:
+    """The `--dtype` of a model that vLLM is not to choose, "" for its own choice.
+
+    A pooling model's weights in float32 stay so on a CPU: vLLM's choice, float16, took three times as long, and is less
+    exact.
+    """
+    pools = "completion" not in description.capabilities
+    return "float32" if pools and on_cpu and description.quantization_level == "F32" else ""
 
 
 def has_gpu() -> bool:

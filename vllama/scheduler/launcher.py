@@ -10,10 +10,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from vllama.errors import LoadFailed
 from vllama.scheduler import engine_flags
+from vllama.scheduler.devices import read_machine
+from vllama.scheduler.memory import Placement, Unfit, environment, flags
+from vllama.scheduler.planner import Look, Planner
 from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
 from vllama.scheduler.process import COMMAND, Memory, WorkerProcess, WorkerSpec, check_flags
 from vllama.scheduler.serving import Serving
@@ -38,11 +41,13 @@ class Launcher:
         user_flags: Sequence[str] = (),
         compiled: bool = False,
         command: Sequence[str] = COMMAND,
+        look: Look = read_machine,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
         self._user_flags = tuple(user_flags)
         self.serving = Serving(user_flags)
+        self.planner = Planner(settings, self.serving, user_flags, look=look)
         self._compiled = compiled
         self._on_cpu = not engine_flags.has_gpu()
         self._numbers = itertools.count(1)
@@ -61,12 +66,15 @@ class Launcher:
         """The identity of the engine that serves the model: models with the same can share a worker."""
         return self.serving.engine_of(manifest)
 
-    async def start(self, manifest: Manifest) -> WorkerProcess:
-        """Start a worker for this model; it is not ready yet."""
+    async def start(self, manifest: Manifest, placement: Placement | None = None) -> WorkerProcess:
+        """Start a worker for this model; it is not ready yet.
+
+        Without a placement it takes one as if no other worker were there. Raises LoadFailed where there is none.
+        """
+        placement = placement or await self._place_alone(manifest)
         description = describe(manifest)
         served = self.serving.plan(manifest)
         trial = next((trial for what, trial in _TRIALS.items() if what in served.capabilities), produce_one_token)
-        pools = trial is not produce_one_token
         name = manifest.name
         socket = self.runtime / f"{next(self._numbers)}.sock"
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -74,12 +82,13 @@ class Launcher:
             manifest.snapshot,
             list(dict.fromkeys([name.display, name.display.removesuffix(":latest"), name.full])),
             socket,
-            self._settings_for(description) if pools else self._settings,
+            self._settings,
             user_flags=[*served.flags, *manifest.engine_flags, *self._user_flags],
             on_cpu=self._on_cpu,
             compiled=self._compiled,
-            pools=pools,
-            dtype=self._dtype(description) if pools else "",
+            pools=trial is not produce_one_token,
+            dtype=engine_flags.computing_type(description, on_cpu=self._on_cpu),
+            planned=flags(placement) if placement else self._unplanned(description),
         )
         return await WorkerProcess.start(
             WorkerSpec(
@@ -87,30 +96,36 @@ class Launcher:
                 environment={
                     **engine_flags.eager_environment(arguments, on_cpu=self._on_cpu),
                     **self._environment(),
+                    **(environment(placement) if placement else {}),
                     SUPERVISED: "1",
                 },
                 socket=socket,
-                memory=self._memory(manifest),
+                memory=self._memory(manifest, placement),
                 log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
                 command=self._command,
                 trial=trial,
             )
         )
 
-    def _settings_for(self, pooler: ModelDescription) -> Settings:
-        """The settings, with a context that the model can have: vLLM refuses more, and what suits chats is more."""
-        possible = pooler.context_length or self._settings.context_length
-        return replace(self._settings, context_length=min(self._settings.context_length, possible))
+    async def _place_alone(self, manifest: Manifest) -> Placement | None:
+        """The placement on the machine as it is; None where only vLLM can see what there is."""
+        machine = await self.planner.machine()
+        if machine is None:
+            return None
+        found = self.planner.place(manifest, machine)
+        if isinstance(found, Unfit):
+            raise LoadFailed(found.message)
+        return found
 
-    def _dtype(self, pooler: ModelDescription) -> str:
-        """Weights in float32 stay so on a CPU: vLLM's choice, float16, took three times as long, and is less exact."""
-        return "float32" if self._on_cpu and pooler.quantization_level == "F32" else ""
+    def _unplanned(self, description: ModelDescription) -> list[str]:
+        """What is said of memory where only vLLM can see it: the context, or that vLLM finds the largest that fits."""
+        wanted = self._settings.context_length
+        return ["--max-model-len", str(min(wanted, description.context_length or wanted) or -1)]
 
-    def _memory(self, manifest: Manifest) -> Memory:
-        """The weights, and on a CPU the KV cache that `engine_flags` reserves."""
-        if self._on_cpu:
-            return Memory(manifest.size + engine_flags.cpu_kv_cache_bytes(), 0)
-        return Memory(manifest.size, manifest.size)
+    def _memory(self, manifest: Manifest, placement: Placement | None) -> Memory:
+        """What it was promised, or the weights where nothing was planned."""
+        total = placement.claim * len(placement.devices) if placement else manifest.size
+        return Memory(total, 0 if self._on_cpu else total)
 
     def close(self) -> None:
         """Remove the directory of the sockets."""

@@ -1,0 +1,77 @@
+"""From a model's name to its place: needs, this machine, and what was learned here, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from vllama.scheduler import engine_flags
+from vllama.scheduler.devices import Machine, held_by, process_tree, read_machine
+from vllama.scheduler.learned import LearnedMemory
+from vllama.scheduler.memory import Claim, Need, Placement, Unfit
+from vllama.scheduler.need import need_of
+from vllama.scheduler.placing import place
+from vllama.scheduler.serving import Serving
+from vllama.settings import Settings
+from vllama.store.description import describe
+from vllama.store.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+Look = Callable[[], Machine]
+"""What looks at the machine; tests have their own."""
+
+
+class Planner:
+    """Plans loads with the settings and flags of one server."""
+
+    def __init__(
+        self, settings: Settings, serving: Serving, user_flags: Sequence[str] = (), *, look: Look = read_machine
+    ) -> None:
+        """Take what the server has; what was learned is in its store."""
+        self._settings = settings
+        self._serving = serving
+        self._user_flags = tuple(user_flags)
+        self._look = look
+        self._learned = LearnedMemory(settings.models)
+
+    async def machine(self) -> Machine | None:
+        """The machine as it is now; None where it has GPUs that NVML does not know, and vLLM has to see for itself."""
+        found = await asyncio.to_thread(self._look)
+        if not found.has_gpu and engine_flags.has_gpu():
+            log.warning("loads are not planned, and one model may take a whole GPU: %s", found.reason)
+            return None
+        return found
+
+    def need(self, manifest: Manifest, machine: Machine) -> Need:
+        """What the model needs on this machine. Raises ManifestCorrupt where a file is damaged or missing."""
+        served = self._serving.plan(manifest)
+        return need_of(
+            manifest,
+            self._settings,
+            [*served.flags, *manifest.engine_flags, *self._user_flags],
+            dtype=engine_flags.computing_type(describe(manifest), on_cpu=not machine.has_gpu),
+            learned=self._learned.of(self._serving.engine_of(manifest)),
+        )
+
+    def place(self, manifest: Manifest, machine: Machine, claims: Sequence[Claim] = ()) -> Placement | Unfit:
+        """Where the model goes beside these claims, or why nowhere. Raises ManifestCorrupt."""
+        return place(self.need(manifest, machine), machine.devices, claims)
+
+    async def learn_load(self, manifest: Manifest, placement: Placement, pid: int) -> None:
+        """Measure the process tree of a worker that has just become ready, for the next plan."""
+        if held := await asyncio.to_thread(_held, pid, placement):
+            self._learned.note_load(self._serving.engine_of(manifest), placement, held)
+
+    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int) -> None:
+        """Measure the process tree of a worker that has just fallen asleep."""
+        if held := await asyncio.to_thread(_held, pid, placement):
+            self._learned.note_sleep(self._serving.engine_of(manifest), placement, held)
+
+
+def _held(pid: int, placement: Placement) -> int:
+    """The most that a worker holds on one of its devices; 0 where that cannot be known."""
+    found = held_by(process_tree(pid)) or {}
+    devices: Collection[int] = [device.index for device in placement.devices]
+    return max((held for device, held in found.items() if device in devices), default=0)
