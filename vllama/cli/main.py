@@ -12,8 +12,8 @@ from vllama import OLLAMA_VERSION, __version__
 from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, VllamaError
 
 COMMANDS = (
-    "serve", "run", "list", "ps", "show", "pull", "create", "import", "cp", "rm", "stop", "du", "gc", "stage", "load",
-    "verify",
+    "serve", "run", "list", "ps", "show", "plan", "pull", "create", "import", "cp", "rm", "stop", "du", "gc", "stage",
+    "load", "verify",
 )  # fmt: skip
 ALIASES = {"ls": "list"}
 _MODULES = {"import": "import_models"}

@@ -19,10 +19,14 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What workers can have. `devices` are GPUs, or the machine itself where there are none, and then `reason` why."""
+    """What workers can have. `devices` are GPUs, or the machine itself where there are none, and then `reason` why.
+
+    Not `is_known`: there are GPUs, but NVML does not tell of them.
+    """
 
     devices: tuple[Device, ...]
     reason: str = ""
+    is_known: bool = True
 
     @property
     def has_gpu(self) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vllama.errors import LoadFailed
 from vllama.scheduler import engine_flags
-from vllama.scheduler.devices import read_machine
 from vllama.scheduler.memory import Placement, Unfit, environment, flags
 from vllama.scheduler.planner import Look, Planner
 from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
@@ -41,7 +40,7 @@ class Launcher:
         user_flags: Sequence[str] = (),
         compiled: bool = False,
         command: Sequence[str] = COMMAND,
-        look: Look = read_machine,
+        look: Look | None = None,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)

@@ -169,6 +169,11 @@ class Placement:
         """Over how many devices one copy of the weights is spread."""
         return self.tensor_parallel_size * self.need.stated.pipeline_parallel
 
+    @property
+    def kv_per_token(self) -> int:
+        """Bytes that a token of a short request holds on each device."""
+        return (self.need.kv_bytes(FLOOR, self.spread) - self.need.kv_bytes(0, self.spread)) // FLOOR
+
     def requests(self, tokens: int) -> int:
         """How many requests of so many tokens the KV cache holds at once."""
         one = self.need.kv_bytes(tokens, self.spread)

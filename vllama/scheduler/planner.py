@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from vllama.scheduler import engine_flags
 from vllama.scheduler.devices import Machine, held_by, process_tree, read_machine
@@ -27,22 +28,27 @@ class Planner:
     """Plans loads with the settings and flags of one server."""
 
     def __init__(
-        self, settings: Settings, serving: Serving, user_flags: Sequence[str] = (), *, look: Look = read_machine
+        self, settings: Settings, serving: Serving, user_flags: Sequence[str] = (), *, look: Look | None = None
     ) -> None:
-        """Take what the server has; what was learned is in its store."""
+        """Take what the server has; what was learned is in its store. `look` is `read_machine` unless given."""
         self._settings = settings
         self._serving = serving
         self._user_flags = tuple(user_flags)
-        self._look = look
+        self._look = look or read_machine
         self._learned = LearnedMemory(settings.models)
 
     async def machine(self) -> Machine | None:
         """The machine as it is now; None where it has GPUs that NVML does not know, and vLLM has to see for itself."""
-        found = await asyncio.to_thread(self._look)
-        if not found.has_gpu and engine_flags.has_gpu():
+        found = await asyncio.to_thread(self.look)
+        if not found.is_known:
             log.warning("loads are not planned, and one model may take a whole GPU: %s", found.reason)
             return None
         return found
+
+    def look(self) -> Machine:
+        """The machine as it is now."""
+        found = self._look()
+        return replace(found, is_known=found.has_gpu or not engine_flags.has_gpu())
 
     def need(self, manifest: Manifest, machine: Machine) -> Need:
         """What the model needs on this machine. Raises ManifestCorrupt where a file is damaged or missing."""
