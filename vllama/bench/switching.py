@@ -1,0 +1,229 @@
+"""How long a client waits when a server has to switch between two models that take turns on one machine.
+
+    python -m vllama.bench.switching MODEL_A MODEL_B --switches 50 --cold 4 --json result.json
+
+The server runs already, and has room for one model awake (OLLAMA_MAX_LOADED_MODELS=1): then each request to the other
+model is a switch. The two are asked in turns; of each switch the time to first token counts, as a client sees it over
+`/api/chat`. All answers of a model, which are greedy, must be its first one: damage in sleep would show there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from vllama.bench.nvml import Gpus
+from vllama.settings import Address
+
+PROMPT = "Name the capital of France, and one river that flows through it."
+_UNLOAD_SECONDS = 120.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One request to the model that was not awake; seconds, `load_seconds` as the server states them.
+
+    `memory` is the bytes in use when the answer was complete: of each GPU, or of the machine's RAM where there is none.
+    """
+
+    kind: str
+    model: str
+    ttft: float
+    total: float
+    load_seconds: float
+    text: str
+    is_same: bool
+    memory: dict[str, int]
+
+
+@dataclass(slots=True)
+class Result:
+    """All that was measured; `memory_before` is that of the idle server."""
+
+    url: str
+    models: list[str]
+    memory_before: dict[str, int]
+    switches: list[Switch] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[Switch]:
+        """The switches of a kind, in order."""
+        return [switch for switch in self.switches if switch.kind == kind]
+
+
+@dataclass(slots=True)
+class Client:
+    """Asks one server, and knows each model's first answer."""
+
+    http: httpx.Client
+    tokens: int
+    prompt: str = PROMPT
+    clock: Callable[[], float] = time.perf_counter
+    memory: Callable[[], dict[str, int]] = dict
+    first_answers: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, kind: str, model: str) -> Switch:
+        """Stream one greedy answer. Raises click.ClickException where it is an error or no answer."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": self.prompt}],
+            "stream": True,
+            "options": {"temperature": 0, "seed": 1, "num_predict": self.tokens},
+        }
+        started, first, text, final = self.clock(), math.nan, "", dict[str, Any]()
+        with self.http.stream("POST", "/api/chat", json=body) as reply:
+            for line in reply.iter_lines():
+                record = json.loads(line)
+                if "error" in record:
+                    raise click.ClickException(f"{model}: {record['error']}")
+                message = record.get("message", {})
+                piece = message.get("thinking", "") + message.get("content", "")
+                if math.isnan(first) and piece:
+                    first = self.clock() - started
+                text, final = text + piece, record
+        if not final.get("done") or not text:
+            raise click.ClickException(f"{model} gave no whole answer")
+        return Switch(
+            kind=kind,
+            model=model,
+            ttft=first,
+            total=self.clock() - started,
+            load_seconds=final.get("load_duration", 0) / 1e9,
+            text=text,
+            is_same=text == self.first_answers.setdefault(model, text),
+            memory=self.memory(),
+        )
+
+    def unload(self, models: Sequence[str]) -> None:
+        """Stop these models and wait until the server lists none of them."""
+        for model in models:
+            self.http.post("/api/generate", json={"model": model, "keep_alive": 0}).raise_for_status()
+        deadline = time.monotonic() + _UNLOAD_SECONDS
+        while self._are_listed(models):
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"{', '.join(models)} did not go within {_UNLOAD_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _are_listed(self, models: Sequence[str]) -> bool:
+        listed = {entry["name"] for entry in self.http.get("/api/ps").raise_for_status().json()["models"]}
+        return any(model in listed or f"{model}:latest" in listed for model in models)
+
+
+def measure(client: Client, url: str, models: Sequence[str], *, switches: int, cold: int) -> Result:
+    """Load both, let both sleep once (kind "first"), switch in turns ("switch"), and load some afresh ("cold")."""
+    result = Result(url, list(models), client.memory())
+
+    def ask(kind: str, model: str) -> None:
+        switch = client.ask(kind, model)
+        result.switches.append(switch)
+        same = "" if switch.is_same else "  ANOTHER ANSWER"
+        click.echo(f"{kind:>6}  {model}  {switch.ttft:8.3f} s  {switch.text[:40]!r}{same}", err=True)
+
+    for kind in ("load", "first"):
+        for model in models:
+            ask(kind, model)
+    for model in itertools.islice(itertools.cycle(models), switches):
+        ask("switch", model)
+    for model in itertools.islice(itertools.cycle(models), cold):
+        client.unload(models)
+        ask("cold", model)
+    return result
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Counts, and the times to first token of each kind of switch in seconds."""
+    kinds = {}
+    for kind in dict.fromkeys(switch.kind for switch in result.switches):
+        times = [switch.ttft for switch in result.of(kind)]
+        kinds[kind] = {
+            "count": len(times),
+            "ttft_p50": percentile(times, 50),
+            "ttft_p99": percentile(times, 99),
+            "ttft_max": max(times),
+        }
+    wrong = sum(not switch.is_same for switch in result.switches)
+    most = {name: max(switch.memory[name] for switch in result.switches) for name in result.memory_before}
+    return {"kinds": kinds, "other_answers": wrong, "memory_before": result.memory_before, "memory_most": most}
+
+
+def as_table(told: dict[str, Any]) -> str:
+    """The summary in Markdown."""
+    lines = ["| switch | count | TTFT p50 | p99 | max |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {kind} | {row['count']} | {row['ttft_p50']:.3f} s | {row['ttft_p99']:.3f} s | {row['ttft_max']:.3f} s |"
+        for kind, row in told["kinds"].items()
+    ]
+    lines += ["", "| memory in use | before | most |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {before / 2**30:.1f} GiB | {told['memory_most'][name] / 2**30:.1f} GiB |"
+        for name, before in told["memory_before"].items()
+    ]
+    return "\n".join([*lines, "", f"answers unlike the first of their model: {told['other_answers']}"])
+
+
+def memory_reader() -> Callable[[], dict[str, int]]:
+    """What reads the bytes in use on each GPU of this machine, or in its RAM where it has none."""
+    gpus = Gpus()
+    if not len(gpus):
+        return lambda: {"RAM": _ram_in_use()}
+    suffix = "_memory_bytes"
+    return lambda: {
+        name.removesuffix(suffix): int(value or 0) for name, value in gpus.read().items() if name.endswith(suffix)
+    }
+
+
+def _ram_in_use() -> int:
+    facts = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
+    return (facts["MemTotal"] - facts["MemAvailable"]) * 1024
+
+
+@click.command(
+    epilog="""\b
+Example, against `OLLAMA_MAX_LOADED_MODELS=1 vllama serve`:
+  scripts/switching qwen2.5:7b llama3.1:8b --switches 50 --cold 4 --json switching.json"""
+)
+@click.argument("models", nargs=2, metavar="MODEL_A MODEL_B")
+@click.option("--url", default="", help="The server; OLLAMA_HOST or http://127.0.0.1:11434 unless given.")
+@click.option("--switches", default=50, show_default=True, type=click.IntRange(0), help="Switches to measure.")
+@click.option("--cold", default=0, type=click.IntRange(0), help="Loads to measure after them, both models stopped.")
+@click.option("--tokens", default=16, show_default=True, type=click.IntRange(1), help="Tokens of each answer.")
+@click.option("--prompt", default=PROMPT, help="What the models are asked.")
+@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write all that was measured.")
+def main(
+    models: tuple[str, str], *, url: str, switches: int, cold: int, tokens: int, prompt: str, path: Path | None
+) -> None:
+    """Switch between two models of a running server and print how long a client waits.
+
+    The loads and the first sleep of each model are told apart from the switches. Ends with exit code 1 where a model
+    answered otherwise than at first.
+    """
+    url = url or Address.parse(os.environ.get("OLLAMA_HOST", "")).url
+    with httpx.Client(base_url=url, timeout=httpx.Timeout(10, read=900)) as http:
+        client = Client(http, tokens, prompt, memory=memory_reader())
+        result = measure(client, url, models, switches=switches, cold=cold)
+    told = summary(result)
+    if path is not None:
+        path.write_text(json.dumps({**asdict(result), "summary": told}, ensure_ascii=False, indent=2) + "\n")
+    click.echo(as_table(told))
+    sys.exit(1 if told["other_answers"] else 0)
+
+
+if __name__ == "__main__":
+    main()
