@@ -7,8 +7,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
+from vllama.bench.records import BadResult
 from vllama.bench.result import (
-    BadResult,
     Facts,
     Metrics,
     Result,

@@ -6,14 +6,12 @@ figure of `Metrics` means, and its unit, is in docs/benchmarking.md.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from vllama.errors import RequestError
+from vllama.bench.records import BadResult, read
 
 SCHEMA = 1
 """The version of the JSON that `dump` writes; `load` takes no other."""
@@ -309,10 +307,6 @@ class Result:
     schema: int = SCHEMA
 
 
-class BadResult(RequestError):
-    """The file is no result of a bench, or one of another version."""
-
-
 def dump(result: Result) -> bytes:
     """Return the result as JSON."""
     return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)
@@ -330,58 +324,4 @@ def load(text: bytes) -> Result:
     if value["schema"] != SCHEMA:
         message = f"written in version {value['schema']} of the format; this vllama reads version {SCHEMA}"
         raise BadResult(message)
-    result: Result = _read(Result, value, "result")
-    return result
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Return the value as this type; every container is rebuilt, so nothing of a wrong type gets in."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in {Union, UnionType}:
-        return None if value is None else _read(next(a for a in arguments if a is not NoneType), value, where)
-    if origin is tuple and isinstance(value, list):
-        return _read_tuple(arguments, value, where)
-    if origin is dict and isinstance(value, dict):
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        return _read_record(kind, value, where)
-    if kind is float and type(value) in {int, float}:
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    message = f"{where}: {str(value)[:60]!r} is not {getattr(kind, '__name__', None) or kind}"
-    raise BadResult(message)
-
-
-def _read_tuple(arguments: tuple[Any, ...], value: list[Any], where: str) -> tuple[Any, ...]:
-    if arguments[-1] is Ellipsis:
-        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if len(arguments) != len(value):
-        message = f"{where}: {len(value)} entries, not {len(arguments)}"
-        raise BadResult(message)
-    return tuple(
-        _read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True))
-    )
-
-
-def _read_record(cls: type, value: dict[str, Any], where: str) -> Any:
-    hints = _hints(cls)
-    if unknown := value.keys() - hints.keys():
-        message = f"{where}: unknown {', '.join(sorted(unknown))}"
-        raise BadResult(message)
-    missing = [
-        f.name for f in fields(cls) if f.name not in value and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        message = f"{where}: {', '.join(missing)} missing"
-        raise BadResult(message)
-    return cls(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    return read(Result, value, "result")
