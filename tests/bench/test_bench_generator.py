@@ -122,12 +122,12 @@ def test_an_open_loop_never_waits_for_a_slow_server() -> None:
 
 
 def test_poisson_arrivals_have_the_rate_and_the_spread_that_they_should() -> None:
-    samples = measured(Script(), load(rate=100.0, arrivals="poisson", iterations=2000)).samples
+    samples = measured(Script(), load(rate=100.0, arrivals="poisson", iterations=600)).samples
     gaps = [(b - a) / 1e9 for a, b in pairwise(sorted(sample.start for sample in samples))]
     mean = sum(gaps) / len(gaps)
 
-    assert mean == pytest.approx(0.01, rel=0.1)
-    assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.15)
+    assert mean == pytest.approx(0.01, rel=0.12)
+    assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.25)
 
 
 def test_a_duration_ends_new_requests_and_lets_those_on_their_way_finish() -> None:
