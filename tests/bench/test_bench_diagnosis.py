@@ -41,7 +41,7 @@ def test_a_server_that_batches_four_at_once_is_saturated_there() -> None:
 
 
 def test_the_words_have_the_figures() -> None:
-    (found,) = diagnose(sweep([1, 4], at_once=1), utilization=0.2)
+    (found,) = diagnose(sweep([1, 4], at_once=1), utilization={"server": 0.2})
 
     assert found.sentence == (
         "serialises: from C = 1 to C = 4 throughput grows 1.00 × and latency 4.00 ×, with the GPU 20% in use; "

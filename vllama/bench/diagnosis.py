@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import log2
 
@@ -21,20 +21,21 @@ LAGGING_CLIENT = 0.1
 LOW_UTILIZATION = 0.5
 
 
-def diagnose(summaries: Sequence[Summary], utilization: float | None = None) -> tuple[Diagnosis, ...]:
+def diagnose(summaries: Sequence[Summary], utilization: Mapping[str, float] | None = None) -> tuple[Diagnosis, ...]:
     """Return what each system's sweeps say, mode by mode, the worst for the measurement itself first.
 
-    `utilization` is the share of the GPU, 0 to 1, that was in use under the most clients, where it is known.
+    `utilization` is the share of its GPU, 0 to 1, that a system used under the most clients, where it is known.
     """
     sweeps: dict[tuple[str, str], list[Summary]] = {}
     for summary in summaries:
-        if summary.mode in {"concurrent", "streaming"}:
-            sweeps.setdefault((summary.system, summary.mode), []).append(summary)
+        if summary.mode in {"sequential", "concurrent", "streaming"}:
+            kind = "streaming" if summary.mode == "streaming" else "whole"
+            sweeps.setdefault((summary.system, kind), []).append(summary)
     found: list[Diagnosis] = []
     for (system, _), sweep in sweeps.items():
         found += _client_bound(system, sweep)
         closed = sorted((one for one in sweep if one.concurrency), key=_clients)
-        found += _scaling(system, [one for one in closed if one.metrics.ok], utilization)
+        found += _scaling(system, [one for one in closed if one.metrics.ok], (utilization or {}).get(system))
     return tuple(found)
 
 

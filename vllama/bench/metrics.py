@@ -134,13 +134,18 @@ def _summary(runs: Sequence[Run], slo: Slo) -> Summary:
 
 
 def _inflate(summaries: Sequence[Summary]) -> tuple[Summary, ...]:
-    alone = {(one.system, one.mode): _median_e2e(one) for one in summaries if one.concurrency == 1}
+    alone = {(one.system, _kind(one)): _median_e2e(one) for one in summaries if one.concurrency == 1}
 
     def inflation(one: Summary) -> float | None:
-        base, now = alone.get((one.system, one.mode)), _median_e2e(one)
+        base, now = alone.get((one.system, _kind(one))), _median_e2e(one)
         return now / base if base and now and one.rate is None else None
 
     return tuple(replace(one, metrics=replace(one.metrics, inflation=inflation(one))) for one in summaries)
+
+
+def _kind(summary: Summary) -> str:
+    """Return what modes have in common in which one client does the same."""
+    return "concurrent" if summary.mode == "sequential" else summary.mode
 
 
 def _median_e2e(summary: Summary) -> float | None:

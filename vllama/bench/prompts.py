@@ -120,23 +120,22 @@ def _texts(path: Path) -> list[str]:
 
 
 def _json_records(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield the records with the words for where each is."""
-    if content.lstrip().startswith(b"["):
-        parts, word = [content], "entry"
-    else:
-        parts, word = content.splitlines(), "line"
-    for number, part in enumerate(parts, 1):
-        if not part.strip():
-            continue
-        try:
-            value = orjson.loads(part)
-        except orjson.JSONDecodeError as error:
-            message = f"{path}, line {number}: not JSON: {error}"
-            raise BadWorkload(message) from error
-        if word == "line":
-            yield f"{path}, line {number}", value
-        else:
-            yield from ((f"{path}, entry {i}", item) for i, item in enumerate(value, 1))
+    """Yield the records, of an array, of a task's items or of lines, each with the words for where it is."""
+    try:
+        whole = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        whole = None
+    entries = whole.get("items") if isinstance(whole, dict) else whole
+    if isinstance(entries, list):
+        yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1))
+        return
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                message = f"{path}, line {number}: not JSON: {error}"
+                raise BadWorkload(message) from error
 
 
 def _text(record: Any, where: str) -> str:
