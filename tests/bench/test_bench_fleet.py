@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 from dataclasses import replace
 
 import pytest
@@ -78,7 +77,7 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     def interrupt(ended: int) -> None:
         if ended >= 4 and script.first < 1000:
             script.first = 1000.0
-            _thread.interrupt_main()
+            raise KeyboardInterrupt
 
     with serving_beside(script) as url, Fleet(2) as fleet:
         seen = fleet.run(at(url, iterations=10_000), interrupt)

@@ -36,7 +36,6 @@ from vllama.bench.result import (
     Result,
     Run,
     Slo,
-    Summary,
     System,
     Workload,
 )
@@ -65,9 +64,10 @@ class Level:
 class Plan:
     """What is to be measured.
 
-    The first system is the one in question, the second the baseline that it is compared with, a third the control: the
-    baseline's model on the first one's server. Every run ends after `iterations` requests or `seconds`. `prompt_tokens` is the length of the whole prompt as the first server counts it, its template
-    included. `count` is the model's tokenizer, where it is at hand.
+    The first system is the one in question, the second the baseline that it is compared with, a third the control:
+    the baseline's model on the first one's server. Every run ends after `iterations` requests or `seconds`.
+    `prompt_tokens` is the length of the whole prompt as the first server counts it, its template included. `count`
+    is the model's tokenizer, where it is at hand.
     """
 
     systems: tuple[System, ...]
@@ -121,7 +121,7 @@ class _Experiment:
 
     def carry_out(self) -> Result:
         plan = self._plan
-        created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        created = now()
         self._prepare()
         environment = manifest(self._systems)
         try:
@@ -129,31 +129,14 @@ class _Experiment:
             self._run_all()
         except KeyboardInterrupt:
             self._interrupted = True
-        runs = tuple(self._runs)
-        summaries = summarize(runs, plan.slo)
-        comparisons, decompositions = self._conclusions(runs)
-        return Result(
-            command=plan.command,
+        plan = replace(plan, systems=self._systems)
+        return result_of(
+            plan,
+            self._runs,
             created=created,
-            systems=self._systems,
-            workload=Workload(
-                plan.prompts.path or "synthetic",
-                plan.prompt_tokens,
-                plan.output_tokens,
-                plan.prompts.fresh_prefix,
-                plan.seed,
-                plan.task.name if plan.task else "",
-            ),
-            runs=runs,
-            summaries=summaries,
-            options=plan.options or {},
             environment=environment,
-            slo=plan.slo,
-            differences=tuple(self._differences),
-            comparisons=comparisons,
-            decompositions=decompositions,
-            diagnoses=diagnose(summaries, _utilization(runs)),
-            warnings=tuple(dict.fromkeys((*self._warnings, *check_samples(runs)))),
+            differences=self._differences,
+            warnings=self._warnings,
             interrupted=self._interrupted,
         )
 
@@ -162,6 +145,8 @@ class _Experiment:
     def _prepare(self) -> None:
         """Load the models, fix the length of the prompts, and refuse what cannot be compared."""
         plan = self._plan
+        for system in self._systems:
+            facts_of(system.url, system.api, system.model)  # one that is not there is noticed before others load
         for system in self._systems:
             self._progress(f"{system.name}: loading {system.model}", 0.0)
             self._ask_one(system, self._prompts, 1)
@@ -306,23 +291,67 @@ class _Experiment:
             samples[kept.sample] = replace(samples[kept.sample], valid=valid, fields=fields)
         return replace(seen, samples=tuple(samples))
 
-    # After the runs
 
-    def _conclusions(self, runs: Sequence[Run]) -> tuple[tuple[Comparison, ...], tuple[Decomposition, ...]]:
-        if len(self._systems) < 2:
-            return (), ()
-        ours, baseline, *controls = self._systems
-        lengths = length_differences([run for run in runs if run.system in {ours.name, baseline.name}])
-        self._differences += lengths
-        if lengths and not self._plan.allow_different:
-            named = "; ".join(map(describe, lengths))
-            self._warnings.append(f"not compared, because the replies differ: {named}; see --allow-different")
-            return (), ()
-        comparisons = compare(runs, (baseline, ours, *controls), seed=self._plan.seed)
-        if not controls:
-            return comparisons, ()
-        names = {"system": ours.name, "control": controls[0].name, "baseline": baseline.name}
-        return comparisons, decompose(comparisons, **names)
+def result_of(
+    plan: Plan,
+    runs: Sequence[Run],
+    *,
+    created: str = "",
+    environment: dict[str, Any] | None = None,
+    differences: Sequence[Difference] = (),
+    warnings: Sequence[str] = (),
+    interrupted: bool = False,
+) -> Result:
+    """Return the result of these runs of the plan, with all that follows from them."""
+    summaries = summarize(runs, plan.slo)
+    lengths = length_differences([run for run in runs if run.system in {system.name for system in plan.systems[:2]}])
+    comparisons, decompositions, refusals = _conclusions(plan, runs, lengths)
+    return Result(
+        command=plan.command,
+        created=created or now(),
+        systems=plan.systems,
+        workload=Workload(
+            plan.prompts.path or "synthetic",
+            plan.prompt_tokens,
+            plan.output_tokens,
+            plan.prompts.fresh_prefix,
+            plan.seed,
+            plan.task.name if plan.task else "",
+        ),
+        runs=tuple(runs),
+        summaries=summaries,
+        options=plan.options or {},
+        environment=manifest(plan.systems) if environment is None else environment,
+        slo=plan.slo,
+        differences=(*differences, *lengths),
+        comparisons=comparisons,
+        decompositions=decompositions,
+        diagnoses=diagnose(summaries, _utilization(runs)),
+        warnings=tuple(dict.fromkeys((*warnings, *refusals, *check_samples(runs)))),
+        interrupted=interrupted,
+    )
+
+
+def _conclusions(
+    plan: Plan, runs: Sequence[Run], lengths: Sequence[Difference]
+) -> tuple[tuple[Comparison, ...], tuple[Decomposition, ...], list[str]]:
+    """Return what follows for the systems beside each other, or a warning why nothing does."""
+    if len(plan.systems) < 2:
+        return (), (), []
+    if lengths and not plan.allow_different:
+        named = "; ".join(map(describe, lengths))
+        return (), (), [f"not compared, because the replies differ: {named}; see --allow-different"]
+    ours, baseline, *controls = plan.systems
+    comparisons = compare(runs, (baseline, ours, *controls), seed=plan.seed)
+    if not controls:
+        return comparisons, (), []
+    names = {"system": ours.name, "control": controls[0].name, "baseline": baseline.name}
+    return comparisons, decompose(comparisons, **names), []
+
+
+def now() -> str:
+    """Return the moment in UTC as RFC 3339."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _words(level: Level) -> str:

@@ -13,7 +13,7 @@ from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, Vllam
 
 COMMANDS = (
     "serve", "run", "list", "ps", "show", "plan", "pull", "create", "import", "cp", "rm", "stop", "du", "gc", "stage",
-    "load", "verify",
+    "load", "verify", "bench",
 )  # fmt: skip
 ALIASES = {"ls": "list"}
 _MODULES = {"import": "import_models"}

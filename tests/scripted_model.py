@@ -25,6 +25,7 @@ class Script:
     per_token: float = 0.01
     tokens: int = 5
     prompt_tokens: int | None = 11
+    """None: one for each word, and 7 for the template."""
     at_once: int = 1_000_000
     fates: list[str] = field(default_factory=list)
     text: str = " word"
@@ -126,6 +127,8 @@ class _Speech:
         self._script = script
         self._path = path
         self._events = path.startswith("/v1")
+        asked = body.get("prompt") or body["messages"][-1]["content"]
+        self._prompt_tokens = 7 + len(asked.split()) if script.prompt_tokens is None else script.prompt_tokens
 
     def encode(self, record: dict[str, Any]) -> bytes:
         text = json.dumps(record, separators=(",", ":"))
@@ -153,11 +156,11 @@ class _Speech:
 
     def _ending(self) -> dict[str, Any]:
         spent = int((self._script.first + self._script.per_token * (self.tokens - 1)) * 1e9)
-        counts = {"prompt_eval_count": self._script.prompt_tokens, "eval_count": self.tokens}
+        counts = {"prompt_eval_count": self._prompt_tokens, "eval_count": self.tokens}
         return {"done": True, "done_reason": "length", **counts, "total_duration": spent, "eval_duration": spent}
 
     def _usage(self) -> dict[str, Any]:
-        return {"prompt_tokens": self._script.prompt_tokens, "completion_tokens": self.tokens}
+        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.tokens}
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,321 @@
+"""`vllama bench`: measure a server, alone or against another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from vllama.cli.bench_progress import BenchProgress
+from vllama.cli.client import Client
+from vllama.cli.output import table
+from vllama.errors import RequestError
+
+if TYPE_CHECKING:
+    from vllama.bench.experiment import Level, Plan
+    from vllama.bench.result import Mode, Result, System
+
+T = TypeVar("T", int, float)
+
+SUBCOMMANDS: Mapping[str, str] = {}
+"""Commands below `vllama bench`, and the modules of this package that they are in."""
+
+MODES = ("streaming", "concurrent", "sequential", "all", "coldstart", "switch", "overhead")
+APIS = ("ollama", "ollama-generate", "openai", "openai-completions")
+
+POSITIVE = click.FloatRange(0, min_open=True)
+
+BUDGET_SECONDS = 45.0
+"""What all runs take together where neither --iterations nor --duration is given."""
+
+LEAST_SECONDS = 2.0
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return `1,2,4` as numbers."""
+    return _positive(text, int)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return `0.5,2` as numbers."""
+    return _positive(text, float)
+
+
+def _positive(text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+    try:
+        found = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(float(number) for number in found) <= 0:
+        message = f"{text!r} is not a list of positive numbers such as 1,2,4"
+        raise click.BadParameter(message)
+    return tuple(dict.fromkeys(found))
+
+
+class BenchCommand(click.Command):
+    """Hands over to the command that the first argument names, if it names one."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of this command or of the one below it."""
+        if args and args[0] in SUBCOMMANDS:
+            command: click.Command = import_module(f"vllama.cli.{SUBCOMMANDS[args[0]]}").command
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(
+    "bench",
+    cls=BenchCommand,
+    epilog="""\b
+Examples:
+  vllama bench smollm2:135m
+  vllama bench smollm2:135m --concurrency 1,2,4,8,16,32 --duration 20
+  vllama bench smollm2:135m --against http://127.0.0.1:11435 --output result.json
+  vllama bench smollm2:135m --rate 2,4,8 --arrivals poisson --slo-ttft 500
+  vllama bench smollm2:135m --schema person.json --concurrency 1,16""",
+)
+@click.argument("model", default="")
+@click.option("--url", default="", help="The server to measure.  [default: OLLAMA_HOST]")
+@click.option("--api", type=click.Choice(APIS), default="ollama", show_default=True, help="How to ask it.")
+@click.option("--label", default="", help="What reports call it.  [default: its address]")
+@click.option("--against", default="", metavar="URL", help="A second server to compare with: the baseline.")
+@click.option("--against-model", default="", metavar="NAME", help="Its model.  [default: MODEL]")
+@click.option("--against-api", type=click.Choice(APIS), help="How to ask it.  [default: as --api]")
+@click.option("--against-label", default="", help="What reports call it.  [default: its address]")
+@click.option(
+    "--control",
+    default="",
+    metavar="NAME",
+    help="The baseline's model on the measured server: parts what the server does from what the model does.",
+)
+@click.option(
+    "--allow-different",
+    is_flag=True,
+    help="Compare sides that differ in context, quantisation or lengths; the report names what differs.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="streaming",
+    show_default=True,
+    help="all: sequential, concurrent and streaming.",
+)
+@click.option(
+    "--concurrency",
+    type=whole_numbers,
+    metavar="N,…",
+    default="1,8",
+    show_default=True,
+    help="Clients, each with one request at a time.",
+)
+@click.option(
+    "--rate",
+    type=numbers,
+    metavar="N,…",
+    help="Requests/s instead of clients; they are sent whether the server keeps up or not.",
+)
+@click.option("--arrivals", type=click.Choice(("constant", "poisson")), default="constant", show_default=True)
+@click.option("--iterations", type=click.IntRange(1), help="Requests a run.")
+@click.option("--duration", type=POSITIVE, help="Seconds a run.  [default: all runs share 45]")
+@click.option("--repetitions", type=click.IntRange(1), help="Runs of each kind.  [default: 1; with --against 3]")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests a client, not counted.")
+@click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Seconds that a request may take.")
+@click.option("--tokens", type=click.IntRange(1), default=50, show_default=True, help="The longest reply.")
+@click.option("--prompt-tokens", type=click.IntRange(1), help="Length of synthetic prompts, the template included.")
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file of prompts (text, JSON lines, ShareGPT) or a directory of images.",
+)
+@click.option("--same-prefix", is_flag=True, help="Let prompts begin alike, so that prefix caches help.")
+@click.option(
+    "--schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A JSON Schema that replies have to keep, or a task: prompts too, and what is expected.",
+)
+@click.option("--slo-ttft", type=POSITIVE, help="Goodput: at most so many ms to the first token.")
+@click.option("--slo-tpot", type=POSITIVE, help="Goodput: at most so many ms per token.")
+@click.option("--slo-e2e", type=POSITIVE, help="Goodput: at most so many ms for all of a reply.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, path_type=Path),
+    help="The model's tokenizer.json, to count tokens again.  [default: the one in OLLAMA_MODELS, if it is there]",
+)
+@click.option("--switch-model", default="", metavar="NAME", help="The other model of --mode switch.")
+@click.option("--processes", type=click.IntRange(1), help="Of the load generator.  [default: what the load needs]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of prompts, arrivals and intervals.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with every request.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write that JSON to a file too.")
+@click.pass_context
+def command(ctx: click.Context, /, *, as_json: bool, output: Path | None, **options: Any) -> None:
+    """Measure how fast a server answers, and whether it batches: throughput and latency under load.
+
+    MODEL is the model to ask; without one, the one that is loaded. Each figure is defined in docs/benchmarking.md.
+    """
+    from vllama.bench.result import dump
+
+    with BenchProgress(sys.stderr) as progress:
+        result = measured(options, tuple(sys.argv), progress)
+    if output:
+        output.write_bytes(dump(result))
+    click.echo(dump(result).decode() if as_json else report(result), nl=not as_json)
+    if result.interrupted:
+        ctx.exit(130)
+    if refusal := _refusal(result):
+        click.echo(f"Error: {refusal}", err=True)
+        ctx.exit(1)
+
+
+def measured(
+    options: Mapping[str, Any], command_line: tuple[str, ...], progress: Callable[[str, float], object]
+) -> Result:
+    """Carry out a bench with these options of the command, by parameter name."""
+    plan = plan_of(options, command_line)
+    if options["mode"] == "coldstart":
+        from vllama.bench.loads import measure_cold_starts
+
+        return measure_cold_starts(plan, progress)
+    if options["mode"] == "switch":
+        from vllama.bench.loads import measure_switches
+
+        return measure_switches(plan, options["switch_model"], progress)
+    from vllama.bench.experiment import measure
+
+    return measure(plan, progress)
+
+
+def _refusal(result: Result) -> str:
+    """Return why the result is not what was asked for; "" if it is."""
+    if not any(run.metrics.ok for run in result.runs):
+        return "no request was answered"
+    return next((warning for warning in result.warnings if warning.startswith("not compared")), "")
+
+
+def plan_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> Plan:
+    """Return what the options ask for. Raises RequestError for those that exclude each other."""
+    from vllama.bench.experiment import Plan
+    from vllama.bench.prompts import PromptSource
+    from vllama.bench.quality import Task
+    from vllama.bench.result import Slo
+    from vllama.bench.tokenizer import tokenizer_for
+
+    _check(options)
+    systems = _systems(options)
+    levels = _levels(options)
+    repetitions = options["repetitions"] or (3 if len(systems) > 1 else 1)
+    runs = len(systems) * len(levels) * repetitions
+    budgeted = not (options["iterations"] or options["duration"])
+    task = Task.from_file(options["schema"]) if options["schema"] else None
+    source = options["schema"] if task and task.prompts else options["prompts"]
+    return Plan(
+        systems=systems,
+        levels=levels,
+        prompts=PromptSource(str(source or ""), fresh_prefix=not options["same_prefix"]),
+        output_tokens=options["tokens"],
+        prompt_tokens=options["prompt_tokens"],
+        iterations=options["iterations"],
+        seconds=max(LEAST_SECONDS, BUDGET_SECONDS / runs) if budgeted else options["duration"],
+        repetitions=repetitions,
+        arrivals=options["arrivals"],
+        warmup=options["warmup"],
+        timeout=options["timeout"],
+        processes=options["processes"],
+        slo=Slo(options["slo_ttft"], options["slo_tpot"], options["slo_e2e"]),
+        task=task,
+        allow_different=options["allow_different"],
+        seed=options["seed"],
+        count=tokenizer_for(systems[0].model, options["tokenizer"]),
+        command=command_line,
+        options={name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+    )
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if options["prompts"] and options["prompt_tokens"]:
+        raise RequestError("--prompt-tokens is for synthetic prompts; --prompts has its own")
+    if not options["against"]:
+        for name in ("against_model", "against_api", "against_label", "control"):
+            if options[name]:
+                message = f"--{name.replace('_', '-')} needs --against URL"
+                raise RequestError(message)
+    if (options["mode"] == "switch") is not bool(options["switch_model"]):
+        raise RequestError("--mode switch and --switch-model NAME need each other")
+    if options["rate"] and options["mode"] == "sequential":
+        raise RequestError("--rate has no place in --mode sequential, which sends one request at a time")
+
+
+def _systems(options: Mapping[str, Any]) -> tuple[System, ...]:
+    from vllama.bench.result import System
+
+    url = options["url"].rstrip("/") or Client.from_environment().url
+    model = options["model"] or loaded_model()
+    ours = System(options["label"] or _address(url), url, options["api"], model)
+    if not options["against"]:
+        return (ours,)
+    other = options["against"].rstrip("/")
+    other_model = options["against_model"] or model
+    baseline = System(
+        options["against_label"] or _address(other), other, options["against_api"] or options["api"], other_model
+    )
+    if baseline.name == ours.name:  # two models, or two APIs, of one server
+        suffixes = (model, other_model) if model != other_model else (ours.api, baseline.api)
+        if suffixes[0] == suffixes[1]:
+            raise RequestError("--against names what is measured already: nothing would be compared")
+        ours, baseline = (
+            System(f"{side.name} {suffix}", side.url, side.api, side.model)
+            for side, suffix in zip((ours, baseline), suffixes, strict=True)
+        )
+    if not options["control"]:
+        return ours, baseline
+    return ours, baseline, System("control", url, options["api"], options["control"])
+
+
+def _address(url: str) -> str:
+    return url.partition("://")[2] or url
+
+
+def loaded_model() -> str:
+    """Return the model that is loaded, or else the only one there is."""
+    client = Client.from_environment()
+    for models in (client.ps(), client.tags()):
+        if len(models) == 1:
+            return str(models[0]["name"])
+    raise RequestError("which model? Name it: vllama bench MODEL; `vllama list` has the names")
+
+
+def _levels(options: Mapping[str, Any]) -> tuple[Level, ...]:
+    from vllama.bench.experiment import Level
+
+    levels: list[Level] = []
+    asked = ("sequential", "concurrent", "streaming") if options["mode"] == "all" else (options["mode"],)
+    for mode in cast("tuple[Mode, ...]", asked):
+        if mode == "sequential":
+            levels.append(Level(mode, 1))
+        elif options["rate"]:
+            levels += (Level(mode, rate=float(rate)) for rate in options["rate"])
+        else:
+            levels += (Level(mode, int(clients)) for clients in options["concurrency"])
+    return tuple(levels)
+
+
+def report(result: Result) -> str:
+    """Return the result as a person reads it on a terminal."""
+    header = ("SYSTEM", "LOAD", "OK", "FAILED", "REQ/S", "TOK/S", "TTFT p50", "TPOT p50", "E2E p50", "E2E p99")
+    rows = []
+    for one in result.summaries:
+        m = one.metrics
+        load = f"{one.mode} {one.rate:g}/s" if one.rate is not None else f"{one.mode} C={one.concurrency}"
+        figures = (m.ttft_ms and m.ttft_ms.p50, m.tpot_ms and m.tpot_ms.p50, m.e2e_ms and m.e2e_ms.p50)
+        times = [f"{ms:.1f} ms" if ms is not None else "-" for ms in (*figures, m.e2e_ms and m.e2e_ms.p99)]
+        counts = (str(m.ok), str(m.failed), f"{m.requests_per_second:.2f}", f"{m.output_tokens_per_second:.1f}")
+        rows.append((one.system, load, *counts, *times))
+    said = [f"{one.system}: {one.sentence}" for one in result.diagnoses]
+    said += (one.sentence for one in result.comparisons)
+    said += (f"Warning: {warning}" for warning in result.warnings)
+    return "\n".join([table(header, rows), *([""] if said else []), *said])
