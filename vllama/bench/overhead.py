@@ -1,9 +1,8 @@
 """What the dialect and the gateway cost, against vLLM's own route in the same worker.
 
-    python -m vllama.bench.overhead MODEL_DIRECTORY [--clients 64] [--tokens 128] [--rounds 5]
-
-CPU time is read from the kernel for the process in question (`/proc/PID/task/*/schedstat`, ns), so a busy machine
-does not count. Routes take turns, so a drift of the machine hits all of them alike.
+It starts a server of its own. CPU time is read from the kernel for the process in question
+(`/proc/PID/task/*/schedstat`, ns), so a busy machine does not count. Routes take turns, so a drift of the machine
+hits all of them alike.
 """
 
 from __future__ import annotations
@@ -19,20 +18,28 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import click
 import orjson
 
-from vllama.bench.stream_client import Plan, Sample, Target
+from vllama.bench.experiment import Plan, Progress, result_of
+from vllama.bench.fleet import Fleet
+from vllama.bench.generator import Load, Target
+from vllama.bench.metrics import metrics, ttft_ms, window_of
+from vllama.bench.result import Result, Run, System
+from vllama.errors import RequestError, ServerError
+
+VLLM, PLUGIN, GATEWAY = "vllm", "plugin", "gateway"
+"""The routes: vLLM's own, the plugin's in the same process, and the plugin's behind the gateway."""
+
+API_SERVER = "api_server"
+"""vLLM's API server process among a run's `server_cpu`; the other is GATEWAY."""
 
 _MODEL = "overhead"
-# Alike on both routes, and the cheapest: what the engine spends on sampling slows all of them.
-_SAMPLING = {"temperature": 0, "top_k": 0, "top_p": 1.0}
-_MESSAGES = [{"role": "user", "content": "Tell me a story about a lighthouse keeper and the sea."}]
+_FIRST_TOKENS = 200  # single requests for the time to the first token, each way
+_BLOCK = 20  # of them in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,140 +54,141 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way to the engine, and the processes whose CPU time is its cost, by the name of the cost."""
+    """A way to the engine, and the processes whose CPU time is its cost, by name."""
 
+    name: str
     target: Target
-    body: str
     costs: dict[str, int]
 
 
-@dataclass(slots=True)
-class Cost:
-    """Sums over all rounds. `cpu` is ns of the route's process."""
+def measure_overhead(model: Path, plan: Plan, progress: Progress) -> Result:
+    """Measure the routes to the model in this directory, by the plan's greatest concurrency and its repetitions.
 
-    cpu: int = 0
-    tokens: int = 0
-    chunks: int = 0
-    seconds: float = 0.0
-
-    def add(self, cpu: int, sample: Sample) -> None:
-        """Count a round."""
-        self.cpu += cpu
-        self.tokens += sample.tokens
-        self.chunks += sample.chunks
-        self.seconds += sample.seconds
-
-    @property
-    def per_token(self) -> float:
-        """CPU µs per token."""
-        return self.cpu / 1000 / max(self.tokens, 1)
-
-    @property
-    def per_chunk(self) -> float:
-        """CPU µs per chunk."""
-        return self.cpu / 1000 / max(self.chunks, 1)
-
-
-@click.command()
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--clients", default=64, show_default=True)
-@click.option("--tokens", default=128, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
-@click.option("--first-tokens", default=200, show_default=True, help="Requests for the time to first token, per way.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-def main(model: Path, *, clients: int, tokens: int, rounds: int, first_tokens: int, as_json: bool) -> None:
-    """Measure the overhead of the dialect and the gateway with the model in MODEL.
-
-    \b
-    Example: python -m vllama.bench.overhead ./tiny-model --rounds 3
+    Single requests for one token, `iterations` of them each way, give what the gateway adds to the time to first token.
+    Raises RequestError if there is no such model, and ServerError.
     """
-    with _serving(model) as server:
-        costs = _measure_routes(server, clients, tokens, rounds)
-        direct, through = _measure_first_tokens(server, first_tokens)
-    vllm, plugin, channel, gateway = (costs[name] for name in ("vllm", "plugin", "channel", "gateway"))
-    result = {
-        "vllm_us_per_token": vllm.per_token,
-        "plugin_us_per_token": plugin.per_token,
-        "plugin_ratio": plugin.per_token / vllm.per_token,
-        "channel_us_per_token": channel.per_token,
-        "channel_ratio": channel.per_token / vllm.per_token,
-        "gateway_us_per_chunk": gateway.per_chunk,
-        "ttft_direct_ms": direct * 1000,
-        "ttft_gateway_ms": through * 1000,
-        "ttft_added_ms": (through - direct) * 1000,
-        "tokens_per_second": {name: cost.tokens / cost.seconds for name, cost in costs.items()},
-        "tokens_per_chunk": {name: cost.tokens / max(cost.chunks, 1) for name, cost in costs.items()},
-        "clients": clients,
-        "tokens": tokens,
-        "rounds": rounds,
-    }
-    print(orjson.dumps(result).decode() if as_json else _table(result))
+    if not (model / "config.json").is_file():
+        message = f"--mode overhead starts a server of its own: MODEL must be the directory of a model, not {model}"
+        raise RequestError(message)
+    clients = max(level.concurrency or 1 for level in plan.levels)
+    progress("starting the server", 0.0)
+    runs: list[Run] = []
+    interrupted = False
+    with _serving(model) as server, Fleet(plan.processes) as fleet:
+        routes = _routes(server)
+        try:
+            for repetition in range(-1, plan.repetitions):  # the first is the warm-up
+                for route in routes:
+                    done = 0.8 * max(repetition, 0) / plan.repetitions
+                    progress(f"{route.name}, C = {clients}" + (" (warm-up)" if repetition < 0 else ""), done)
+                    run = _run(fleet, plan, route, clients, repetition)
+                    runs += [run] if repetition >= 0 else []
+            for block in range(-1, -(-(plan.iterations or _FIRST_TOKENS) // _BLOCK)):
+                for route in routes[1:]:
+                    progress(f"{route.name}: first tokens", 0.8 + 0.002 * max(block, 0))
+                    run = _run(fleet, replace(plan, output_tokens=1), route, 1, block)
+                    runs += [run] if block >= 0 else []
+        except KeyboardInterrupt:
+            interrupted = True
+    systems = tuple(System(route.name, route.target.url, route.target.api, _MODEL) for route in routes)
+    return result_of(replace(plan, systems=systems, allow_different=True), runs, interrupted=interrupted)
 
 
-def _table(r: dict[str, Any]) -> str:
-    rate = r["tokens_per_second"]
+def _routes(server: Server) -> tuple[Route, ...]:
+    inside = server.worker_socket
     return (
-        f"{r['clients']} clients, {r['tokens']} tokens a reply, {r['rounds']} rounds each; CPU time of one process\n\n"
-        f"vLLM's /v1/chat/completions      {r['vllm_us_per_token']:6.1f} µs per token               "
-        f"{rate['vllm']:6.0f} tok/s\n"
-        f"our /api/chat, plugin alone      {r['plugin_us_per_token']:6.1f} µs per token   "
-        f"{r['plugin_ratio']:.2f} × vLLM's  {rate['plugin']:6.0f} tok/s\n"
-        f"our /api/chat, behind gateway    {r['channel_us_per_token']:6.1f} µs per token   "
-        f"{r['channel_ratio']:.2f} × vLLM's  {rate['channel']:6.0f} tok/s\n"
-        f"the gateway                      {r['gateway_us_per_chunk']:6.1f} µs per forwarded chunk\n"
-        f"TTFT p50, 1 client               {r['ttft_direct_ms']:6.2f} ms direct, {r['ttft_gateway_ms']:.2f} ms through "
-        f"the gateway: {r['ttft_added_ms']:+.2f} ms"
+        Route(VLLM, Target("http://worker", "openai", _MODEL, inside), {API_SERVER: server.worker}),
+        Route(PLUGIN, Target("http://worker", "ollama", _MODEL, inside), {API_SERVER: server.worker}),
+        Route(
+            GATEWAY,
+            Target(server.url, "ollama", _MODEL),
+            {API_SERVER: server.worker, GATEWAY: server.gateway},
+        ),
     )
 
 
-def _measure_routes(server: Server, clients: int, tokens: int, rounds: int) -> dict[str, Cost]:
-    native = orjson.dumps(
-        {"model": _MODEL, "messages": _MESSAGES, "options": {**_SAMPLING, "num_predict": tokens}}
-    ).decode()
-    openai = orjson.dumps(
-        {
-            "model": _MODEL,
-            "messages": _MESSAGES,
-            "stream": True,
-            "max_tokens": tokens,
-            **_SAMPLING,
-            "stream_options": {"include_usage": True},
-        }
-    ).decode()
-    inside = server.worker_socket
-    routes = [
-        Route(Target("http://worker/v1/chat/completions", inside), openai, {"vllm": server.worker}),
-        Route(Target("http://worker/api/chat", inside), native, {"plugin": server.worker}),
-        Route(Target(f"{server.url}/api/chat", ""), native, {"channel": server.worker, "gateway": server.gateway}),
+def _run(fleet: Fleet, plan: Plan, route: Route, clients: int, repetition: int) -> Run:
+    load = Load(
+        target=route.target,
+        prompts=replace(plan.prompts, salt=f"{plan.seed}:{route.name}:{clients}:{repetition}"),
+        output_tokens=plan.output_tokens,
+        clients=clients,
+        iterations=clients if clients > 1 else _BLOCK,
+        timeout=plan.timeout,
+    )
+    before = {name: cpu_time(pid) for name, pid in route.costs.items()}
+    seen = fleet.run(load, lambda ended: ended)
+    spent = {name: cpu_time(pid) - before[name] for name, pid in route.costs.items()}
+    if seen.interrupted:
+        raise KeyboardInterrupt
+    window = window_of(seen.samples)
+    figures = metrics(seen.samples, (window[1] - window[0]) / 1e9, plan.slo)
+    if not figures.ok:
+        message = f"{route.name}: {seen.samples[0].error or seen.samples[0].outcome}"
+        raise ServerError(message)
+    return Run(
+        route.name,
+        "overhead",
+        max(repetition, 0),
+        window,
+        seen.samples,
+        figures,
+        concurrency=clients,
+        model=_MODEL,
+        client_cpu=seen.cpu,
+        client_processes=seen.processes,
+        server_cpu=spent,
+    )
+
+
+def costs_of(result: Result) -> dict[str, float]:
+    """Return CPU µs per token of each route in the API server, that of the gateway, ratios, and what it adds in ms."""
+    most = max((run.concurrency or 0 for run in result.runs), default=0)
+    loaded = {name: _runs_of(result, name, most) for name in (VLLM, PLUGIN, GATEWAY)}
+    if not all(loaded.values()):
+        return {}
+    per_token = {name: _us_per_token(runs, API_SERVER) for name, runs in loaded.items()}
+    found = {f"{name}_us_per_token": value for name, value in per_token.items()}
+    found["gateway_own_us_per_token"] = _us_per_token(loaded[GATEWAY], GATEWAY)
+    found |= {f"{name}_ratio": per_token[name] / per_token[VLLM] for name in (PLUGIN, GATEWAY)}
+    direct, through = (_median_first(_runs_of(result, name, 1)) for name in (PLUGIN, GATEWAY))
+    if direct is not None and through is not None:
+        found |= {"ttft_direct_ms": direct, "ttft_gateway_ms": through, "ttft_added_ms": through - direct}
+    return found
+
+
+def table_of(result: Result) -> str:
+    """Return those costs as a person reads them."""
+    cost = costs_of(result)
+    if not cost:
+        return "no route was measured"
+    lines = [
+        "CPU time of one process per token",
+        f"vLLM's /v1/chat/completions      {cost['vllm_us_per_token']:6.1f} µs",
+        f"our /api/chat, plugin alone      {cost['plugin_us_per_token']:6.1f} µs   {cost['plugin_ratio']:.2f} ×",
+        f"our /api/chat, through gateway   {cost['gateway_us_per_token']:6.1f} µs   {cost['gateway_ratio']:.2f} ×",
+        f"the gateway itself               {cost['gateway_own_us_per_token']:6.1f} µs",
     ]
-    costs = {name: Cost() for route in routes for name in route.costs}
-    for number in range(rounds + 1):
-        for route in routes:
-            before = {name: cpu_time(pid) for name, pid in route.costs.items()}
-            sample = _run_client(Plan([route.target], route.body, clients, 1))
-            if number == 0:
-                continue  # warm-up
-            for name, pid in route.costs.items():
-                costs[name].add(cpu_time(pid) - before[name], sample)
-    return costs
+    if "ttft_added_ms" in cost:
+        lines.append(
+            f"TTFT p50, 1 client               {cost['ttft_direct_ms']:6.2f} ms direct, "
+            f"{cost['ttft_gateway_ms']:.2f} ms through the gateway: {cost['ttft_added_ms']:+.2f} ms"
+        )
+    return "\n".join(lines)
 
 
-def _measure_first_tokens(server: Server, count: int) -> tuple[float, float]:
-    """The median time to first token of single requests, in seconds: direct and through the gateway, in turns."""
-    body = orjson.dumps({"model": _MODEL, "messages": _MESSAGES, "options": {**_SAMPLING, "num_predict": 1}}).decode()
-    targets = [Target("http://worker/api/chat", server.worker_socket), Target(f"{server.url}/api/chat", "")]
-    direct, through = _run_client(Plan(targets, body, 1, count + 5)).ttft
-    return statistics.median(direct[5:]), statistics.median(through[5:])
+def _runs_of(result: Result, system: str, clients: int) -> list[Run]:
+    return [run for run in result.runs if (run.system, run.concurrency) == (system, clients)]
 
 
-def _run_client(plan: Plan) -> Sample:
-    command = [sys.executable, "-m", "vllama.bench.stream_client", orjson.dumps(asdict(plan)).decode()]
-    done = subprocess.run(command, check=True, capture_output=True, timeout=600)
-    sample = Sample(**orjson.loads(done.stdout))
-    if sample.failures or not sample.tokens:
-        message = f"{sample.failures} requests to {plan.targets} failed"
-        raise click.ClickException(message)
-    return sample
+def _us_per_token(runs: Sequence[Run], process: str) -> float:
+    tokens = sum(sample.tokens_out or 0 for run in runs for sample in run.samples)
+    return sum(run.server_cpu[process] for run in runs) / 1000 / max(tokens, 1)
+
+
+def _median_first(runs: Sequence[Run]) -> float | None:
+    firsts = [first for run in runs for sample in run.samples if (first := ttft_ms(sample)) is not None]
+    return statistics.median(firsts) if firsts else None
 
 
 def cpu_time(pid: int) -> int:
@@ -205,9 +213,9 @@ def _serving(model: Path) -> Iterator[Server]:
         try:
             worker, worker_socket = _wait_for_worker(gateway, url)
             yield Server(url, gateway.pid, worker, worker_socket)
-        except RuntimeError:
+        except ServerError:
             output.seek(0)
-            print(output.read(), file=sys.stderr)
+            sys.stderr.write(output.read())
             raise
         finally:
             gateway.send_signal(signal.SIGTERM)
@@ -221,19 +229,15 @@ def _wait_for_worker(gateway: subprocess.Popen[bytes], url: str) -> tuple[int, s
             with urllib.request.urlopen(f"{url}/api/generate", data=load, timeout=600):  # noqa: S310 - our own URL
                 break
         except urllib.error.HTTPError as error:
-            raise RuntimeError(f"the model cannot be loaded: {error.read().decode()}") from error
+            message = f"the model cannot be loaded: {error.read().decode()}"
+            raise ServerError(message) from error
         except OSError:
             time.sleep(0.1)  # it does not listen yet
     else:
-        raise RuntimeError("the gateway ended")
+        raise ServerError("the gateway ended")
     children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
     for child in children:
         arguments = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
         if "--uds" in arguments:
             return int(child), arguments[arguments.index("--uds") + 1]
-    message = "the gateway has no worker"
-    raise RuntimeError(message)
-
-
-if __name__ == "__main__":
-    main()
+    raise ServerError("the gateway has no worker")

@@ -185,9 +185,23 @@ def measured(
         from vllama.bench.loads import measure_switches
 
         return measure_switches(plan, options["switch_model"], progress)
+    if options["mode"] == "overhead":
+        from vllama.bench.overhead import measure_overhead
+
+        return measure_overhead(model_directory(options["model"]), plan, progress)
     from vllama.bench.experiment import measure
 
     return measure(plan, progress)
+
+
+def model_directory(model: str) -> Path:
+    """Return the directory of a model that is one itself, or that the store has under this name."""
+    if Path(model).is_dir():
+        return Path(model)
+    from vllama.cli.stored import open_store
+    from vllama.names import ModelName
+
+    return Path(open_store().get(ModelName.parse(model)).snapshot)
 
 
 def _refusal(result: Result) -> str:
@@ -306,6 +320,10 @@ def _levels(options: Mapping[str, Any]) -> tuple[Level, ...]:
 
 def report(result: Result) -> str:
     """Return the result as a person reads it on a terminal."""
+    if any(run.mode == "overhead" for run in result.runs):
+        from vllama.bench.overhead import table_of
+
+        return table_of(result)
     header = ("SYSTEM", "LOAD", "OK", "FAILED", "REQ/S", "TOK/S", "TTFT p50", "TPOT p50", "E2E p50", "E2E p99")
     rows = []
     for one in result.summaries:
