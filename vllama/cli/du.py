@@ -38,7 +38,8 @@ def command(*, as_json: bool) -> None:
         return
     click.echo(_table(usage))
     unused = f", {human_size(usage.unused)} of it of no model (see vllama gc)" if usage.unused else ""
-    click.echo(f"\n{human_size(usage.total)} in {store.root}{unused}")
+    caches = f", {human_size(usage.caches)} compiled by engines (see vllama gc --caches)" if usage.caches else ""
+    click.echo(f"\n{human_size(usage.total)} in {store.root}{unused}{caches}")
 
 
 def _table(usage: Usage) -> str:
@@ -57,4 +58,5 @@ def _as_record(usage: Usage) -> dict[str, object]:
         ],
         "total": usage.total,
         "unused": usage.unused,
+        "caches": usage.caches,
     }

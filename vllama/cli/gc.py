@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 Examples:
   vllama gc --dry-run
   vllama gc --partial
+  vllama gc --caches
   vllama gc --json | jq .freed""",
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
 @click.option("--partial", is_flag=True, help="Also remove what pulls had fetched when they were stopped.")
+@click.option("--caches", is_flag=True, help="Also remove what engines have compiled for the models, unless loaded.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is removed and kept as JSON.")
-def command(*, dry_run: bool, partial: bool, as_json: bool) -> None:
+def command(*, dry_run: bool, partial: bool, caches: bool, as_json: bool) -> None:
     """Remove from the store (OLLAMA_MODELS) what no model needs.
 
-    That is: files of models that no name has any more, uploads that nothing was made of within an hour, and what
-    killed processes left. Safe beside a running server, pulls and creates: what they are bringing in stays.
+    That is: files of models that no name has any more, what engines compiled for them, uploads that nothing was made of
+    within an hour, and what killed processes left. Safe beside a running server, pulls and creates: what they use or
+    bring in stays.
     """
     from vllama.store.garbage import collect
 
-    report = collect(open_store(), dry_run=dry_run, partial=partial)
+    report = collect(open_store(), dry_run=dry_run, partial=partial, caches=caches)
     if as_json:
         print_json(_as_record(report))
     else:

@@ -20,12 +20,14 @@ import orjson
 
 from vllama.errors import ManifestCorrupt, StoreError
 from vllama.names import ModelName
+from vllama.store import caches as compiled
 from vllama.store.blobs import Blobs
 from vllama.store.model_store import ModelStore, remove_orphan
 
 log = logging.getLogger(__name__)
 
 _IN_USE = "in use by a process that brings a model in"
+_LOADED = "in use by a loaded model"
 _STOPPED = "a pull that was stopped: it goes on here when it is asked for again"
 _PATIENCE_SECONDS, _LOOK_AGAIN_SECONDS = 1.0, 0.02
 
@@ -35,7 +37,7 @@ Links = Counter[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something that is removed or kept. `kind`: snapshot, staging, blob, upload or manifest (half of one).
+    """Something that is removed or kept. `kind`: snapshot, staging, blob, upload, manifest (half of one) or cache.
 
     `size` is the bytes that its removal frees: those of files that have no other link.
     """
@@ -59,9 +61,10 @@ class Report:
         return sum(item.size for item in self.removed)
 
 
-def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False) -> Report:
+def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False, caches: bool = False) -> Report:
     """Remove what no model needs, with `partial` also what pulls had fetched when they were stopped.
 
+    With `caches` also what engines have compiled for the models that are there, unless one runs.
     Uploads of the last hour stay: a model may yet be made of them. With `dry_run` nothing is removed.
     """
     collection = _Collection(store, dry_run=dry_run, partial=partial)
@@ -69,6 +72,7 @@ def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False) 
     collection.snapshots()
     collection.orphans()
     collection.blobs()
+    collection.caches(of_models=caches)
     return collection.report
 
 
@@ -195,6 +199,21 @@ class _Collection:
         """Remove uploads that no model was made of."""
         for path in Blobs(self._store.root).unused():
             self._remove("blob", path)
+
+    def caches(self, *, of_models: bool) -> None:
+        """Remove what was compiled for files that are gone; with `of_models` all."""
+        needed = set() if of_models else {manifest.weights_digest for manifest in self._store.list()}
+        for digest, path in compiled.all_of(self._store.root).items():
+            if digest in needed:
+                continue
+            item = Item("cache", path, _freed(_files(path), self._gone))
+            try:
+                if self._gone is None and not compiled.remove(path):
+                    self.report.kept.append((item, _LOADED))
+                else:
+                    self.report.removed.append(item)
+            except OSError as error:
+                self.report.failed.append(f"cannot remove {path}: {error}")
 
     def _keep(self, kind: str, path: Path, why: str) -> None:
         self.report.kept.append((Item(kind, path, _freed(_files(path))), why))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.names import ModelName
+from vllama.store import caches
 from vllama.store.model_store import ModelStore
 
 _Sizes = dict[tuple[int, int], int]
@@ -30,11 +31,15 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes of a store: of each model, the largest first, of all in it, and of what belongs to no model."""
+    """Bytes of a store: of each model, the largest first, of all in it, and of what belongs to no model.
+
+    `caches` is what engines have compiled for the models.
+    """
 
     models: tuple[ModelUsage, ...]
     total: int
     unused: int
+    caches: int
 
 
 def measure(store: ModelStore) -> Usage:
@@ -57,11 +62,16 @@ def measure(store: ModelStore) -> Usage:
     models = [usage(name, sizes) for name, sizes in files.items()]
     everything = _sizes(Path(folder) / name for folder, _, found in os.walk(store.root) for name in found)
     manifests_apart = _sizes((store.root / "names").glob("*/*/*/*.json"))
-    unused = sum(everything[inode] for inode in everything.keys() - names.keys() - manifests_apart.keys())
+    compiled = _sizes(
+        path for folder in caches.all_of(store.root).values() for path in folder.rglob("*") if path.is_file()
+    )
+    known = names.keys() | manifests_apart.keys() | compiled.keys()
+    unused = sum(everything[inode] for inode in everything.keys() - known)
     return Usage(
         models=tuple(sorted(models, key=lambda m: (-(m.own + m.shared + m.outside), m.name.display))),
         total=sum(everything.values()),
         unused=unused,
+        caches=sum(compiled.values()),
     )
 
 

@@ -1,0 +1,137 @@
+"""What engines have compiled for a model, kept in the store so that its next start need not compile again.
+
+Each model's files have a directory of their own, which vLLM is told as VLLM_CACHE_ROOT. What lies in it vLLM keys
+itself: by its version, torch, the GPU, the model's path and configuration, flags and variables
+(`VllmConfig.compute_hash`, `vllm.envs.compile_factors`). It is code that engines run: no one but its owner may write
+there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "cache"
+_SHARED = "shared"
+_MODELINFOS = "modelinfos"
+"""What vLLM found out of architectures, in JSON with the checksum of its source: the same for all models."""
+
+
+def directory(root: Path, weights_digest: str) -> Path:
+    """Where the engines of a model keep what they compile; `root` is the store's. It may not exist.
+
+    All that a start on an equal machine needs: whoever carries the model there carries this directory, too. `files`
+    lists what is in it.
+    """
+    return root / _FOLDER / weights_digest
+
+
+def files(root: Path, weights_digest: str) -> Iterator[tuple[str, Path]]:
+    """The files of a model's cache: their paths inside it, and where they lie."""
+    top = directory(root, weights_digest)
+    for folder, folders, names in os.walk(top, followlinks=True):
+        folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink() or name == _MODELINFOS]
+        for name in names:
+            path = Path(folder) / name
+            if path.is_file() and not path.is_symlink():
+                yield path.relative_to(top).as_posix(), path
+
+
+def variables(root: Path, weights_digest: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that lead an engine of this model to its cache; none where the user has a VLLM_CACHE_ROOT."""
+    if "VLLM_CACHE_ROOT" in environment:
+        return {}
+    own = directory(root, weights_digest)
+    places = {
+        "VLLM_CACHE_ROOT": own,
+        "TRITON_CACHE_DIR": own / "triton",
+        "TORCHINDUCTOR_CACHE_DIR": own / "inductor",
+    }
+    return {name: str(place) for name, place in places.items() if name not in environment}
+
+
+def shared_variables(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Those that are the same for all models, because they are read while libraries are imported."""
+    places = {"FLASHINFER_WORKSPACE_BASE": root / _FOLDER / _SHARED}
+    return {name: str(place) for name, place in places.items() if name not in environment}
+
+
+class CacheInUse:
+    """A model's cache that an engine uses; until `close` no `remove` takes it away."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Let it go. Idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def use(root: Path, weights_digest: str) -> CacheInUse | None:
+    """Make a model's cache ready for an engine; None, with a warning, where there can be no safe one."""
+    top, own = root / _FOLDER, directory(root, weights_digest)
+    shared = top / _SHARED / _MODELINFOS
+    try:
+        for folder in (top, top / _SHARED, shared, own):
+            folder.mkdir(mode=0o700, parents=folder == top, exist_ok=True)
+        if not _is_ours_alone(top):
+            log.warning("nothing is cached in %s: others than its owner can write there", top)
+            return None
+        _link(own / _MODELINFOS, shared)
+        descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        log.warning("nothing is cached in %s: %s", top, error)
+        return None
+    with suppress(OSError):  # some network file systems cannot lock; then nothing keeps a `remove` out
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return CacheInUse(own, descriptor)
+
+
+def remove(path: Path) -> bool:
+    """Remove one of `all_of`; False where an engine uses it. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def all_of(root: Path) -> dict[str, Path]:
+    """The caches of a store by their models' `weights_digest`."""
+    return {
+        path.name: path
+        for path in sorted((root / _FOLDER).glob("*"))
+        if path.is_dir() and not path.is_symlink() and path.name != _SHARED
+    }
+
+
+def _is_ours_alone(path: Path) -> bool:
+    state = path.lstat()
+    return stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & 0o022
+
+
+def _link(link: Path, shared: Path) -> None:
+    """Make `link` lead to what models share; what came with a model instead is moved there."""
+    if link.is_symlink():
+        return
+    if link.is_dir():
+        for path in link.iterdir():
+            path.replace(shared / path.name)
+        link.rmdir()
+    with suppress(FileExistsError):  # another load of the same model
+        link.symlink_to(Path("..") / shared.relative_to(shared.parents[1]))
