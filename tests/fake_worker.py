@@ -19,6 +19,7 @@ import orjson
 
 from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
 from vllama.ollama.status import JSON
+from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.process import Memory
 from vllama.scheduler.serving import Serving
 from vllama.store.manifest import Manifest
@@ -239,6 +240,9 @@ class FakeWorker:
     async def _until_exit(self) -> int:
         return await self._exit
 
+    def load_progress(self) -> LoadProgress:
+        return LoadProgress(Phase.WEIGHTS, 40, "Loading shards: 40% Completed")
+
     async def become_ready(self, stall_timeout: float | None) -> None:
         await self._launcher.may_load.wait()
         if self._launcher.failure is not None:
@@ -294,6 +298,12 @@ class FakeLauncher:
         self.workers.append(worker)
         self.started.put_nowait(worker)
         return worker
+
+    def keep_spares(self) -> None:
+        """It has none."""
+
+    async def drop_spares(self) -> None:
+        """It has none."""
 
     async def check_flags(self) -> None:
         if self.refusal is not None:

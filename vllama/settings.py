@@ -130,6 +130,13 @@ SETTINGS: tuple[Setting, ...] = (
         "context to serve, in tokens; 0: as much as model and memory allow",
     ),
     Setting(
+        "spare_workers",
+        "VLLAMA_SPARE_WORKERS",
+        1,
+        _non_negative,
+        "worker processes that have imported vLLM already and wait for a model to load; each holds 0.6 GB; 0: none",
+    ),
+    Setting(
         "debug",
         "OLLAMA_DEBUG",
         False,
@@ -155,6 +162,7 @@ class Settings:
     num_parallel: int
     max_queue: int
     context_length: int
+    spare_workers: int
     debug: bool
 
     @classmethod

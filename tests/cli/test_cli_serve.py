@@ -200,6 +200,7 @@ SAMPLES = {
     "num_parallel": ("16", 16),
     "max_queue": ("9", 9),
     "context_length": ("4096", 4096),
+    "spare_workers": ("0", 0),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ class Process:
     def command(self) -> list[str]:
         """Its arguments, or the title that it gave itself."""
         with suppress(OSError):
-            return Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+            text = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0")
+            return text.split("\0") if "\0" in text else shlex.split(text)
         return []
 
     @property

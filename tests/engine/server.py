@@ -31,9 +31,12 @@ _numbers = itertools.count(1)
 
 
 def environment(models: Path, mark: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an environment in which nothing but `models` and `extra` configures vllama and vLLM."""
+    """Return an environment in which nothing but `models` and `extra` configures vllama and vLLM.
+
+    No spare workers unless `extra` says so: they would import beside the tests.
+    """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "VLLM", "VLLAMA"))}
-    return {**inherited, "OLLAMA_MODELS": str(models), MARK: mark, **(extra or {})}
+    return {**inherited, "OLLAMA_MODELS": str(models), "VLLAMA_SPARE_WORKERS": "0", MARK: mark, **(extra or {})}
 
 
 RUNNING = "vllm:num_requests_running"

@@ -186,7 +186,10 @@ def _imports(server: Server) -> bool:
 
 
 def _engine_process_starts(server: Server) -> bool:
-    return any("spawn_main" in process.title for process in server.tree.living())
+    workers = {worker.main.pid for worker in server.workers()}
+    return any(
+        process.parent in workers and "resource_tracker" not in process.title for process in server.tree.living()
+    )
 
 
 def _engine_loads(server: Server) -> bool:

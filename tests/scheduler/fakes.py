@@ -12,6 +12,7 @@ from typing import Any
 
 from tiny_snapshot import make_manifest
 
+from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.process import Memory
 from vllama.scheduler.scheduler import Resident, Scheduler
 from vllama.settings import Settings
@@ -71,6 +72,9 @@ class ScriptedWorker:
     @property
     def is_alive(self) -> bool:
         return not self._exit.done()
+
+    def load_progress(self) -> LoadProgress:
+        return LoadProgress(Phase.WEIGHTS, 40, "Loading shards: 40% Completed")
 
     async def become_ready(self, stall_timeout: float | None) -> None:
         try:

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vllama.worker import lifeline
+from vllama.worker import lifeline, spare
 from vllama.worker.controls import SLEEP, WAKE
 
 TOKENS_REFUSED = 3
@@ -132,4 +132,9 @@ def flags_are_fine() -> None:
 if __name__ == "__main__":
     if sys.argv[1] != "stubborn":  # as a child it has to outlive what a real worker's would not
         lifeline.tie()
-    globals()[sys.argv[1]]()
+    behaviour = sys.argv[1]
+    if sys.argv[2:] == ["--spare"]:
+        if (ordered := spare.wait_for_order()) is None:
+            sys.exit(0)
+        sys.argv[1:] = [behaviour, *ordered]
+    globals()[behaviour]()

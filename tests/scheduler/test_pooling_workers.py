@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from tiny_snapshot import make_manifest, write_snapshot
@@ -17,7 +18,8 @@ from tiny_snapshot import make_manifest, write_snapshot
 from vllama.scheduler import engine_flags
 from vllama.scheduler.launcher import Launcher
 from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
-from vllama.scheduler.process import WorkerProcess, WorkerSpec
+from vllama.scheduler.process import WorkerSpec
+from vllama.scheduler.spares import Spares
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 
@@ -40,10 +42,11 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[WorkerSpec]:
     """The specifications of the workers that would have been started."""
     specs: list[WorkerSpec] = []
 
-    async def start(spec: WorkerSpec) -> None:
+    async def start(spares: Spares, spec: WorkerSpec) -> Any:
         specs.append(spec)
+        return MagicMock()
 
-    monkeypatch.setattr(WorkerProcess, "start", start)
+    monkeypatch.setattr(Spares, "start", start)
     return specs
 
 

@@ -47,6 +47,12 @@ class GatewayLauncher(WorkerLauncher, Protocol):
     async def check_flags(self) -> None:
         """Raise BadEngineFlags where vLLM does not know the user's flags."""
 
+    def keep_spares(self) -> None:
+        """Begin to prepare workers that wait for their model."""
+
+    async def drop_spares(self) -> None:
+        """End them, and prepare no more."""
+
     def close(self) -> None:
         """Clean up."""
 
@@ -123,16 +129,20 @@ async def _serve(
     # What the operator names stays, unless keep-alive was set to anything but its default.
     keep_alive = FOREVER if settings.keep_alive == DEFAULT_KEEP_ALIVE else settings.keep_alive
     url = f"http://localhost:{port}"
+
     # A load is the best check of the flags; where there is none, wrong ones shall not wait for the first request.
-    prepare = _preload(scheduler, manifests, keep_alive, url) if manifests else launcher.check_flags()
-    preparing = asyncio.create_task(prepare)
+    async def prepare() -> None:
+        await (_preload(scheduler, manifests, keep_alive, url) if manifests else launcher.check_flags())
+        launcher.keep_spares()
+
+    preparing = asyncio.create_task(prepare())
     preparing.add_done_callback(lambda task: _stop_on_bad_flags(task, server))
     try:
         await server.serve(sockets=[listener])
     finally:
         preparing.cancel()
         await asyncio.wait({preparing})
-        await scheduler.close()
+        await asyncio.gather(scheduler.close(), launcher.drop_spares())
         gateway.close()
         launcher.close()
     refused = not preparing.cancelled() and isinstance(preparing.exception(), BadEngineFlags)

@@ -10,16 +10,20 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from vllama.errors import LoadFailed
 from vllama.scheduler import engine_flags
-from vllama.scheduler.memory import Placement, Unfit, environment, flags
+from vllama.scheduler.memory import Placement, Unfit, flags
+from vllama.scheduler.memory import environment as memory_environment
 from vllama.scheduler.planner import Look, Planner
 from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
 from vllama.scheduler.process import COMMAND, Memory, WorkerProcess, WorkerSpec, check_flags
 from vllama.scheduler.serving import Serving
+from vllama.scheduler.spares import Spares
 from vllama.settings import Settings
+from vllama.store import caches
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.worker.profile import SUPERVISED
@@ -52,6 +56,7 @@ class Launcher:
         self._numbers = itertools.count(1)
         self._logs = settings.models / "logs"
         self.runtime = _new_runtime_directory()
+        self._spares = Spares(settings.spare_workers, self._command, self._usual_environment, self._logs / "spare.log")
         for name in engine_flags.REMOVED_VARIABLES:
             if os.environ.get(name):
                 log.warning("%s is not passed to the models' workers: vllama could not talk to them", name)
@@ -60,6 +65,14 @@ class Launcher:
         """Ask vLLM about the user's flags, if there are any. Raises BadEngineFlags."""
         if self._user_flags:
             await check_flags(self._user_flags, self._environment(), self._command)
+
+    def keep_spares(self) -> None:
+        """Prepare spare workers from now on, as many as the settings say."""
+        self._spares.open()
+
+    async def drop_spares(self) -> None:
+        """End the spare workers, and prepare no more."""
+        await self._spares.close()
 
     def engine_of(self, manifest: Manifest) -> str:
         """The identity of the engine that serves the model: models with the same can share a worker."""
@@ -89,22 +102,26 @@ class Launcher:
             dtype=engine_flags.computing_type(description, on_cpu=self._on_cpu),
             planned=flags(placement) if placement else self._unplanned(description),
         )
-        return await WorkerProcess.start(
-            WorkerSpec(
-                arguments=arguments,
-                environment={
-                    **engine_flags.eager_environment(arguments, on_cpu=self._on_cpu),
-                    **self._environment(),
-                    **(environment(placement) if placement else {}),
-                    SUPERVISED: "1",
-                },
-                socket=socket,
-                memory=self._memory(manifest, placement),
-                log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
-                command=self._command,
-                trial=trial,
-            )
+        environment = {**self._worker_environment(arguments), **(memory_environment(placement) if placement else {})}
+        cache = caches.use(self._settings.models, manifest.weights_digest)
+        if cache is not None:
+            environment |= caches.variables(self._settings.models, manifest.weights_digest, environment)
+        spec = WorkerSpec(
+            arguments=arguments,
+            environment=environment,
+            socket=socket,
+            memory=self._memory(manifest, placement),
+            log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
+            command=self._command,
+            trial=trial,
         )
+        with ExitStack() as held:
+            if cache is not None:
+                held.callback(cache.close)
+            worker = await self._spares.start(spec)
+            holding = held.pop_all()
+        worker.exited.add_done_callback(lambda _: holding.close())
+        return worker
 
     async def _place_alone(self, manifest: Manifest) -> Placement | None:
         """The placement on the machine as it is; None where only vLLM can see what there is."""
@@ -129,6 +146,28 @@ class Launcher:
     def close(self) -> None:
         """Remove the directory of the sockets."""
         shutil.rmtree(self.runtime, ignore_errors=True)
+
+    def _usual_environment(self) -> dict[str, str]:
+        """That of a worker whose model brings no flags."""
+        return self._worker_environment(
+            engine_flags.command_line(
+                Path("model"),
+                [],
+                Path("socket"),
+                self._settings,
+                user_flags=self._user_flags,
+                on_cpu=self._on_cpu,
+                compiled=self._compiled,
+            )
+        )
+
+    def _worker_environment(self, arguments: Sequence[str]) -> dict[str, str]:
+        return {
+            **engine_flags.eager_environment(arguments, on_cpu=self._on_cpu),
+            **caches.shared_variables(self._settings.models, os.environ),
+            **self._environment(),
+            SUPERVISED: "1",
+        }
 
     def _environment(self) -> dict[str, str]:
         return engine_flags.environment(os.environ, self.runtime, on_cpu=self._on_cpu)

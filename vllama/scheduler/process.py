@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
 from vllama.scheduler.control import tell
 from vllama.scheduler.engine_flags import sleeps
+from vllama.scheduler.load_phases import LoadProgress, progress_of
+from vllama.scheduler.log_text import clean_lines
 from vllama.scheduler.probe import Trial, produce_one_token, served_context
 from vllama.worker.controls import SLEEP, WAKE
 from vllama.worker.lifeline import PARENT_VARIABLE
@@ -65,7 +67,7 @@ class WorkerProcess:
     """A process tree in a session of its own; it dies with the gateway (vllama.worker.lifeline).
 
     One-shot: once it has exited it is not started again. `exited` resolves when the main process has,
-    for whatever reason.
+    for whatever reason; `settled` is set when its load has come to its end, good or bad.
     """
 
     def __init__(self, spec: WorkerSpec, process: asyncio.subprocess.Process) -> None:
@@ -74,21 +76,14 @@ class WorkerProcess:
         self.context_length = 0
         self.channels: tuple[Path, ...] = ()
         self._canary: dict[str, Any] = {}
+        self.settled = asyncio.Event()
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
 
     @classmethod
     async def start(cls, spec: WorkerSpec) -> WorkerProcess:
         """Start the processes; they are not ready yet."""
         with spec.log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                *spec.command,
-                *spec.arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=asyncio.subprocess.STDOUT,
-                env={**spec.environment, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # its own group; Ctrl-C in the terminal is for the gateway alone
-            )
+            process = await start_process([*spec.command, *spec.arguments], spec.environment, output)
         log.info("worker %d starts: %s", process.pid, " ".join(spec.arguments))
         return cls(spec, process)
 
@@ -121,6 +116,7 @@ class WorkerProcess:
             self.channels = self._find_channels()
             if self.channels and await self._spec.trial(self._spec.socket, stall_timeout):
                 self.context_length = await served_context(self._spec.socket, stall_timeout)
+                self.settled.set()
                 return
             if stall_timeout is not None and progress.stalled_for() > stall_timeout:
                 await self.stop(grace=0)
@@ -171,16 +167,20 @@ class WorkerProcess:
 
     def log_tail(self) -> str:
         """The last lines of the log that say something, colours and progress bars removed."""
-        lines: deque[str] = deque(maxlen=_LOG_TAIL_LINES)
-        with contextlib.suppress(OSError), self._spec.log.open(errors="replace", newline="\n") as text:
-            for line in text:
-                clean = _NOISE.sub("", line.rstrip().rsplit("\r", 1)[-1]).rstrip()
-                if clean:
-                    lines.append(clean)
-        return "\n".join(lines)
+        return "\n".join(deque(clean_lines(self._log_text()), maxlen=_LOG_TAIL_LINES))
+
+    def load_progress(self) -> LoadProgress:
+        """How far its load is, by its log."""
+        return progress_of(self._log_text())
+
+    def _log_text(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._spec.log.read_bytes().decode(errors="replace")
+        return ""
 
     async def _reap(self) -> int:
         status = await self._process.wait()
+        self.settled.set()
         # What the main process left behind, as EngineCore after a kill -9, is still in its group.
         self._signal(signal.SIGKILL)
         return status
@@ -208,7 +208,20 @@ class WorkerProcess:
         )
 
 
-_NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+async def start_process(
+    command: Sequence[str], environment: Mapping[str, str], output: BinaryIO, *, has_orders: bool = False
+) -> asyncio.subprocess.Process:
+    """Start a process that is tied to us and leads a group of its own; `has_orders` gives it a pipe as its input."""
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE if has_orders else asyncio.subprocess.DEVNULL,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**environment, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,  # Ctrl-C in the terminal is for the gateway alone
+    )
+
+
 # What argparse prints last, after the usage: the program's name and its reason, which may have several lines.
 _REFUSAL = re.compile(r"^vllm[^\n]*: error: (.+)\Z", re.MULTILINE | re.DOTALL)
 

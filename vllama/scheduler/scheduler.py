@@ -18,6 +18,7 @@ from typing import Protocol
 
 from vllama.durations import NS_PER_SECOND
 from vllama.errors import EngineError, LoadFailed, Overloaded, WorkerDied
+from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.policy import ResidentFacts, choose_victim
 from vllama.scheduler.process import Memory
 from vllama.settings import Settings
@@ -42,6 +43,9 @@ class Worker(Protocol):
     @property
     def memory(self) -> Memory:
         """What it holds."""
+
+    def load_progress(self) -> LoadProgress:
+        """How far its load is."""
 
     async def become_ready(self, stall_timeout: float | None) -> None:
         """Return when it can serve; raise LoadFailed otherwise."""
@@ -123,12 +127,16 @@ class Resident:
             leases=self.leases,
             context_length=self.worker.context_length if self.worker else 0,
             memory=self.worker.memory if self.worker else Memory(self.manifest.size, 0),
+            load=self._load_progress() if self.state is State.LOADING else None,
         )
+
+    def _load_progress(self) -> LoadProgress:
+        return self.worker.load_progress() if self.worker else LoadProgress(Phase.WAITING)
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentView:
-    """A resident as `/api/ps` shows it. `context_length` is 0 while it is not known yet."""
+    """A resident as `/api/ps` shows it. `context_length` is 0 while it is not known yet; `load` is None once loaded."""
 
     engine: str
     manifest: Manifest
@@ -137,6 +145,7 @@ class ResidentView:
     leases: int
     context_length: int
     memory: Memory
+    load: LoadProgress | None = None
 
 
 class Scheduler:

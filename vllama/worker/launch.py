@@ -2,9 +2,11 @@
 
     python -m vllama.worker.launch MODEL_PATH --uds SOCKET [any flag of `vllm serve`]
     python -m vllama.worker.launch --check-flags [any flag of `vllm serve`]
+    python -m vllama.worker.launch --spare
 
 `--check-flags` parses, says what vLLM has to say against the flags, and loads nothing. Both exit
-with 2 where vLLM refuses a flag.
+with 2 where vLLM refuses a flag. `--spare` imports all that a worker needs, and becomes one when it
+reads its order on standard input (vllama.worker.spare); it ends where there comes none.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vllama.worker import lifeline
+from vllama.worker import forking, lifeline, spare
 
 lifeline.tie()
 if hasattr(os, "register_at_fork"):
@@ -21,6 +23,12 @@ if hasattr(os, "register_at_fork"):
 
 def main(arguments: list[str]) -> None:
     """Run `vllm serve` with these arguments; returns when the server has stopped."""
+    if arguments == ["--spare"]:
+        spare.import_everything()
+        ordered = spare.wait_for_order()
+        if ordered is None:
+            return
+        arguments = list(ordered)
     check_only = arguments[:1] == ["--check-flags"]
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -31,6 +39,7 @@ def main(arguments: list[str]) -> None:
     parsed = parser.parse_args(["serve", *arguments[check_only:]])
     command.validate(parsed)
     if not check_only:
+        forking.prefer_fork(parsed)
         command.cmd(parsed)
 
 

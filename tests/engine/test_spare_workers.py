@@ -1,0 +1,94 @@
+"""Spare workers and forked engines: as good as those that import everything themselves, and never left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.conftest import StartServer
+from engine.processes import Process, wait_for
+from engine.server import Record, Server, Worker
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+GONE = 20
+"""Seconds in which every process of a dead tree must have ended."""
+
+SPARE = {"VLLAMA_SPARE_WORKERS": "1"}
+
+
+def spares(server: Server) -> list[Process]:
+    return [process for process in server.tree.living() if process.command[-1:] == ["--spare"]]
+
+
+def spare_of(server: Server) -> Process:
+    """The spare, once it has imported."""
+    output = server.store / "logs" / "spare.log"
+    wait_for(lambda: any(f"spare {spare.pid} waits" in output.read_text() for spare in spares(server)), "a spare waits")
+    return spares(server)[0]
+
+
+def greedy(model: str) -> Record:
+    return {"model": model, "prompt": "The capital of France", "options": {"temperature": 0, "num_predict": 32}}
+
+
+def test_a_load_that_takes_the_spare_answers_as_one_of_its_own(start_server: StartServer, tiny: str) -> None:
+    server = start_server(environ=SPARE)
+    spare = spare_of(server)
+    taken = server.load(tiny)
+    assert taken.main == spare
+    of_spare, titled = server.ask("/api/generate", greedy(tiny)), lasting_words(taken)
+    server.close()
+
+    spawning = start_server(environ={"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
+    of_fresh = spawning.ask("/api/generate", greedy(tiny))
+
+    assert of_spare["response"] == of_fresh["response"]
+    assert of_spare["context"] == of_fresh["context"]
+    assert titled == lasting_words(spawning.worker(tiny))
+
+
+def lasting_words(worker: Worker) -> list[str]:
+    """Its command line without what differs from one start to the next: the socket and the bytes of the KV cache."""
+    return [word for word in worker.main.command if not word.endswith(".sock") and not word.isdigit()]
+
+
+def test_a_spare_that_is_killed_is_no_loss(start_server: StartServer, tiny: str) -> None:
+    server = start_server(environ=SPARE)
+    spare = spare_of(server)
+    spare.kill()
+
+    worker = server.load(tiny)
+
+    assert worker.main != spare
+    assert server.ask("/api/generate", greedy(tiny))["eval_count"] == 32
+
+
+@pytest.mark.parametrize("has_to_wait", [False, True], ids=["while it imports", "while it waits"])
+def test_no_spare_outlives_a_gateway_that_is_killed(start_server: StartServer, *, has_to_wait: bool) -> None:
+    server = start_server(environ=SPARE)
+    wait_for(lambda: spares(server), "a spare starts")
+    if has_to_wait:
+        spare_of(server)
+    server.process.kill()
+
+    server.tree.wait_until_gone(GONE)
+
+
+def test_sigterm_ends_the_spare_too(start_server: StartServer) -> None:
+    server = start_server(environ=SPARE)
+    spare_of(server)
+    server.terminate()
+
+    assert server.wait() == 0
+    server.tree.wait_until_gone(GONE)
+
+
+def test_the_engines_processes_are_forked_and_know_whose_children_they_are(
+    start_server: StartServer, tiny: str
+) -> None:
+    server = start_server()
+    server.load(tiny)
+    titles = [process.title for process in server.tree.living()]
+
+    assert any("EngineCore" in title for title in titles)
+    assert not any("spawn_main" in title for title in titles)

@@ -1,0 +1,268 @@
+"""Spare workers, with real processes in vLLM's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from vllama.scheduler import spares as spares_module
+from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec
+from vllama.scheduler.spares import Spares, late_changes
+
+from . import stand_in_worker
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+PATIENCE = 30.0
+USUAL = {**os.environ, "USUAL": "1"}
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}  # processes take real time
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A directory for sockets: their paths have to be short."""
+    with tempfile.TemporaryDirectory(prefix="vllama-") as directory:
+        yield Path(directory)
+
+
+class Scene:
+    """Spares and the workers that they became; `output` is where spares write."""
+
+    def __init__(self, runtime: Path, count: int) -> None:
+        self._runtime = runtime
+        self._workers: list[WorkerProcess] = []
+        self._behaviour = "ready"
+        self.output = runtime / "logs" / "spare.log"
+        self.spares = Spares(count, self.command(), lambda: USUAL, self.output)
+
+    @staticmethod
+    def command(behaviour: str = "ready") -> tuple[str, ...]:
+        return sys.executable, stand_in_worker.__file__, behaviour
+
+    async def spare(self) -> int:
+        """The process id of the latest spare, as soon as it waits."""
+        return await within(self._printed())
+
+    async def _printed(self) -> int:
+        while True:
+            text = self.output.read_text() if self.output.exists() else ""
+            if text.endswith(" waits\n"):
+                return int(text.split()[1])
+            await asyncio.sleep(0.01)
+
+    async def another_spare(self, than: int) -> int:
+        """The process id of the spare that comes after one."""
+
+        async def look() -> int:
+            while (found := await self._printed()) == than:
+                await asyncio.sleep(0.01)
+            return found
+
+        return await within(look())
+
+    async def load(self, environment: Mapping[str, str] = USUAL, behaviour: str = "ready") -> WorkerProcess:
+        """Start a worker; it is not ready yet."""
+        number = len(self._workers)
+        spec = WorkerSpec(
+            arguments=["/model", "--uds", str(self._runtime / f"{number}.sock")],
+            environment=environment,
+            socket=self._runtime / f"{number}.sock",
+            log=self._runtime / f"{number}.log",
+            memory=Memory(0, 0),
+            command=self.command(behaviour),
+        )
+        self._workers.append(await within(self.spares.start(spec)))
+        return self._workers[-1]
+
+    def told(self, worker: WorkerProcess) -> dict[str, Any]:
+        """What a ready worker was told."""
+        told: dict[str, Any] = json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())
+        return told
+
+    async def close(self) -> None:
+        await within(self.spares.close())
+        for worker in self._workers:
+            await within(worker.stop(grace=0))
+
+
+MakeScene = Callable[..., Scene]
+
+
+@pytest.fixture
+async def make_scene(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeScene]:
+    monkeypatch.setattr(spares_module, "_PAUSE_SECONDS", 0.01)
+    scenes: list[Scene] = []
+
+    def make(count: int = 1) -> Scene:
+        scenes.append(Scene(runtime, count))
+        return scenes[-1]
+
+    yield make
+    for scene in scenes:
+        await scene.close()
+
+
+async def within(awaitable: Awaitable[T]) -> T:
+    return await asyncio.wait_for(awaitable, PATIENCE)
+
+
+async def test_a_load_takes_the_spare(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    spare = await scene.spare()
+    worker = await scene.load()
+    await within(worker.become_ready(PATIENCE))
+    assert worker.pid == spare
+    assert worker.context_length == 2048
+
+
+async def test_a_spare_becomes_what_a_fresh_process_is(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    fresh = await scene.load()
+    await within(fresh.become_ready(PATIENCE))
+    scene.spares.open()
+    spare = await scene.spare()
+    taken = await scene.load()
+    await within(taken.become_ready(PATIENCE))
+    assert taken.pid == spare != fresh.pid
+    one, other = scene.told(fresh), scene.told(taken)
+    assert one["arguments"] == [*other["arguments"][:2], str(fresh.socket)]
+    assert one["environment"] == {**other["environment"], "VLLAMA_PARENT_PID": str(fresh.pid)}
+    assert os.getpgid(taken.pid) == taken.pid
+    assert taken.log_tail() == fresh.log_tail() != ""
+    for descriptor in range(3):
+        assert _file(taken.pid, descriptor).replace("1.log", "0.log") == _file(fresh.pid, descriptor)
+
+
+def _file(pid: int, descriptor: int) -> str:
+    return str(Path(f"/proc/{pid}/fd/{descriptor}").readlink())
+
+
+async def test_what_is_read_late_is_told_to_the_spare(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    spare = await scene.spare()
+    worker = await scene.load({**USUAL, "CUDA_VISIBLE_DEVICES": "1"})
+    await within(worker.become_ready(PATIENCE))
+    assert worker.pid == spare
+    assert scene.told(worker)["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize("changed", [{**USUAL, "USUAL": "2"}, {**USUAL, "MORE": "1"}, dict(os.environ)])
+async def test_another_environment_needs_a_fresh_process_and_leaves_the_spare(
+    make_scene: MakeScene, changed: Mapping[str, str]
+) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    spare = await scene.spare()
+    worker = await scene.load(changed)
+    await within(worker.become_ready(PATIENCE))
+    assert worker.pid != spare
+    assert (await scene.load()).pid == spare
+
+
+async def test_the_next_spare_comes_when_the_load_has_ended(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    first = await scene.spare()
+    worker = await scene.load()
+    await asyncio.sleep(0.05)  # several times the pause
+    assert await scene.spare() == first  # and no other has begun to import meanwhile
+    await within(worker.become_ready(PATIENCE))
+    second = await scene.another_spare(first)
+    assert (await scene.load()).pid == second
+
+
+async def test_a_load_that_fails_has_ended_too(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    first = await scene.spare()
+    worker = await scene.load()
+    os.kill(worker.pid, signal.SIGKILL)
+    await scene.another_spare(first)
+
+
+async def test_a_spare_that_is_killed_is_replaced_and_no_load_gets_it(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    first = await scene.spare()
+    os.kill(first, signal.SIGKILL)
+    second = await scene.another_spare(first)
+    worker = await scene.load()
+    await within(worker.become_ready(PATIENCE))
+    assert worker.pid == second
+
+
+async def test_a_load_works_though_nobody_has_noticed_yet_that_the_spare_is_dead(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    spare = await scene.spare()
+    os.kill(spare, signal.SIGKILL)
+    os.waitid(os.P_PID, spare, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the event loop must not see it yet
+    worker = await scene.load()
+    await within(worker.become_ready(PATIENCE))
+
+
+async def test_spares_that_die_again_and_again_come_ever_more_slowly(
+    make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_scene()
+    pauses: list[float] = []
+
+    def replenish_now() -> None:
+        pauses.append(scene.spares._pause)
+        scene.spares._replenish()
+
+    monkeypatch.setattr(scene.spares, "_replenish_later", replenish_now)
+    scene.spares.open()
+    spare = 0
+    for _ in range(3):
+        spare = await scene.another_spare(spare)
+        os.kill(spare, signal.SIGKILL)
+    await scene.another_spare(spare)
+    assert pauses == [0.02, 0.04, 0.08]
+
+
+async def test_none_are_kept_before_they_are_wanted_or_where_none_are(make_scene: MakeScene) -> None:
+    closed, none = make_scene(), make_scene(0)
+    none.spares.open()
+    await within((await closed.load()).become_ready(PATIENCE))
+    await asyncio.sleep(0.05)
+    assert not closed.output.exists()
+
+
+async def test_closing_ends_them(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    spare = await scene.spare()
+    await within(scene.spares.close())
+    with pytest.raises(ProcessLookupError):
+        os.kill(spare, 0)
+
+
+async def test_several_are_kept_where_several_are_wanted(make_scene: MakeScene) -> None:
+    scene = make_scene(2)
+    scene.spares.open()
+    first = await scene.spare()
+    second = await scene.another_spare(first)
+    assert {(await scene.load()).pid, (await scene.load()).pid} == {first, second}
+
+
+def test_a_late_variable_cannot_be_taken_away() -> None:
+    assert late_changes({"CUDA_VISIBLE_DEVICES": "0"}, {}) is None
+    assert late_changes({}, {"CUDA_VISIBLE_DEVICES": "0"}) == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert late_changes({"A": "1"}, {"A": "1"}) == {}

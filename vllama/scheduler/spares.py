@@ -1,0 +1,179 @@
+"""Spare workers: processes that have imported vLLM already, which is half of a cold start.
+
+One is prepared when no load is on. A load takes it, where it was started in the environment that the worker needs;
+another is prepared when that load has come to its end. A spare that dies is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllama.scheduler.process import WorkerProcess, WorkerSpec, start_process
+from vllama.worker.spare import Order
+
+log = logging.getLogger(__name__)
+
+LATE_VARIABLES = frozenset(
+    {
+        "CUDA_DEVICE_ORDER",
+        "CUDA_VISIBLE_DEVICES",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "VLLM_CACHE_ROOT",
+        "VLLM_CPU_OMP_THREADS_BIND",
+    }
+)
+"""Nothing reads these while vLLM is imported: a spare can be told. All others have to be as it was started with."""
+
+_PAUSE_SECONDS = 5.0
+"""Between the end of a load and the next import: what was loaded is about to be used."""
+
+_MOST_PAUSE_SECONDS = 300.0
+"""Between two spares of which the first died: the pause doubles with each."""
+
+
+class Spares:
+    """Keeps up to `count` spares, and starts workers from them.
+
+    `environment` is what a worker needs whose load asks for nothing of its own. Spares write to `output`.
+    """
+
+    def __init__(
+        self, count: int, command: Sequence[str], environment: Callable[[], Mapping[str, str]], output: Path
+    ) -> None:
+        self._count = count
+        self._command = tuple(command)
+        self._environment = environment
+        self._output = output
+        self._spares: dict[_Spare, asyncio.Task[None]] = {}  # with those who wait for their end
+        self._preparing = 0
+        self._loads = 0
+        self._is_open = False
+        self._pause = _PAUSE_SECONDS
+        self._next: asyncio.TimerHandle | None = None
+        self._keeping: set[asyncio.Task[None]] = set()
+        self._loading: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Begin to keep spares, the first at once."""
+        self._is_open = True
+        self._replenish()
+
+    async def close(self) -> None:
+        """End them, and keep none from now on."""
+        self._is_open = False
+        if self._next:
+            self._next.cancel()
+        for spare in self._spares:
+            spare.kill()
+        self._spares.clear()
+        if self._keeping:
+            await asyncio.wait(self._keeping)
+
+    async def start(self, spec: WorkerSpec) -> WorkerProcess:
+        """Start a worker, in a spare where one fits."""
+        self._loads += 1
+        try:
+            worker = await self._from_spare(spec) or await WorkerProcess.start(spec)
+        except BaseException:
+            self._loads -= 1
+            raise
+        self._in_background(self._loading, self._after_load(worker))
+        return worker
+
+    async def _from_spare(self, spec: WorkerSpec) -> WorkerProcess | None:
+        for spare in list(self._spares):
+            changes = late_changes(spare.environment, spec.environment)
+            if changes is None or spare not in self._spares:  # it may have gone while another was tried
+                continue
+            self._spares.pop(spare).cancel()
+            spec.log.write_bytes(b"")
+            if await spare.obey(Order(spec.arguments, changes, str(spec.log))):
+                self._pause = _PAUSE_SECONDS
+                log.info("worker %d starts, imported already: %s", spare.process.pid, " ".join(spec.arguments))
+                return WorkerProcess(spec, spare.process)
+        return None
+
+    async def _after_load(self, worker: WorkerProcess) -> None:
+        await worker.settled.wait()
+        self._loads -= 1
+        self._replenish_later()
+
+    def _replenish_later(self) -> None:
+        if self._next:
+            self._next.cancel()
+        self._next = asyncio.get_running_loop().call_later(self._pause, self._replenish)
+
+    def _replenish(self) -> None:
+        if self._is_open and not self._loads and self._preparing + len(self._spares) < self._count:
+            self._preparing += 1
+            self._in_background(self._keeping, self._keep_one())
+
+    async def _keep_one(self) -> None:
+        try:
+            spare = await self._start_spare()
+        finally:
+            self._preparing -= 1
+        log.debug("spare worker %d imports", spare.process.pid)
+        if not self._is_open:
+            spare.kill()
+        elif task := asyncio.current_task():
+            self._spares[spare] = task
+            self._replenish()
+        status = await spare.process.wait()
+        if self._spares.pop(spare, None):
+            log.warning("a spare worker ended by itself (exit status %d); its output is in %s", status, self._output)
+            self._pause = min(2 * self._pause, _MOST_PAUSE_SECONDS)
+            self._replenish_later()
+
+    async def _start_spare(self) -> _Spare:
+        environment = dict(self._environment())
+        self._output.parent.mkdir(parents=True, exist_ok=True)
+        with self._output.open("wb") as output:
+            process = await start_process([*self._command, "--spare"], environment, output, has_orders=True)
+        return _Spare(process, environment)
+
+    @staticmethod
+    def _in_background(tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spare:
+    process: asyncio.subprocess.Process
+    environment: Mapping[str, str]
+
+    async def obey(self, order: Order) -> bool:
+        """Hand it an order; False where it has died."""
+        stdin = self.process.stdin
+        if self.process.returncode is not None or stdin is None:
+            return False
+        try:
+            stdin.write(order.encode())
+            await stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        stdin.close()
+        return self.process.returncode is None
+
+    def kill(self) -> None:
+        """End it now; the event loop reaps it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def late_changes(spare: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str] | None:
+    """What a spare has to change in its environment; None where it is too late for a change."""
+    differing = {name for name in spare.keys() | wanted.keys() if spare.get(name) != wanted.get(name)}
+    if not differing <= LATE_VARIABLES & wanted.keys():
+        return None
+    return {name: wanted[name] for name in differing}

@@ -1,0 +1,83 @@
+"""A spare: a worker process that has imported everything and waits for the command line that makes it a worker.
+
+The gateway starts it (vllama.scheduler.spares) and writes its order, one line of JSON, to its standard input.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_MODULES = (
+    "vllm.entrypoints.cli.serve",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllama.worker.plugin",
+)
+"""What the API server imports on its way, and what its engine does."""
+
+_WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_worker"}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a spare is to become: a worker's arguments, what is new in its environment, and the file of its output."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    log: str
+
+    def encode(self) -> bytes:
+        """One line of JSON."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def import_everything() -> None:
+    """Import all that a worker needs, without touching a GPU: which of them it may see is in its order."""
+    for name in _MODULES:
+        importlib.import_module(name)
+    from vllm.platforms import current_platform
+
+    if worker := _WORKERS.get(current_platform.device_type):
+        importlib.import_module(worker)
+    gc.collect()
+    gc.freeze()  # what is imported stays: no collection has to look at it, and forked processes share it
+
+
+def wait_for_order() -> Sequence[str] | None:
+    """Wait, and become what is ordered: returns its arguments, None where the input ends without an order."""
+    print(f"spare {os.getpid()} waits", flush=True)
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        return None
+    order = Order(**json.loads(line))
+    _become(order)
+    return order.arguments
+
+
+def _become(order: Order) -> None:
+    """Take the output, the environment and the command line of a worker.
+
+    The rest of the environment is what it was started with, and what vLLM added to it while it was imported.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with Path(order.log).open("ab") as log, Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.update(order.environment)
+    sys.argv[1:] = order.arguments
+    with suppress(ImportError):  # vLLM brings it, but can do without
+        from setproctitle import setproctitle
+
+        setproctitle(shlex.join([sys.executable, "-m", "vllama.worker.launch", *order.arguments]))
