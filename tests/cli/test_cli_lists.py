@@ -73,6 +73,19 @@ def test_the_table_of_residents_looks_like_ollamas() -> None:
     )
 
 
+def test_a_model_that_loads_is_shown_with_its_phase_and_the_last_line_of_its_log() -> None:
+    load = {"phase": "weights", "percent": 40, "line": "Loading safetensors checkpoint shards:  40% Completed"}
+    models = [record(), record(name="qwen:7b", load=load), record(name="m", load={"phase": "waiting", "line": ""})]
+    assert residents_table(models, LOADED_AT + timedelta(seconds=30)) == (
+        "NAME            ID              SIZE      PROCESSOR    CONTEXT    UNTIL                 PHASE\n"
+        "smollm2:135m    0504a3a26a1e    190 MB    100% CPU     4096       4 minutes from now\n"
+        "qwen:7b         0504a3a26a1e    190 MB    100% CPU     4096       Loading...            weights 40%\n"
+        "m               0504a3a26a1e    190 MB    100% CPU     4096       Loading...            waiting\n"
+        "\n"
+        "qwen:7b: Loading safetensors checkpoint shards:  40% Completed"
+    )
+
+
 @pytest.mark.parametrize(
     ("expires_at", "until"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -14,7 +15,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from scripted_server import GENERATED, GENERATED_TEXT, PATIENCE, Handler, ScriptedServer, chat_pieces, stream
+from scripted_server import GENERATED, GENERATED_TEXT, PATIENCE, Handler, ScriptedServer, body, chat_pieces, stream
 
 # Makes the terminal given by name its own, then becomes the command.
 ON_TERMINAL = (
@@ -187,3 +188,19 @@ def test_pull_draws_bars_on_a_terminal(tmp_path: Path) -> None:
         shown = terminal.expect("success")
         assert terminal.process.wait(PATIENCE) == 0
     assert "100% ▕█" in shown
+
+
+def test_a_load_that_takes_long_is_shown_with_its_phase(server: ScriptedServer) -> None:
+    may_answer = Event()
+
+    def wait_until_told(_: Handler) -> None:
+        assert may_answer.wait(PATIENCE)
+
+    loading = {"name": "smollm2:135m", "load": {"phase": "weights", "percent": 40, "line": "..."}}
+    other = {"name": "other", "load": {"phase": "graphs", "percent": None, "line": "..."}}
+    server.on("GET", "/api/ps", body(json.dumps({"models": [other, loading]}).encode()))
+    server.on("POST", "/api/generate", stream(wait_until_told, *GENERATED))
+    with on_terminal("run", "smollm2:135m", "Why?") as terminal:
+        terminal.expect("loading smollm2:135m: weights 40% ")
+        may_answer.set()
+        terminal.expect(GENERATED_TEXT)

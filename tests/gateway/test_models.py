@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import ollama
 import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
@@ -75,8 +76,11 @@ async def test_ps_shows_a_model_that_loads_with_what_is_known_of_it(gateway: Run
     gateway.launcher.may_load.clear()
     loading = gateway.send("POST", "/api/generate", json={"model": MODEL})
     await gateway.worker()
-    (model,) = (await gateway.get("/api/ps")).json()["models"]
+    reply = (await gateway.get("/api/ps")).json()
+    (model,) = reply["models"]
     assert (model["name"], model["context_length"]) == (MODEL, 8192)
+    assert model["load"] == {"phase": "weights", "percent": 40, "line": "Loading shards: 40% Completed"}
+    assert ollama.ProcessResponse(**reply).models[0].name == MODEL  # the official client passes over `load`
     gateway.launcher.may_load.set()
     await loading
 

@@ -206,7 +206,7 @@ def _serving(model: Path) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as store, tempfile.TemporaryFile("w+") as output:
         gateway = subprocess.Popen(
             [sys.executable, "-m", "vllama", "serve", "--port", str(port), "--model", f"{_MODEL}={model}"],
-            env={**os.environ, "OLLAMA_MODELS": store},
+            env={**os.environ, "OLLAMA_MODELS": store, "VLLAMA_SPARE_WORKERS": "0"},
             stdout=output,
             stderr=output,
         )

@@ -15,7 +15,7 @@ from vllama.cli.answer import Answer, timings
 from vllama.cli.client import Client, Record
 from vllama.cli.conversation import Conversation, Think, infer_think, parse_option
 from vllama.cli.list import models_table
-from vllama.cli.output import Spinner
+from vllama.cli.loading import LoadSpinner
 from vllama.cli.show import PARTS, describe
 from vllama.errors import VllamaError
 
@@ -122,7 +122,8 @@ class Chat:
         """Stream the answer; Ctrl-C stops it, and what was said until then stays in the history."""
         answer = Answer()
         stream = self.client.stream("/api/chat", self.conversation.chat(text))
-        with Spinner(stream=self.err) as spinner, closing(stream) as records:
+        spinner = LoadSpinner(self.client, self.conversation.model, stream=self.err)
+        with spinner, closing(stream) as records:
             try:
                 answer.show(spinner.until_first(records), self.out, hide_thinking=self.hide_thinking)
             except KeyboardInterrupt:
@@ -168,7 +169,7 @@ class Chat:
             think,
             self.conversation.options,
         )
-        with Spinner(f"loading {words[0]}", self.err):
+        with LoadSpinner(self.client, words[0], f"loading {words[0]}", self.err):
             self.client.post("/api/generate", {**conversation.load(), "stream": False})
         self.conversation = conversation
         self._say(f"Loaded model '{words[0]}'")

@@ -123,10 +123,13 @@ def has_color(stream: TextIO) -> bool:
 
 
 class Spinner:
-    """A sign of life on a terminal while something is awaited; nothing where stderr is no terminal."""
+    """A sign of life on a terminal while something is awaited; nothing where stderr is no terminal.
+
+    `message` may change.
+    """
 
     def __init__(self, message: str = "", stream: TextIO | None = None) -> None:
-        self._message = message
+        self.message = message
         self._stream = stream or sys.stderr
         self._stopped = Event()
         self._thread: Thread | None = None
@@ -145,6 +148,11 @@ class Spinner:
     ) -> None:
         self.stop()
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is on the screen now."""
+        return self._thread is not None
+
     def stop(self) -> None:
         """Take the spinner off the screen; a second call does nothing."""
         self._stopped.set()
@@ -162,7 +170,7 @@ class Spinner:
 
     def _spin(self) -> None:
         for frame in cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
-            self._stream.write(f"{CLEAR_LINE}{self._message}{' ' if self._message else ''}{frame} ")
+            self._stream.write(f"{CLEAR_LINE}{self.message}{' ' if self.message else ''}{frame} ")
             self._stream.flush()
             if self._stopped.wait(0.1):
                 return

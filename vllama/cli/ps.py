@@ -9,6 +9,7 @@ import click
 
 from vllama.cli.client import Client, Record
 from vllama.cli.list import named
+from vllama.cli.loading import load_text
 from vllama.cli.output import human_size, human_time, parse_time, print_json, table
 
 HEADER = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL")
@@ -36,7 +37,9 @@ def command(prefix: str, *, as_json: bool) -> None:
 
 
 def residents_table(models: Sequence[Record], now: datetime) -> str:
-    """Return the table that `ollama ps` prints."""
+    """Return the table that `ollama ps` prints; where models load, with what they are at and what their logs say."""
+    loads = [load_text(model) for model in models]
+    header = (*HEADER, "PHASE") if any(loads) else HEADER
     rows = [
         (
             model["name"],
@@ -44,11 +47,13 @@ def residents_table(models: Sequence[Record], now: datetime) -> str:
             human_size(model.get("size", 0)),
             processor(model.get("size", 0), model.get("size_vram", 0)),
             str(model.get("context_length", 0)),
-            _until(model.get("expires_at"), now),
-        )
-        for model in models
+            "Loading..." if load else _until(model.get("expires_at"), now),
+            load,
+        )[: len(header)]
+        for model, load in zip(models, loads, strict=True)
     ]
-    return table(HEADER, rows)
+    said = [f"{model['name']}: {line}" for model in models if (line := (model.get("load") or {}).get("line"))]
+    return "\n".join([table(header, rows), *(["", *said] if said else [])])
 
 
 def processor(size: int, size_vram: int) -> str:

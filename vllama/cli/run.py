@@ -16,7 +16,8 @@ from vllama.cli.answer import Answer, timings
 from vllama.cli.chat import Chat
 from vllama.cli.client import Client
 from vllama.cli.conversation import Conversation, Think, infer_think
-from vllama.cli.output import Spinner, print_json
+from vllama.cli.loading import LoadSpinner
+from vllama.cli.output import print_json
 from vllama.durations import FOREVER, NS_PER_SECOND, parse_keep_alive
 from vllama.errors import RequestError, ServerError
 from vllama.settings import parse_bool
@@ -115,7 +116,7 @@ def command(
     elif interactive:
         _chat(client, conversation, verbose=verbose, hide_thinking=hidethinking, think_is_chosen=chosen is not None)
     elif as_json:
-        with Spinner():
+        with LoadSpinner(client, name):
             record = client.post("/api/generate", {**conversation.generate(text), "stream": False})
         print_json(record)
     else:
@@ -134,7 +135,8 @@ def _gather(words: Sequence[str]) -> tuple[str, bool]:
 
 def _ask_once(client: Client, conversation: Conversation, text: str, *, verbose: bool, hide_thinking: bool) -> None:
     answer = Answer()
-    with Spinner() as spinner, closing(client.stream("/api/generate", conversation.generate(text))) as records:
+    stream = client.stream("/api/generate", conversation.generate(text))
+    with LoadSpinner(client, conversation.model) as spinner, closing(stream) as records:
         answer.show(spinner.until_first(records), sys.stdout, hide_thinking=hide_thinking)
     if text:
         click.echo("\n")
@@ -154,7 +156,7 @@ def _embed(client: Client, conversation: Conversation, text: str) -> None:
 
 
 def _chat(client: Client, conversation: Conversation, **switches: bool) -> None:
-    with Spinner(f"loading {conversation.model}"):
+    with LoadSpinner(client, conversation.model, f"loading {conversation.model}"):
         client.post("/api/generate", {**conversation.load(), "stream": False})
     with _line_editor() as keep_history:
         Chat(conversation, client, input, keep_history, sys.stdout, sys.stderr, **switches).run()

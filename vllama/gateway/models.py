@@ -95,7 +95,7 @@ def _ps_item(view: ResidentView) -> dict[str, Any]:
     details, context_length = _shown(view.manifest)
     now = datetime.now().astimezone()
     expires = datetime.fromtimestamp(view.expires_at).astimezone() if view.expires_at is not None else now + _FOREVER
-    return {
+    item = {
         "name": view.manifest.name.display,
         "model": view.manifest.name.display,
         "size": view.memory.total,
@@ -105,6 +105,9 @@ def _ps_item(view: ResidentView) -> dict[str, Any]:
         "size_vram": view.memory.gpu,
         "context_length": view.context_length or context_length,
     }
+    if view.load is not None:  # Ollama's clients pass over what they do not know
+        item["load"] = {"phase": view.load.phase, "percent": view.load.percent, "line": view.load.line}
+    return item
 
 
 def _shown(manifest: Manifest) -> tuple[dict[str, Any], int]:
