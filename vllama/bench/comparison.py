@@ -14,6 +14,8 @@ SAME_LENGTH = 0.02
 
 Level = tuple[str, int | None, float | None]
 
+_LOADS = {"coldstart", "switch"}
+
 WORDS = {
     "output_tokens_per_second": "output throughput",
     "requests_per_second": "request throughput",
@@ -82,6 +84,8 @@ def compare(runs: Sequence[Run], systems: Sequence[System], *, seed: int) -> tup
 def _compare_level(level: Level, ours: Sequence[Run], base: Sequence[Run], seed: int) -> Iterable[Comparison]:
     worse_parsing = _parses_worse(ours, base)
     for statistic in STATISTICS:
+        if level[0] in _LOADS and statistic.more_is_better:
+            continue  # there is no throughput where every request waits for a load
         found = ratio(statistic, ours, base, seed)
         if found is None:
             continue

@@ -304,7 +304,8 @@ def result_of(
 ) -> Result:
     """Return the result of these runs of the plan, with all that follows from them."""
     summaries = summarize(runs, plan.slo)
-    lengths = length_differences([run for run in runs if run.system in {system.name for system in plan.systems[:2]}])
+    compared = {system.name for system in plan.systems[:2]}
+    lengths = length_differences([run for run in runs if run.system in compared and run.mode != "overhead"])
     comparisons, decompositions, refusals = _conclusions(plan, runs, lengths)
     return Result(
         command=plan.command,
@@ -336,7 +337,7 @@ def _conclusions(
     plan: Plan, runs: Sequence[Run], lengths: Sequence[Difference]
 ) -> tuple[tuple[Comparison, ...], tuple[Decomposition, ...], list[str]]:
     """Return what follows for the systems beside each other, or a warning why nothing does."""
-    if len(plan.systems) < 2:
+    if len(plan.systems) < 2 or any(run.mode == "overhead" for run in runs):  # the routes have figures of their own
         return (), (), []
     if lengths and not plan.allow_different:
         named = "; ".join(map(describe, lengths))

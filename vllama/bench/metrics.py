@@ -125,7 +125,7 @@ def _summary(runs: Sequence[Run], slo: Slo) -> Summary:
     return Summary(
         first.system,
         first.mode,
-        metrics(samples, sum(run.window[1] - run.window[0] for run in runs) / _S, slo),
+        metrics(samples, sum(run.metrics.seconds for run in runs), slo),
         first.concurrency,
         first.rate,
         first.model,

@@ -1,0 +1,58 @@
+"""`vllama bench` against the real engine: what it counts, the tokenizer and the server's own clock agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.server import Server
+from vllama.bench.result import Result, load
+from vllama.store.model_store import ModelStore
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+MODEL = "smollm2:135m"
+WORKLOADS = Path(__file__).parents[2] / "bench" / "workloads"
+
+
+def bench(server: Server, store: ModelStore, *arguments: str) -> Result:
+    command = [sys.executable, "-m", "vllama", "bench", MODEL, "--url", server.url, "--json", *arguments]
+    environ = {**os.environ, "OLLAMA_MODELS": str(store.root)}
+    done = subprocess.run(command, env=environ, capture_output=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr.decode()
+    return load(done.stdout)
+
+
+@pytest.mark.parametrize("api", ["ollama", "ollama-generate", "openai", "openai-completions"])
+def test_tokens_and_durations_agree_with_the_tokenizer_and_the_clients_clock(
+    server: Server, store: ModelStore, api: str
+) -> None:
+    result = bench(server, store, "--api", api, "--concurrency", "1,4", "--iterations", "4", "--tokens", "24")
+
+    assert result.warnings == ()
+    assert [run.metrics.ok for run in result.runs] == [4, 4]
+    samples = [sample for run in result.runs for sample in run.samples]
+    assert all(sample.tokens_out and len(sample.chunks) <= sample.tokens_out for sample in samples)
+    assert all(sample.counted_out for sample in samples)
+    assert all((sample.server is not None) is api.startswith("ollama") for sample in samples)
+
+
+def test_prompts_have_exactly_the_tokens_that_were_asked_for(server: Server, store: ModelStore) -> None:
+    arguments = ("--prompt-tokens", "128", "--concurrency", "2", "--iterations", "6", "--tokens", "4")
+    (run,) = bench(server, store, *arguments).runs
+
+    assert {sample.tokens_in for sample in run.samples} == {128}
+
+
+def test_a_task_is_asked_and_every_reply_keeps_its_schema(server: Server, store: ModelStore) -> None:
+    task = WORKLOADS / "capitals.json"
+    arguments = ("--schema", str(task), "--concurrency", "1,4", "--iterations", "4", "--tokens", "120")
+    result = bench(server, store, *arguments)
+
+    assert {summary.metrics.parse_rate for summary in result.summaries} == {1.0}
+    assert set(result.summaries[0].metrics.field_rates) == set(json.loads(task.read_text())["schema"]["properties"])
