@@ -156,8 +156,8 @@ def test_replies_are_judged_by_the_schema_at_every_level(tmp_path: Path) -> None
 
 
 def test_a_server_that_counts_otherwise_than_the_tokenizer_is_warned_of(url: str) -> None:
-    fine = bench(plan(url, count=lambda text: len(text.split())))
-    wrong = bench(plan(url, count=lambda text: 3 * len(text.split())))
+    fine = bench(plan(url, tokenizers={"m": lambda text: len(text.split())}))
+    wrong = bench(plan(url, tokenizers={"m": lambda text: 3 * len(text.split())}))
 
     assert fine.warnings == ()
     assert fine.runs[0].samples[0].counted_out == 5

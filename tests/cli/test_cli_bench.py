@@ -37,7 +37,9 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def options(*arguments: str) -> dict[str, object]:
     """The options of a command line, with their defaults."""
-    context = command.make_context("bench", ["m", "--url", "http://a", *arguments])
+    context = command.make_context(
+        "bench", ["m", *(() if "overhead" in arguments else ("--url", "http://a")), *arguments]
+    )
     return {name: value for name, value in context.params.items() if name not in {"as_json", "output"}}
 
 
@@ -120,6 +122,9 @@ def test_a_bad_value_is_wrong_usage(vllama: Vllama, arguments: tuple[str, ...], 
         (("--prompts", ".", "--prompt-tokens", "9"), "--prompt-tokens is for synthetic prompts"),
         (("--rate", "5", "--mode", "sequential"), "--rate has no place"),
         (("--mode", "switch"), "--switch-model"),
+        (("--mode", "overhead", "--against", "http://b"), "--against has no place in --mode overhead"),
+        (("--mode", "coldstart", "--prompt-tokens", "9"), "--prompt-tokens has no place in --mode coldstart"),
+        (("--arrivals", "poisson"), "--arrivals needs --rate"),
         (("--against", "http://a"), "nothing would be compared"),
     ],
 )

@@ -71,7 +71,7 @@ class Dialect:
         return Reply(
             texts=self._texts(records, arrivals),
             finished=any(self.ends(record) for record in last) or (not streamed and bool(last)),
-            error=next((_error_text(record) for record in last if "error" in record), ""),
+            error=next((_error_text(record) for record in last if record.get("error")), ""),
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             server=next((spent for record in last if (spent := _server_times(record))), None),
@@ -131,6 +131,13 @@ def _parse(record: bytes) -> Record | None:
 def _parse_last(records: Sequence[bytes]) -> list[Record]:
     """Return the last few records, newest first: the end, the counts and the reason are among them."""
     return [record for record in map(_parse, reversed(records[-4:])) if record is not None]
+
+
+def refusal(status: int, body: bytes) -> str:
+    """Return what a reply with this status says is wrong."""
+    record = _parse(body) or {}
+    text = _error_text(record) if record.get("error") else body[:300].decode(errors="replace").strip()
+    return f"{status}: {text}" if text else str(status)
 
 
 def _error_text(record: Record) -> str:

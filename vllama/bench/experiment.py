@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -66,8 +66,8 @@ class Plan:
 
     The first system is the one in question, the second the baseline that it is compared with, a third the control:
     the baseline's model on the first one's server. Every run ends after `iterations` requests or `seconds`.
-    `prompt_tokens` is the length of the whole prompt as the first server counts it, its template included. `count`
-    is the model's tokenizer, where it is at hand.
+    `prompt_tokens` is the length of the whole prompt as the first server counts it, its template included.
+    `tokenizers` count tokens as the models of these names do, as far as that is at hand.
     """
 
     systems: tuple[System, ...]
@@ -86,7 +86,7 @@ class Plan:
     task: Task | None = None
     allow_different: bool = False
     seed: int = 0
-    count: Callable[[str], int] | None = None
+    tokenizers: Mapping[str, Callable[[str], int]] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     options: dict[str, Any] | None = None
 
@@ -238,7 +238,7 @@ class _Experiment:
 
         self._progress(what, before)
         seen = self._fleet.run(self._load(system, level, repetition), hear)
-        samples = self._judged(count_tokens(seen, plan.count))
+        samples = self._judged(count_tokens(seen, plan.tokenizers.get(system.model)))
         window = window_of(samples.samples)
         figures = metrics(samples.samples, (window[1] - window[0]) / _NS, plan.slo)
         tokens = sum(sample.tokens_out or 0 for sample in samples.samples)
@@ -277,7 +277,7 @@ class _Experiment:
             seconds=plan.seconds,
             warmup=plan.warmup,
             timeout=plan.timeout,
-            keep_texts=_TEXT_OF_ALL if plan.task else _CHECKED_TEXTS if plan.count else 0,
+            keep_texts=_TEXT_OF_ALL if plan.task else _CHECKED_TEXTS if system.model in plan.tokenizers else 0,
         )
 
     def _judged(self, seen: Seen) -> Seen:

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from vllama.bench.dialects import DIALECTS
+from vllama.bench.dialects import DIALECTS, refusal
 from vllama.bench.prompts import PromptSource
 from vllama.bench.result import Api, Arrivals, Outcome, Sample
 from vllama.errors import ServerError
@@ -224,7 +224,7 @@ class Generator:
         except (aiohttp.ClientError, OSError) as error:
             return "dropped", str(error) or type(error).__name__
         if response.status != 200:
-            return "error", f"{response.status} {b''.join(pieces)[:300].decode(errors='replace').strip()}"
+            return "error", refusal(response.status, b"".join(pieces))
         return ("ok", "") if pieces else ("dropped", "an empty reply")
 
     def _sample(self, start: int, sent: int, body: _Body, outcome: Outcome, error: str) -> Sample:

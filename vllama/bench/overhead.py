@@ -24,6 +24,7 @@ from pathlib import Path
 
 import orjson
 
+from vllama.bench.environment import manifest
 from vllama.bench.experiment import Plan, Progress, result_of
 from vllama.bench.fleet import Fleet
 from vllama.bench.generator import Load, Target
@@ -91,7 +92,8 @@ def measure_overhead(model: Path, plan: Plan, progress: Progress) -> Result:
         except KeyboardInterrupt:
             interrupted = True
     systems = tuple(System(route.name, route.target.url, route.target.api, _MODEL) for route in routes)
-    return result_of(replace(plan, systems=systems, allow_different=True), runs, interrupted=interrupted)
+    # The server has ended, and only this process could have reached its worker: there is nobody left to ask.
+    return result_of(replace(plan, systems=systems), runs, environment=manifest(()), interrupted=interrupted)
 
 
 def _routes(server: Server) -> tuple[Route, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -25,6 +25,15 @@ SUBCOMMANDS: Mapping[str, str] = {}
 """Commands below `vllama bench`, and the modules of this package that they are in."""
 
 MODES = ("streaming", "concurrent", "sequential", "all", "coldstart", "switch", "overhead")
+_OF_LOADS = ("rate", "duration", "prompt_tokens", "schema", "control")
+UNUSED = {
+    "sequential": ("rate",),
+    "coldstart": _OF_LOADS,
+    "switch": _OF_LOADS,
+    "overhead": (*_OF_LOADS, "url", "label", "against"),
+}
+"""Options that a mode would not heed."""
+
 APIS = ("ollama", "ollama-generate", "openai", "openai-completions")
 
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -217,7 +226,6 @@ def plan_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> Plan:
     from vllama.bench.prompts import PromptSource
     from vllama.bench.quality import Task
     from vllama.bench.result import Slo
-    from vllama.bench.tokenizer import tokenizer_for
 
     _check(options)
     systems = _systems(options)
@@ -244,13 +252,28 @@ def plan_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> Plan:
         task=task,
         allow_different=options["allow_different"],
         seed=options["seed"],
-        count=tokenizer_for(systems[0].model, options["tokenizer"]),
+        tokenizers=_tokenizers(systems, options["tokenizer"]),
         command=command_line,
         options={name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
     )
 
 
+def _tokenizers(systems: Sequence[System], given: Path | None) -> dict[str, Callable[[str], int]]:
+    from vllama.bench.tokenizer import tokenizer_for
+
+    models = dict.fromkeys(system.model for system in systems)
+    found = {model: tokenizer_for(model, given if model == systems[0].model else None) for model in models}
+    return {model: count for model, count in found.items() if count}
+
+
 def _check(options: Mapping[str, Any]) -> None:
+    mode = options["mode"]
+    for name in UNUSED.get(mode, ()):
+        if options[name]:
+            message = f"--{name.replace('_', '-')} has no place in --mode {mode}"
+            raise RequestError(message)
+    if options["arrivals"] == "poisson" and not options["rate"]:
+        raise RequestError("--arrivals needs --rate: clients send when their last reply has ended")
     if options["prompts"] and options["prompt_tokens"]:
         raise RequestError("--prompt-tokens is for synthetic prompts; --prompts has its own")
     if not options["against"]:
@@ -258,10 +281,8 @@ def _check(options: Mapping[str, Any]) -> None:
             if options[name]:
                 message = f"--{name.replace('_', '-')} needs --against URL"
                 raise RequestError(message)
-    if (options["mode"] == "switch") is not bool(options["switch_model"]):
+    if (mode == "switch") is not bool(options["switch_model"]):
         raise RequestError("--mode switch and --switch-model NAME need each other")
-    if options["rate"] and options["mode"] == "sequential":
-        raise RequestError("--rate has no place in --mode sequential, which sends one request at a time")
 
 
 def _systems(options: Mapping[str, Any]) -> tuple[System, ...]:
