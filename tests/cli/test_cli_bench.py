@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,6 @@ from pathlib import Path
 import pytest
 from conftest import Vllama
 from scripted_model import Script, serving_beside
-from scripted_server import NO_MODELS, ScriptedServer, body
 
 from vllama.bench import experiment
 from vllama.bench.result import load
@@ -62,10 +64,17 @@ def test_the_result_goes_to_stdout_as_json_and_to_a_file(vllama: Vllama, url: st
     assert load((tmp_path / "r.json").read_bytes()) == result
 
 
-def test_the_model_that_is_loaded_needs_no_name(vllama: Vllama, server: ScriptedServer) -> None:
-    server.on("GET", "/api/ps", body(NO_MODELS))
-    server.on("GET", "/api/tags", body(NO_MODELS))
-    done = vllama("bench")
+@pytest.mark.parametrize("api", ["ollama", "openai"])
+def test_the_only_model_needs_no_name(vllama: Vllama, api: str) -> None:
+    with serving_beside(replace(QUICK, resident={"m"})) as url:
+        done = vllama("bench", "--url", url, "--api", api, *FEW, "--json")
+
+    assert load(done.stdout.encode()).systems[0].model == "m"
+
+
+def test_one_of_several_models_has_to_be_named(vllama: Vllama) -> None:
+    with serving_beside(replace(QUICK, models=("m", "n"))) as url:
+        done = vllama("bench", "--url", url, "--api", "openai", *FEW)
 
     assert done.exit_code == 2
     assert "which model?" in done.stderr
@@ -178,3 +187,38 @@ def test_options_survive_json() -> None:
     plan = plan_of(options("--rate", "2,4", "--schema", __file__.replace("test_cli_bench.py", "recorded/ps.json")), ())
 
     assert json.loads(json.dumps(plan.options))["rate"] == [2.0, 4.0]
+
+
+def test_ctrl_c_prints_what_was_measured_and_ends_with_130() -> None:
+    # Where the tests run in the background the signal may be ignored, so the program takes it back first.
+    program = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from vllama.cli.main import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    script = replace(QUICK, bodies=[])
+    with serving_beside(script) as url:
+        command_line = [
+            sys.executable,
+            "-c",
+            program,
+            "bench",
+            "m",
+            "--url",
+            url,
+            "--concurrency",
+            "2",
+            "--duration",
+            "60",
+        ]
+        with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            while len(script.bodies) < 50:
+                assert running.poll() is None
+                threading.Event().wait(0.01)
+            running.send_signal(signal.SIGINT)
+            printed, said = running.communicate(timeout=30)
+
+    assert running.returncode == 130
+    assert "streaming" in printed
+    assert "Traceback" not in said

@@ -23,8 +23,21 @@ def facts_of(url: str, api: Api, model: str) -> Facts:
         try:
             return _native(client, model) if is_native(api) else _openai(client, model)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            message = f"could not connect to {url} ({str(error).lower()}); is the server running?"
-            raise ServerUnreachable(message) from error
+            raise _unreachable(url, error) from error
+
+
+def only_model(url: str, api: Api) -> str:
+    """Return the model that is loaded, or else the only one there is; "" if that is not one. Raises ServerUnreachable."""
+    lists = (("/api/ps", "models"), ("/api/tags", "models")) if is_native(api) else (("/v1/models", "data"),)
+    with httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
+        try:
+            for path, key in lists:
+                models = _models(_get(client, path), key)
+                if len(models) == 1:
+                    return str(models[0].get("name") or models[0].get("id") or "")
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise _unreachable(url, error) from error
+    return ""
 
 
 def resident_models(url: str) -> list[dict[str, Any]]:
@@ -33,8 +46,11 @@ def resident_models(url: str) -> list[dict[str, Any]]:
         try:
             return _models(_get(client, "/api/ps"), "models")
         except httpx.TransportError as error:
-            message = f"could not connect to {url} ({str(error).lower()})"
-            raise ServerUnreachable(message) from error
+            raise _unreachable(url, error) from error
+
+
+def _unreachable(url: str, error: Exception) -> ServerUnreachable:
+    return ServerUnreachable(f"could not connect to {url} ({str(error).lower()}); is the server running?")
 
 
 def _native(client: httpx.Client, model: str) -> Facts:

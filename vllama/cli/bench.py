@@ -17,7 +17,7 @@ from vllama.errors import RequestError
 
 if TYPE_CHECKING:
     from vllama.bench.experiment import Level, Plan
-    from vllama.bench.result import Mode, Result, System
+    from vllama.bench.result import Api, Mode, Result, System
 
 T = TypeVar("T", int, float)
 
@@ -289,7 +289,7 @@ def _systems(options: Mapping[str, Any]) -> tuple[System, ...]:
     from vllama.bench.result import System
 
     url = options["url"].rstrip("/") or Client.from_environment().url
-    model = options["model"] or loaded_model()
+    model = options["model"] or _model_of(url, options["api"])
     ours = System(options["label"] or _address(url), url, options["api"], model)
     if not options["against"]:
         return (ours,)
@@ -315,13 +315,13 @@ def _address(url: str) -> str:
     return url.partition("://")[2] or url
 
 
-def loaded_model() -> str:
-    """Return the model that is loaded, or else the only one there is."""
-    client = Client.from_environment()
-    for models in (client.ps(), client.tags()):
-        if len(models) == 1:
-            return str(models[0]["name"])
-    raise RequestError("which model? Name it: vllama bench MODEL; `vllama list` has the names")
+def _model_of(url: str, api: Api) -> str:
+    from vllama.bench.facts import only_model
+
+    if model := only_model(url, api):
+        return model
+    message = f"which model? {url} does not have exactly one; name it: vllama bench MODEL"
+    raise RequestError(message)
 
 
 def _levels(options: Mapping[str, Any]) -> tuple[Level, ...]:
