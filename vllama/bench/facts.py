@@ -27,7 +27,7 @@ def facts_of(url: str, api: Api, model: str) -> Facts:
 
 
 def only_model(url: str, api: Api) -> str:
-    """Return the model that is loaded, or else the only one there is; "" if that is not one. Raises ServerUnreachable."""
+    """Return the model that is loaded, else the only one there is; "" if there are more. Raises ServerUnreachable."""
     lists = (("/api/ps", "models"), ("/api/tags", "models")) if is_native(api) else (("/v1/models", "data"),)
     with httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
         try:
