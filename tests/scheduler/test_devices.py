@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vllama.scheduler import devices
-from vllama.scheduler.devices import held_by, process_tree, read_machine
+from vllama.scheduler.devices import held_by, process_tree, ram_of, read_machine
 
 GIB = 1024**3
 
@@ -40,15 +40,12 @@ class FakeNvml:
     NVML_DEVICE_MIG_ENABLE = 1
 
     def __init__(self, *cards: Card, failure: str = "") -> None:
-        self.cards, self.failure, self.open = cards, failure, 0
+        self.cards, self.failure, self.opened = cards, failure, 0
 
     def nvmlInit(self) -> None:  # noqa: N802
         if self.failure:
             raise NVMLError(self.failure)
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open -= 1
+        self.opened += 1
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return len(self.cards)
@@ -103,7 +100,8 @@ def test_all_gpus_are_seen_unless_the_variable_says_otherwise(use_nvml: UseNvml)
         (0, "0", "NVIDIA H200", 40 * GIB),
         (1, "1", "NVIDIA H200", 41 * GIB),
     ]
-    assert fake.open == 0
+    assert read_machine({}) == found
+    assert fake.opened == 1
 
 
 @pytest.mark.parametrize(
@@ -192,13 +190,16 @@ def test_where_nvml_sees_none_of_the_processes_nothing_is_known(use_nvml: UseNvm
     assert held_by({10}, {}) is None
 
 
-def test_on_a_cpu_what_processes_hold_is_their_ram(use_nvml: UseNvml) -> None:
+def test_without_nvml_nothing_is_known_of_gpus(use_nvml: UseNvml) -> None:
     use_nvml(failure="no driver")
-    held = held_by({os.getpid()}, {})
-    assert held is not None
-    assert held[0] > 1_000_000
+    assert held_by({os.getpid()}, {}) is None
 
 
-def test_the_tree_of_a_process_has_its_children(use_nvml: UseNvml) -> None:
+def test_the_ram_of_processes_is_the_sum_of_their_parts() -> None:
+    assert ram_of({os.getpid()}) > 1_000_000
+    assert ram_of({os.getpid(), 4_000_000}) == pytest.approx(ram_of({os.getpid()}), rel=0.1)
+
+
+def test_the_tree_of_a_process_has_its_children() -> None:
     assert os.getpid() in process_tree(os.getppid())
     assert process_tree(os.getpid()) >= {os.getpid()}

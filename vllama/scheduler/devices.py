@@ -41,7 +41,7 @@ def read_machine(environ: Mapping[str, str] = os.environ) -> Machine:
 
 
 def held_by(processes: Collection[int], environ: Mapping[str, str] = os.environ) -> dict[int, int] | None:
-    """The bytes that these processes hold together on each device, by its index.
+    """The bytes that these processes hold together on each GPU, by its index.
 
     None where NVML cannot tell: in a container it may see no processes, or others' numbers for them.
     """
@@ -50,8 +50,17 @@ def held_by(processes: Collection[int], environ: Mapping[str, str] = os.environ)
             devices = _visible(nvml, environ)
             held = {device.index: _held(nvml, handle, processes) for device, handle in devices}
     except _NvmlUnavailable:
-        return {0: _proportional(processes)}
+        return None
     return held if any(held.values()) else None
+
+
+def ram_of(processes: Collection[int]) -> int:
+    """The RAM that processes hold, shared pages in proportion; what is mapped from files does not count."""
+    total = 0
+    for process in processes:
+        facts = _numbers(_PROC / str(process) / "smaps_rollup")
+        total += (facts.get("Pss_Anon", 0) + facts.get("Pss_Shmem", 0)) * 1024
+    return total
 
 
 def process_tree(root: int) -> frozenset[int]:
@@ -74,24 +83,25 @@ class _NvmlUnavailable(Exception):
     """There is no NVML to ask; the text says why."""
 
 
+_initialised: Any = None
+"""The module whose library is open. It stays so: opening it can take as long as waking a model."""
+
+
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
-    """The module `pynvml`, initialised."""
+    """The module `pynvml`, ready to be asked."""
+    global _initialised  # noqa: PLW0603 - the library has one state for a process, too
     try:
         import pynvml
     except ImportError:
         raise _NvmlUnavailable("nvidia-ml-py is not installed") from None
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise _NvmlUnavailable(f"NVML: {error}") from None
-    try:
+        if _initialised is not pynvml:
+            pynvml.nvmlInit()
+            _initialised = pynvml
         yield pynvml
     except pynvml.NVMLError as error:
         raise _NvmlUnavailable(f"NVML: {error}") from error
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
 
 
 def _gpus(environ: Mapping[str, str]) -> tuple[tuple[Device, ...], str]:
@@ -205,15 +215,6 @@ def _limits() -> list[tuple[int, int, int]]:
 def _processor() -> str:
     names = (line.partition(":")[2].strip() for line in _lines(_PROC / "cpuinfo") if line.startswith("model name"))
     return next(names, os.uname().machine)
-
-
-def _proportional(processes: Collection[int]) -> int:
-    """The RAM that processes hold, shared pages in proportion; what is mapped from files does not count."""
-    total = 0
-    for process in processes:
-        facts = _numbers(_PROC / str(process) / "smaps_rollup")
-        total += (facts.get("Pss_Anon", 0) + facts.get("Pss_Shmem", 0)) * 1024
-    return total
 
 
 def _numbers(path: Path) -> dict[str, int]:

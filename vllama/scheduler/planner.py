@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vllama.scheduler import engine_flags
-from vllama.scheduler.devices import Machine, held_by, process_tree, read_machine
+from vllama.scheduler.devices import Machine, held_by, process_tree, ram_of, read_machine
 from vllama.scheduler.learned import LearnedMemory
-from vllama.scheduler.memory import Claim, Need, Placement, Unfit
+from vllama.scheduler.memory import Claim, Device, Need, Placement, Unfit
 from vllama.scheduler.need import need_of
 from vllama.scheduler.placing import place
 from vllama.scheduler.serving import Serving
@@ -66,18 +66,41 @@ class Planner:
         return place(self.need(manifest, machine), machine.devices, claims)
 
     async def learn_load(self, manifest: Manifest, placement: Placement, pid: int) -> None:
-        """Measure the process tree of a worker that has just become ready, for the next plan."""
-        if held := await asyncio.to_thread(_held, pid, placement):
+        """Measure a worker that has just become ready, for the next plan; `pid` is its main process.
+
+        Where NVML cannot tell processes apart, as in a container, what was free when the load was planned counts.
+        """
+        held = await asyncio.to_thread(self._held, placement, pid)
+        if held is None:
+            held = await asyncio.to_thread(self._taken_since, placement.devices, placement)
+        if held > 0:
             self._learned.note_load(self._serving.engine_of(manifest), placement, held)
 
-    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int) -> None:
-        """Measure the process tree of a worker that has just fallen asleep."""
-        if held := await asyncio.to_thread(_held, pid, placement):
-            self._learned.note_sleep(self._serving.engine_of(manifest), placement, held)
+    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int, before: Machine) -> None:
+        """Measure a worker that has just fallen asleep; `before` is the machine as it was when it was awake."""
+        engine = self._serving.engine_of(manifest)
+        held = await asyncio.to_thread(self._held, placement, pid)
+        if held is None:
+            known = self._learned.of(engine).get(placement.devices[0].name)
+            overhead = known.overhead if known else placement.overhead.fixed
+            given_back = -await asyncio.to_thread(self._taken_since, before.devices, placement)
+            held = placement.weights + placement.kv + overhead - given_back
+        if held > 0:
+            self._learned.note_sleep(engine, placement, held)
 
+    def _held(self, placement: Placement, pid: int) -> int | None:
+        """The most that a worker holds on one of its devices; None where that cannot be known."""
+        processes = process_tree(pid)
+        if placement.devices[0].kind == "cpu":
+            return ram_of(processes)
+        found = held_by(processes)
+        return None if found is None else max(found.get(device.index, 0) for device in placement.devices)
 
-def _held(pid: int, placement: Placement) -> int:
-    """The most that a worker holds on one of its devices; 0 where that cannot be known."""
-    found = held_by(process_tree(pid)) or {}
-    devices: Collection[int] = [device.index for device in placement.devices]
-    return max((held for device, held in found.items() if device in devices), default=0)
+    def _taken_since(self, before: Sequence[Device], placement: Placement) -> int:
+        """How much less is free now on the first device of a placement; negative where more is."""
+        first = placement.devices[0].index
+        was, now = (
+            next((device.free for device in devices if device.index == first), 0)
+            for devices in (before, self.look().devices)
+        )
+        return was - now

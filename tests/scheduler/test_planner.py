@@ -1,0 +1,108 @@
+"""What a server plans with, and what it learns of its loads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_snapshot import make_manifest, write_snapshot
+
+from vllama.scheduler import engine_flags, planner
+from vllama.scheduler.devices import Machine
+from vllama.scheduler.memory import GIB, Device, Placement
+from vllama.scheduler.planner import Planner
+from vllama.scheduler.serving import Serving
+from vllama.settings import Settings
+from vllama.store.manifest import Manifest
+from vllama.worker.registry import Parsers
+
+pytestmark = pytest.mark.anyio
+
+GPU = Device(0, "NVIDIA H200", 140 * GIB, 139 * GIB, id="0")
+
+
+class Scene:
+    """A machine with one GPU; `held` is what NVML says of the worker, None where it cannot tell."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gpu = GPU
+        self.held: dict[int, int] | None = None
+        self.settings = Settings.from_environment({}, models=folder / "models")
+        self.settings.models.mkdir()
+        self.manifest: Manifest = make_manifest("a", write_snapshot(folder / "a"))
+        self.planner = self.another_planner()
+        monkeypatch.setattr(planner, "held_by", lambda _: self.held)
+        monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
+
+    def another_planner(self) -> Planner:
+        return Planner(self.settings, Serving(installed=Parsers(frozenset(), frozenset())), look=self.look)
+
+    def look(self) -> Machine:
+        return Machine((self.gpu,))
+
+    def place(self) -> Placement:
+        found = self.another_planner().place(self.manifest, self.look())
+        assert isinstance(found, Placement)
+        return found
+
+    def takes(self, size: int) -> None:
+        self.gpu = replace(self.gpu, free=self.gpu.free - size)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(tmp_path, monkeypatch)
+
+
+async def test_a_load_is_measured_by_its_processes(scene: Scene) -> None:
+    plan = scene.place()
+    scene.held = {0: plan.weights + plan.kv + 2 * GIB}
+    await scene.planner.learn_load(scene.manifest, plan, 1)
+    assert scene.place().overhead.is_learned
+    assert scene.place().overhead.fixed == 2 * GIB
+
+
+async def test_in_a_container_a_load_is_measured_by_what_is_free_after_it(scene: Scene) -> None:
+    plan = scene.place()
+    scene.takes(plan.weights + plan.kv + 3 * GIB)
+    await scene.planner.learn_load(scene.manifest, plan, 1)
+    scene.gpu = GPU
+    assert scene.place().overhead.fixed == 3 * GIB
+
+
+async def test_what_seems_to_take_nothing_teaches_nothing(scene: Scene) -> None:
+    plan = scene.place()
+    await scene.planner.learn_load(scene.manifest, plan, 1)
+    assert not scene.place().overhead.is_learned
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_what_stays_in_sleep_is_learned(scene: Scene, *, is_told: bool) -> None:
+    plan = scene.place()
+    awake = plan.weights + plan.kv + 3 * GIB
+    scene.takes(awake)
+    scene.held = {0: awake} if is_told else None
+    await scene.planner.learn_load(scene.manifest, plan, 1)
+    before = scene.look()
+    scene.takes(GIB - awake)
+    scene.held = {0: GIB} if is_told else None
+    await scene.planner.learn_sleep(scene.manifest, plan, 1, before)
+    scene.gpu = GPU
+    assert scene.place().residue(GPU) == GIB
+
+
+async def test_gpus_that_nvml_does_not_know_are_not_planned(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu = Device(0, "Xeon", GIB, GIB, kind="cpu")
+    blind = Planner(scene.settings, Serving(), look=lambda: Machine((cpu,), "nvidia-ml-py is not installed"))
+    assert await blind.machine() is None
+    assert "nvidia-ml-py is not installed" in caplog.text
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: False)
+    assert await blind.machine() == Machine((cpu,), "nvidia-ml-py is not installed")
