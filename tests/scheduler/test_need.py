@@ -66,6 +66,19 @@ def test_a_context_of_the_settings_is_what_the_user_wants_as_far_as_the_model_go
 
 
 @pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384),
+        ({"type": "linear", "factor": 2}, 16384),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 1024}, 8192),
+        ({"rope_type": "default"}, 8192),
+    ],
+)
+def test_a_context_may_be_as_long_as_the_stretched_rope(tmp_path: Path, rope: dict[str, Any], context: int) -> None:
+    assert need(tmp_path, config={"rope_scaling": rope}).context == context
+
+
+@pytest.mark.parametrize(
     ("flags", "context", "is_stated"),
     [
         (["--max-model-len", "4k"], 4000, True),

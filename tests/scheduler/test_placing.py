@@ -243,6 +243,8 @@ def test_a_stated_utilization_that_others_leave_no_room_for_does_not_fit() -> No
     need = replace(QWEN_7B, stated=Stated(utilization=0.9))
     found = refused(need, gpu(80, free=50), claims=(Claim(0, 29 * GIB, 29 * GIB),))
     assert found.fits_alone
+    assert found.needed == int(0.9 * 80 * GIB)
+    assert "GiB as stated; it would fit without" in found.message
 
 
 def test_pipeline_and_data_parallelism_take_their_devices() -> None:
@@ -264,9 +266,10 @@ def test_what_was_learned_replaces_the_estimate() -> None:
     assert other == guessed
 
 
-def test_asleep_it_claims_what_was_measured_or_else_its_fixed_overhead() -> None:
+def test_asleep_it_claims_what_was_measured_or_else_its_context_and_graphs() -> None:
+    context_and_graphs = GIB + 28 * 24 * MIB
     guessed = placed(QWEN_7B, gpu(141))
-    assert guessed.claims_asleep() == (Claim(0, guessed.overhead.fixed, guessed.overhead.fixed),)
+    assert guessed.claims_asleep() == (Claim(0, context_and_graphs, context_and_graphs),)
     known = placed(replace(QWEN_7B, learned={"NVIDIA H100": Learned(3 * GIB, GIB)}), gpu(141))
     assert known.claims_asleep() == (Claim(0, GIB, GIB),)
 

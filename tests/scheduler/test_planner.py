@@ -10,7 +10,7 @@ from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.scheduler import engine_flags, planner
 from vllama.scheduler.devices import Machine
-from vllama.scheduler.memory import GIB, Device, Placement
+from vllama.scheduler.memory import GIB, Claim, Device, Placement
 from vllama.scheduler.planner import Planner
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
@@ -63,9 +63,10 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 async def test_a_load_is_measured_by_its_processes(scene: Scene) -> None:
     plan = scene.place()
     scene.held = {0: plan.weights + plan.kv + 2 * GIB}
-    await scene.planner.learn_load(scene.manifest, plan, 1)
-    assert scene.place().overhead.is_learned
-    assert scene.place().overhead.fixed == 2 * GIB
+    measured = await scene.planner.learn_load(scene.manifest, plan, 1)
+    assert measured.overhead.is_learned
+    assert measured.claim == plan.claim - plan.overhead.fixed + 2 * GIB
+    assert scene.place().overhead == measured.overhead
 
 
 async def test_in_a_container_a_load_is_measured_by_what_is_free_after_it(scene: Scene) -> None:
@@ -78,7 +79,7 @@ async def test_in_a_container_a_load_is_measured_by_what_is_free_after_it(scene:
 
 async def test_what_seems_to_take_nothing_teaches_nothing(scene: Scene) -> None:
     plan = scene.place()
-    await scene.planner.learn_load(scene.manifest, plan, 1)
+    assert await scene.planner.learn_load(scene.manifest, plan, 1) == plan
     assert not scene.place().overhead.is_learned
 
 
@@ -88,13 +89,14 @@ async def test_what_stays_in_sleep_is_learned(scene: Scene, *, is_told: bool) ->
     awake = plan.weights + plan.kv + 3 * GIB
     scene.takes(awake)
     scene.held = {0: awake} if is_told else None
-    await scene.planner.learn_load(scene.manifest, plan, 1)
+    plan = await scene.planner.learn_load(scene.manifest, plan, 1)
     before = scene.look()
     scene.takes(GIB - awake)
     scene.held = {0: GIB} if is_told else None
-    await scene.planner.learn_sleep(scene.manifest, plan, 1, before)
+    asleep = await scene.planner.learn_sleep(scene.manifest, plan, 1, before)
+    assert asleep.claims_asleep() == (Claim(0, GIB, GIB),)
     scene.gpu = GPU
-    assert scene.place().residue(GPU) == GIB
+    assert scene.place().overhead.asleep == GIB
 
 
 async def test_gpus_that_nvml_does_not_know_are_not_planned(

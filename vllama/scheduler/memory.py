@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vllama.store.kv_shape import KvShape
@@ -70,12 +70,13 @@ class Learned:
 class Overhead:
     """What is neither weights nor KV cache, in bytes on each device.
 
-    `fixed` is held all the time: the CUDA context, libraries, graphs, the sampler's buffers. `transient` is what the
-    largest batch needs while it is computed.
+    `fixed` is held while it is awake: the CUDA context, libraries, graphs, the sampler's buffers; `asleep` is what of
+    it stays in sleep. `transient` is what the largest batch needs while it is computed.
     """
 
     fixed: int
     transient: int
+    asleep: int = 0
     is_learned: bool = False
 
     @property
@@ -185,13 +186,12 @@ class Placement:
         return tuple(Claim(device.index, self.claim, held) for device in self.devices)
 
     def claims_asleep(self) -> tuple[Claim, ...]:
-        """What stays on the devices while it sleeps: measured, or else the whole fixed overhead."""
-        return tuple(Claim(device.index, size, size) for device in self.devices for size in (self.residue(device),))
+        """What stays on the devices while it sleeps."""
+        return tuple(Claim(device.index, self.overhead.asleep, self.overhead.asleep) for device in self.devices)
 
-    def residue(self, device: Device) -> int:
-        """The bytes that stay on this device while it sleeps."""
-        learned = self.need.learned.get(device.name)
-        return (learned.residue if learned else 0) or self.overhead.fixed
+    def with_overhead(self, overhead: Overhead) -> Placement:
+        """The same placement, of whose overhead more is known now."""
+        return replace(self, overhead=overhead, claim=self.weights + overhead.total + self.kv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +225,11 @@ class Unfit:
     def message(self) -> str:
         """Ollama's words for the case, then the numbers, then what would fit."""
         kind = "GPU" if self.device.kind == "gpu" else "system"
+        stated = self.need.stated
+        purpose = "as stated" if stated.kv or stated.utilization else f"for one request of {self.context} tokens"
         text = (
             f"model requires more {kind} memory ({gib(self.needed)}) than is available ({gib(self.available)}): "
-            f"weights {gib(self.weights)}, overhead {gib(self.overhead.total)}, "
-            f"KV cache {gib(self.kv)} for one request of {self.context} tokens"
+            f"weights {gib(self.weights)}, overhead {gib(self.overhead.total)}, KV cache {gib(self.kv)} {purpose}"
         )
         remedies = " or ".join(self._remedies())
         return f"{text}; it would fit {remedies}" if remedies else text

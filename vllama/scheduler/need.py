@@ -25,6 +25,9 @@ _DTYPES = {"float32": 4, "float": 4}
 _BITS_WHEN_LOADED = {"bitsandbytes": 4}
 """Of methods that quantise weights while they load them; the others come to eight."""
 
+_STRETCHED_ALREADY = ("su", "longrope", "llama3")
+"""Kinds of rope whose factor the positions in config.json have in them."""
+
 _UNKNOWN_CONTEXT = 8192
 _VLLM_UTILIZATION = 0.92
 _SPREAD_ELSEWHERE = ("--nnodes", "--node-rank", "--data-parallel-address", "--data-parallel-backend")
@@ -51,7 +54,7 @@ def need_of(
         description.tensors, quantization, item, given_value(flags, "--quantization") or given_value(flags, "-q")
     )
     shape = kv_shape(config)
-    own = description.context_length or settings.context_length or _UNKNOWN_CONTEXT
+    own = _longest(config, description.context_length) or settings.context_length or _UNKNOWN_CONTEXT
     stated_context = tokens_of(given_value(flags, "--max-model-len"))
     wanted = stated_context or min(settings.context_length or own, own)
     return Need(
@@ -96,6 +99,21 @@ def tokens_of(text: str) -> int:
     """A number as vLLM's `human_readable_int` reads it: "8192", "8k", "4K", "1.5G"; 0 for what is none, or negative."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", text.strip())
     return int(float(match.group(1)) * _SCALES[match.group(2)]) if match else 0
+
+
+def _longest(config: Mapping[str, Any], positions: int) -> int:
+    """The longest context that vLLM serves: the model's positions, stretched as its rope is.
+
+    The rule is that of `vllm/config/model.py: _get_and_verify_max_len`.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(rope, dict) or "gemma3" in str(config.get("model_type")):
+        return positions
+    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
+    if kind in _STRETCHED_ALREADY or not isinstance(factor, int | float):
+        return positions
+    original = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return int((original if isinstance(original, int) else positions) * factor)
 
 
 def _weights(

@@ -97,14 +97,16 @@ def overhead(need: Need, device: Device, size: int = 1) -> Overhead:
     layout = need.layout
     batched, sequences = _batch(device)
     transient = batched * (4 * layout.hidden + 3 * layout.intermediate // size) * 2
-    if learned := need.learned.get(device.name):
-        return Overhead(learned.overhead, transient, is_learned=True)
     sampler = 0 if need.pools else 4 * sequences * layout.vocabulary * 4  # four copies of its logits, in float32
     if device.kind == "cpu":
-        return Overhead(3 * GIB // 2 + sampler, transient)
-    context = GIB + (GIB // 2 if size > 1 else 0)  # CUDA, libraries and workspaces; NCCL
-    graphs = 0 if need.eager or need.pools else layout.layers * 24 * MIB
-    return Overhead(context + graphs + sampler, transient)
+        base, asleep = 3 * GIB // 2, 0
+    else:
+        context = GIB + (GIB // 2 if size > 1 else 0)  # CUDA, libraries and workspaces; NCCL
+        graphs = 0 if need.eager or need.pools else layout.layers * 24 * MIB
+        base = asleep = context + graphs
+    if learned := need.learned.get(device.name):
+        return Overhead(learned.overhead, transient, learned.residue or min(asleep, learned.overhead), is_learned=True)
+    return Overhead(base + sampler, transient, asleep)
 
 
 def _batch(device: Device) -> tuple[int, int]:
@@ -232,12 +234,14 @@ def _explain(need: Need, devices: Sequence[Device], claims: Sequence[Claim], con
     extra = overhead(need, device, shared)
     shortened = replace(need, is_context_stated=False)
     fits = _settle(shortened, _rooms(empty, ()), _sizes(need, empty)) if need.is_context_stated else None
+    weights, stated = math.ceil(need.weights / shared), need.stated
+    claimed = max(0, int(stated.utilization * device.total) - weights - extra.total)
     return Unfit(
         need=need,
         device=device,
-        weights=math.ceil(need.weights / shared),
+        weights=weights,
         overhead=extra,
-        kv=need.kv_bytes(context, shared),
+        kv=max(stated.kv or claimed, need.kv_bytes(context, shared)),
         context=context,
         available=room(device, claims),
         largest_context=fits.context if fits else 0,

@@ -12,7 +12,7 @@ from vllama.scheduler.devices import Machine, held_by, process_tree, ram_of, rea
 from vllama.scheduler.learned import LearnedMemory
 from vllama.scheduler.memory import Claim, Device, Need, Placement, Unfit
 from vllama.scheduler.need import need_of
-from vllama.scheduler.placing import place
+from vllama.scheduler.placing import overhead, place
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.description import describe
@@ -65,28 +65,35 @@ class Planner:
         """Where the model goes beside these claims, or why nowhere. Raises ManifestCorrupt."""
         return place(self.need(manifest, machine), machine.devices, claims)
 
-    async def learn_load(self, manifest: Manifest, placement: Placement, pid: int) -> None:
-        """Measure a worker that has just become ready, for the next plan; `pid` is its main process.
+    async def learn_load(self, manifest: Manifest, placement: Placement, pid: int) -> Placement:
+        """Measure a worker that has just become ready; `pid` is its main process.
 
-        Where NVML cannot tell processes apart, as in a container, what was free when the load was planned counts.
+        Returns the placement with the overhead as it is. Where NVML cannot tell processes apart, as in a container,
+        what was free when the load was planned counts.
         """
         held = await asyncio.to_thread(self._held, placement, pid)
         if held is None:
             held = await asyncio.to_thread(self._taken_since, placement.devices, placement)
         if held > 0:
             self._learned.note_load(self._serving.engine_of(manifest), placement, held)
+        return self._relearned(manifest, placement)
 
-    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int, before: Machine) -> None:
-        """Measure a worker that has just fallen asleep; `before` is the machine as it was when it was awake."""
-        engine = self._serving.engine_of(manifest)
+    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int, before: Machine) -> Placement:
+        """Measure a worker that has just fallen asleep; `before` is the machine as it was when it was awake.
+
+        Returns the placement with what the worker keeps in its sleep.
+        """
         held = await asyncio.to_thread(self._held, placement, pid)
         if held is None:
-            known = self._learned.of(engine).get(placement.devices[0].name)
-            overhead = known.overhead if known else placement.overhead.fixed
             given_back = -await asyncio.to_thread(self._taken_since, before.devices, placement)
-            held = placement.weights + placement.kv + overhead - given_back
+            held = placement.weights + placement.kv + placement.overhead.fixed - given_back
         if held > 0:
-            self._learned.note_sleep(engine, placement, held)
+            self._learned.note_sleep(self._serving.engine_of(manifest), placement, held)
+        return self._relearned(manifest, placement)
+
+    def _relearned(self, manifest: Manifest, placement: Placement) -> Placement:
+        need = replace(placement.need, learned=self._learned.of(self._serving.engine_of(manifest)))
+        return replace(placement, need=need).with_overhead(overhead(need, placement.devices[0], placement.spread))
 
     def _held(self, placement: Placement, pid: int) -> int | None:
         """The most that a worker holds on one of its devices; None where that cannot be known."""
