@@ -1,4 +1,4 @@
-"""Write the generated parts of pages: the flags of `vllama serve` and their variables, and the replay of recordings.
+"""Write the generated parts of pages: flags of `vllama serve`, the replay of recordings, causes of failures.
 
 usage: .venv/bin/python scripts/docs.py [--check]
 
@@ -7,6 +7,7 @@ With --check nothing is written: exit status 1 says that a page is stale.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import click
 
 from vllama.cli.serve import command
+from vllama.scheduler.causes import catalogue, signals
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -37,6 +39,17 @@ def _replay() -> list[str]:
     return results.tables(results.committed())
 
 
+def _causes() -> list[str]:
+    known = [(cause.text, cause.fix) for cause in catalogue()]
+    killed = [(cause.text.replace("{name}", name), cause.fix) for name, cause in signals().items()]
+    return ["| Cause | What to do |\n", "|---|---|\n", *(_row(text, fix) for text, fix in [*known, *killed])]
+
+
+def _row(text: str, fix: str) -> str:
+    """A row; in italics what the log fills in."""
+    return re.sub(r" ?\(?\{(\w+)\}\)?", r" *\1*", f"| {text} | {fix} |\n").replace("|  ", "| ")
+
+
 PARTS: tuple[tuple[str, str, str, Callable[[], list[str]]], ...] = (
     (
         "configuration.md",
@@ -49,6 +62,12 @@ PARTS: tuple[tuple[str, str, str, Callable[[], list[str]]], ...] = (
         "<!-- replay: written by scripts/docs.py from tests/replay/results.json -->\n",
         "<!-- end of replay -->\n",
         _replay,
+    ),
+    (
+        "troubleshooting.md",
+        "<!-- causes: written by scripts/docs.py from vllama/scheduler/causes.toml -->\n",
+        "<!-- end of causes -->\n",
+        _causes,
     ),
 )
 """The page, the lines between which the part stands, and what makes the part."""

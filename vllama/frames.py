@@ -9,10 +9,12 @@ figures). A frame is a head (payload length in bytes, kind, stream number; littl
                                  path, request body
                        CANCEL    nobody listens to the stream any more
                        PAUSE, RESUME   the client is slower than the model; it has caught up
+                       PULSE     is the engine alive? `stream` numbers the question
     worker → gateway   REPLY     status (u16), length of the content type (u8), content type, whole body
                        START     status (u16), length of the content type (u8), content type
                        DATA      a piece of the body
                        LAST      the last piece of the body, which may be empty
+                       PULSE     the engine has answered
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Kind(IntEnum):
     DATA = 7
     LAST = 8
     PROFILE = 9
+    PULSE = 10
 
 
 def frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:

@@ -102,6 +102,13 @@ SETTINGS: tuple[Setting, ...] = (
         "give up on a load that has made no progress for this long; 0: never",
     ),
     Setting(
+        "hang_timeout",
+        "VLLAMA_HANG_TIMEOUT",
+        120.0,
+        parse_seconds,
+        "replace a loaded model's worker that does not answer for this long; 0: never",
+    ),
+    Setting(
         "max_loaded_models",
         "OLLAMA_MAX_LOADED_MODELS",
         0,
@@ -150,7 +157,7 @@ SETTINGS: tuple[Setting, ...] = (
 class Settings:
     """The values in force. Durations are ns where an `int`, seconds where a `float`.
 
-    `keep_alive` is ns or FOREVER; `load_timeout` is None for no limit.
+    `keep_alive` is ns or FOREVER; `load_timeout` and `hang_timeout` are None for no limit.
     """
 
     host: str
@@ -158,6 +165,7 @@ class Settings:
     keep_alive: int
     models: Path
     load_timeout: float | None
+    hang_timeout: float | None
     max_loaded_models: int
     num_parallel: int
     max_queue: int

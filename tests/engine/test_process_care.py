@@ -79,7 +79,7 @@ def test_a_flag_that_vllm_does_not_know_ends_the_server_with_vllms_words_before_
         assert runtime_directories(server) == []
 
 
-def test_the_end_of_the_log_is_in_the_error_when_vllm_cannot_load_a_model(
+def test_cause_fix_and_log_are_in_the_error_when_vllm_cannot_load_a_model(
     breakable: Server, store: ModelStore, tiny_snapshot: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -94,8 +94,11 @@ def test_the_end_of_the_log_is_in_the_error_when_vllm_cannot_load_a_model(
     store.remove(name)
 
     assert status == 500
-    assert "NoSuchArchitecture" in error
-    assert str(store.root / "logs" / "broken_latest.log") in error
+    assert error == (
+        "the model could not be loaded: vLLM does not support the model's architecture 'NoSuchArchitecture'; take "
+        f"another model, or a vLLM that supports it; the worker's log: {store.root / 'logs' / 'broken_latest.log'}"
+    )
+    assert "  fix: take another model, or a vLLM that supports it\n" in breakable.log
     assert "broken:latest" not in breakable.loaded()
 
 

@@ -9,11 +9,13 @@ import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
+from vllama.frames import FrameReader, Kind, frame
 from vllama.worker import lifeline, spare
 from vllama.worker.controls import SLEEP, WAKE
 
@@ -26,7 +28,7 @@ SLEEPING = {SLEEP: "sleep", WAKE: "wake"}
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    tries = count()
+    tries: Iterator[int] = count()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -76,6 +78,36 @@ def ready(*, processes: int = 1) -> None:
         server.serve_forever(poll_interval=0.01)
 
 
+def answering(kinds: frozenset[int] = frozenset({Kind.PULSE})) -> None:
+    """Serve, with a channel that answers frames of these kinds."""
+
+    class Channel(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            frames = FrameReader()
+            while data := self.request.recv(1024):
+                for kind, stream, _ in frames.feed(data):
+                    if kind in kinds:
+                        self.request.sendall(frame(Kind(kind), stream))
+
+    path = sys.argv[sys.argv.index("--uds") + 1]
+    with socketserver.ThreadingUnixStreamServer(f"{path}.0of1", Channel) as channel:
+        channel.daemon_threads = True
+        threading.Thread(target=channel.serve_forever, daemon=True).start()
+        ready(processes=0)
+
+
+def mute() -> None:
+    """Serve, with a channel that answers nothing."""
+    answering(frozenset())
+
+
+def refusing() -> None:
+    """Serve, fail at each request for a token, and write of it each time."""
+    Handler.tries = repeat(-1)
+    print("KeyError: 'lm_head'")
+    ready()
+
+
 def one_channel_of_two() -> None:
     """Have only half of its channels yet, and say nothing any more."""
     path = sys.argv[sys.argv.index("--uds") + 1]
@@ -99,6 +131,17 @@ def crash() -> None:
     for number in range(40):
         print(f"\x1b[0;36m(EngineCore pid=1)\x1b[0;0m line {number}\n")
     print("Loading:   0%\rLoading:  50%\rLoading: 100%\r\n\x1b[?25l\x1b[1;31mRuntimeError: no memory\x1b[0m")
+    sys.exit(1)
+
+
+def full_disk() -> None:
+    """Fail as Python does where the disk is full."""
+    print("(EngineCore pid=1) ERROR 11-21 18:36:38 [core.py:1510] OSError: ", end="")
+    print("[Errno 28] No space left on device: '/caches/graph'")
+    sys.exit(1)
+
+
+def wordless() -> None:
     sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
-from vllama.errors import BadEngineFlags, LoadFailed
+from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
 from vllama.scheduler import engine_flags
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
@@ -228,6 +229,34 @@ def test_directories_that_killed_gateways_left_behind_are_removed(launcher: Make
         (directory / "1.sock").touch()
     made = launcher().runtime
     assert sorted(runtime.iterdir()) == sorted([living, other, odd, made])
+
+
+@pytest.mark.parametrize("refused", ["x" * 100, "missing"], ids=["too long for a socket", "not there"])
+def test_where_the_runtime_directory_will_not_do_the_temporary_one_does(
+    launcher: MakeLauncher,
+    runtime: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refused: str,
+) -> None:
+    if refused != "missing":
+        (runtime / refused).mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / refused))
+    monkeypatch.setattr(tempfile, "tempdir", str(runtime))
+    assert launcher().runtime.parent == runtime
+    assert f"no sockets in {runtime / refused}: " in caplog.text
+    assert refused == "missing" or list((runtime / refused).iterdir()) == []
+
+
+def test_where_no_directory_will_do_the_server_does_not_start_and_says_why(
+    launcher: MakeLauncher, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(prefix: str, dir: str) -> str:  # noqa: A002
+        raise PermissionError(errno.EACCES, "Permission denied", dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(VllamaError, match=rf"sockets \({runtime}: Permission denied; .*set XDG_RUNTIME_DIR"):
+        launcher()
 
 
 def test_a_link_among_the_directories_is_not_followed(launcher: MakeLauncher, runtime: Path, tmp_path: Path) -> None:

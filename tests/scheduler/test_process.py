@@ -41,7 +41,7 @@ def command(behaviour: str) -> tuple[str, ...]:
     return sys.executable, stand_in_worker.__file__, behaviour
 
 
-Start = Callable[[str], Awaitable[WorkerProcess]]
+Start = Callable[..., Awaitable[WorkerProcess]]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def start(runtime: Path) -> AsyncIterator[Start]:
     """Return a function that starts a worker with a behaviour of stand_in_worker.py."""
     workers: list[WorkerProcess] = []
 
-    async def start(behaviour: str) -> WorkerProcess:
+    async def start(behaviour: str, hang_timeout: float | None = None) -> WorkerProcess:
         spec = WorkerSpec(
             arguments=["/model", "--uds", str(runtime / "1.sock")],
             environment=os.environ,
@@ -57,6 +57,7 @@ async def start(runtime: Path) -> AsyncIterator[Start]:
             log=runtime / "worker.log",
             memory=Memory(3, 2),
             command=command(behaviour),
+            hang_timeout=hang_timeout,
         )
         workers.append(await within(WorkerProcess.start(spec)))
         return workers[-1]
@@ -201,29 +202,111 @@ async def test_flags_that_vllm_refuses_are_reported_in_vllm_s_own_words(start: S
     assert str(caught.value) == "unrecognized arguments: --foo\nHint: no --foo"
 
 
-async def test_a_worker_that_ends_while_loading_brings_the_end_of_its_log(start: Start, runtime: Path) -> None:
+async def test_a_worker_that_ends_while_loading_brings_its_last_error_on_one_line(start: Start, runtime: Path) -> None:
     worker = await start("crash")
     with pytest.raises(LoadFailed) as caught:
         await within(worker.become_ready(PATIENCE))
-    head, *lines = str(caught.value).splitlines()
-    log = runtime / "worker.log"
-    assert head == f"the model's worker ended while loading (exit status 1); its log {log} ends with:"
-    assert lines[0] == "(EngineCore pid=1) line 27"
-    assert lines[-2:] == ["Loading: 100%", "RuntimeError: no memory"]
-    assert len(lines) == 15
+    assert str(caught.value) == (
+        "the model could not be loaded: RuntimeError: no memory; the worker's log says more; "
+        f"the worker's log: {runtime / 'worker.log'}"
+    )
 
 
-async def test_a_worker_that_is_killed_while_loading_names_the_signal(start: Start) -> None:
+async def test_a_known_cause_brings_its_fix_and_the_server_s_log_has_both(
+    start: Start, runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await start("full_disk")
+    with pytest.raises(LoadFailed) as caught:
+        await within(worker.become_ready(PATIENCE))
+    message = str(caught.value)
+    assert message.startswith("the model could not be loaded: the disk is full /caches/graph; free disk space (")
+    assert "\n" not in message
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert logged[:2] == ["the model could not be loaded", "  cause: the disk is full /caches/graph"]
+    assert logged[2].startswith("  fix: free disk space (")
+    assert logged[3] == f"  the worker's log: {runtime / 'worker.log'}"
+
+
+async def test_a_worker_that_is_killed_while_loading_names_the_signal_and_what_it_means(start: Start) -> None:
     worker = await start("silent")
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(LoadFailed, match=r"ended while loading \(signal 9\)"):
+    with pytest.raises(LoadFailed, match=r"ended by SIGKILL, most likely by the kernel because memory ran out; free"):
         await within(worker.become_ready(PATIENCE))
+
+
+async def test_a_worker_that_could_not_write_its_log_tells_of_the_full_disk(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    worker = await start("wordless")
+    with pytest.raises(LoadFailed, match=r"the disk is full .*worker\.log; free disk space"):
+        await within(worker.become_ready(PATIENCE))
+
+
+async def test_a_log_that_cannot_be_written_is_an_error_with_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    spec = WorkerSpec([], {}, tmp_path / "1.sock", tmp_path / "logs" / "m.log", Memory(0, 0), command("silent"))
+    with pytest.raises(LoadFailed, match=r"^the worker's log cannot be written: .*File exists"):
+        await WorkerProcess.start(spec)
+
+
+async def test_the_cause_of_a_later_end_is_in_the_server_s_log(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    os.kill(worker.pid, signal.SIGKILL)
+    await within(asyncio.shield(worker.exited))
+    assert f"worker {worker.pid} ended by itself" in caplog.text
+    assert "cause: a process of the worker was ended by SIGKILL" in caplog.text
+
+
+async def test_a_worker_that_answers_is_left_alone(start: Start, runtime: Path) -> None:
+    worker = await start("answering", hang_timeout=0.5)
+    await within(worker.become_ready(PATIENCE))
+    await within(asyncio.sleep(1))
+    assert not worker.exited.done()
+
+
+@pytest.mark.parametrize("behaviour", ["answering", "mute"])
+async def test_a_worker_that_hangs_is_killed_and_the_server_s_log_says_so(
+    start: Start, caplog: pytest.LogCaptureFixture, behaviour: str
+) -> None:
+    worker = await start(behaviour, hang_timeout=0.5)
+    await within(worker.become_ready(PATIENCE))
+    if behaviour == "answering":
+        os.kill(worker.pid, signal.SIGSTOP)
+    assert await within(asyncio.shield(worker.exited)) == -signal.SIGKILL
+    assert f"worker {worker.pid} has not answered for 0 s and is killed" in caplog.text
+    assert "cause: one of its processes hangs or was stopped" in caplog.text
+    assert "ended by itself" not in caplog.text
+
+
+async def test_without_a_limit_a_worker_may_hang(start: Start) -> None:
+    worker = await start("mute")
+    await within(worker.become_ready(PATIENCE))
+    await within(asyncio.sleep(0.5))
+    assert not worker.exited.done()
+
+
+async def test_an_end_that_was_asked_for_has_no_cause(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    await within(worker.stop(grace=0))
+    assert "cause:" not in caplog.text
 
 
 async def test_a_load_without_progress_is_given_up(start: Start) -> None:
     worker = await start("silent")
     with pytest.raises(LoadFailed, match=r"^the model made no progress in loading for 0 s"):
         await within(worker.become_ready(0.2))
+    assert worker.exited.done()
+
+
+async def test_a_worker_that_listens_but_answers_nothing_right_is_given_up_however_its_log_grows(start: Start) -> None:
+    worker = await start("refusing")
+    with pytest.raises(
+        LoadFailed, match=r"^the model was loaded but answers nothing: KeyError: 'lm_head'; the worker's"
+    ):
+        await within(worker.become_ready(0.5))
     assert worker.exited.done()
 
 
@@ -285,7 +368,7 @@ async def test_a_second_stop_does_not_kill_whoever_has_the_number_by_then(
     await within(worker.stop(grace=0))
     signals: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda group, number: signals.append(number))
-    monkeypatch.setattr("vllama.scheduler.process._living_members", lambda group: [])
+    monkeypatch.setattr("vllama.scheduler.process.living_members", lambda group: [])
     await within(worker.stop(grace=0))
     assert signals == []
 

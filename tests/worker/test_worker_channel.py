@@ -15,7 +15,7 @@ import pytest
 
 from vllama.frames import FrameReader, Kind, frame, open_frame, parse_reply
 from vllama.ollama.status import JSON, NDJSON
-from vllama.worker.channel import Channel, Endpoint, listen, socket_path
+from vllama.worker.channel import Channel, Endpoint, Pulse, listen, socket_path
 from vllama.worker.profile import Profile
 from vllama.worker.sink import Sink
 
@@ -100,8 +100,12 @@ async def serve_failing_late(body: bytes, received: int, sink: Sink, profile: Pr
     raise LookupError("a secret of the inside")
 
 
+async def answer_at_once() -> bool:
+    return False
+
+
 @asynccontextmanager
-async def worker(path: Path, **endpoints: Endpoint) -> AsyncIterator[Callable[[], Any]]:
+async def worker(path: Path, pulse: Pulse = answer_at_once, **endpoints: Endpoint) -> AsyncIterator[Callable[[], Any]]:
     """A listening worker; gives a function that connects a gateway to it."""
     gateways: list[Gateway] = []
 
@@ -110,7 +114,7 @@ async def worker(path: Path, **endpoints: Endpoint) -> AsyncIterator[Callable[[]
         gateways[-1].introduce(0, Profile("m", ("completion",)))
         return gateways[-1]
 
-    server = await listen(path, {f"/api/{name}": endpoint for name, endpoint in endpoints.items()})
+    server = await listen(path, {f"/api/{name}": endpoint for name, endpoint in endpoints.items()}, pulse)
     try:
         yield connect
     finally:
@@ -383,3 +387,44 @@ async def test_each_request_is_answered_for_the_model_whose_profile_it_names(tmp
 
         assert parse_reply((await gateway.next())[2])[2] == b"mario"
         assert parse_reply((await gateway.next())[2])[2] == b"m"
+
+
+async def test_a_pulse_is_answered_when_the_engine_has_answered_and_streams_go_on_meanwhile(tmp_path: Path) -> None:
+    engine = asyncio.Event()
+    async with worker(tmp_path / "s", engine.wait, chat=serve_whole) as connect:
+        gateway = await connect()
+        gateway.tell(Kind.PULSE, 7)
+        gateway.open(1, b"{}")
+        assert (await gateway.next())[:2] == (Kind.REPLY, 1)
+        engine.set()
+        assert await gateway.next() == (Kind.PULSE, 7, b"")
+
+
+async def test_where_the_engine_is_dead_a_pulse_is_not_answered(tmp_path: Path) -> None:
+    async def dead() -> None:
+        raise RuntimeError
+
+    async with worker(tmp_path / "s", dead, chat=serve_whole) as connect:
+        gateway = await connect()
+        gateway.tell(Kind.PULSE, 7)
+        gateway.open(1, b"{}")
+        assert (await gateway.next())[:2] == (Kind.REPLY, 1)
+
+
+async def test_a_gateway_that_leaves_takes_its_pulses_with_it(tmp_path: Path) -> None:
+    cancelled = asyncio.Event()
+
+    async def wait_for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async with worker(tmp_path / "s", wait_for_ever, chat=serve_whole) as connect:
+        gateway = await connect()
+        gateway.tell(Kind.PULSE, 7)
+        gateway.open(1, b"{}")
+        await gateway.next()
+        await gateway.close()
+        async with asyncio.timeout(PATIENCE):
+            await cancelled.wait()

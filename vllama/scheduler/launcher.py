@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vllama.errors import LoadFailed
+from vllama.errors import LoadFailed, VllamaError
 from vllama.scheduler import engine_flags
 from vllama.scheduler.memory import Placement, Unfit, flags
 from vllama.scheduler.memory import environment as memory_environment
@@ -89,7 +89,6 @@ class Launcher:
         trial = next((trial for what, trial in _TRIALS.items() if what in served.capabilities), produce_one_token)
         name = manifest.name
         socket = self.runtime / f"{next(self._numbers)}.sock"
-        self._logs.mkdir(parents=True, exist_ok=True)
         arguments = engine_flags.command_line(
             manifest.snapshot,
             list(dict.fromkeys([name.display, name.display.removesuffix(":latest"), name.full])),
@@ -114,6 +113,7 @@ class Launcher:
             log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
             command=self._command,
             trial=trial,
+            hang_timeout=self._settings.hang_timeout,
         )
         with ExitStack() as held:
             if cache is not None:
@@ -174,17 +174,43 @@ class Launcher:
 
 
 def _new_runtime_directory() -> Path:
-    """A private directory for sockets, short because a socket's path may have 107 bytes at the most.
+    """A private directory for sockets; those that killed gateways left behind are removed.
 
-    Those that killed gateways left behind are removed.
+    It is where the system wants it, or, where that cannot be, in the directory for temporary files. Raises
+    RuntimeDirectoryError where no place will do.
     """
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    refusals = []
+    for base in dict.fromkeys(filter(None, [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"])):  # noqa: S108
+        _clear(Path(base))
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=f"vllama-{os.getpid()}-", dir=base))
+        except OSError as error:
+            refusals.append(f"{base}: {error.strerror}")
+            continue
+        if len(os.fsencode(directory)) + _LONGEST_NAME <= _LONGEST_SOCKET_PATH:
+            for refusal in refusals:
+                log.warning("no sockets in %s; they are in %s", refusal, directory)
+            return directory
+        directory.rmdir()
+        refusals.append(f"{base}: the path of a socket in it would be longer than the kernel allows")
+    reasons = "; ".join(refusals)
+    raise VllamaError(
+        f"no directory for the workers' sockets ({reasons}); set XDG_RUNTIME_DIR to a short one that can be written to"
+    )
+
+
+def _clear(base: Path) -> None:
+    """Remove the directories of gateways that are gone."""
     for stale in base.glob("vllama-*-*"):
         pid = stale.name.split("-")[1]
         with contextlib.suppress(FileNotFoundError):  # another gateway that starts now may be quicker
             if pid.isdigit() and stale.lstat().st_uid == os.getuid() and not _is_alive(int(pid)):
                 shutil.rmtree(stale, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"vllama-{os.getpid()}-", dir=base))
+
+
+_LONGEST_SOCKET_PATH = 107
+_LONGEST_NAME = len("/") + 36
+"""vLLM names its own sockets by UUIDs; those of channels are shorter."""
 
 
 def _is_alive(pid: int) -> bool:

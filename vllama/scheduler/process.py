@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections import deque
@@ -16,18 +18,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
+from vllama.scheduler.causes import Diagnosis, diagnose, diagnose_error
 from vllama.scheduler.control import tell
 from vllama.scheduler.engine_flags import sleeps
+from vllama.scheduler.group import Computing, living_members
 from vllama.scheduler.load_phases import LoadProgress, progress_of
 from vllama.scheduler.log_text import clean_lines
 from vllama.scheduler.probe import Trial, produce_one_token, served_context
+from vllama.scheduler.watch import until_silent
 from vllama.worker.controls import SLEEP, WAKE
 from vllama.worker.lifeline import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_MOST_POLL_SECONDS = 1.0
+_TRIAL_SECONDS = 60.0
+"""A worker that listens and fails for so long will not do better: each failure would make its log grow for ever."""
 _LOG_TAIL_LINES = 15
+_LOG_END_BYTES = 256 * 1024
+_FULL_DISK_BYTES = 64 * 1024
 _USAGE_EXIT = 2
 _SLEEP_SECONDS, _WAKE_SECONDS = 180.0, 60.0
 """Hundreds of GiB are copied, and the first time into memory that has to be pinned; it is seconds in most cases."""
@@ -51,7 +61,8 @@ class Memory:
 class WorkerSpec:
     """All that a worker's start needs.
 
-    `socket` is where it will listen, `log` gets its output, and it is ready once it passes the `trial`.
+    `socket` is where it will listen, `log` gets its output, and it is ready once it passes the `trial`. Once it is,
+    it is killed where it does not answer for `hang_timeout` seconds; None for never.
     """
 
     arguments: Sequence[str]
@@ -61,6 +72,7 @@ class WorkerSpec:
     memory: Memory
     command: Sequence[str] = COMMAND
     trial: Trial = produce_one_token
+    hang_timeout: float | None = None
 
 
 class WorkerProcess:
@@ -77,12 +89,14 @@ class WorkerProcess:
         self.channels: tuple[Path, ...] = ()
         self._canary: dict[str, Any] = {}
         self.settled = asyncio.Event()
+        self._serves = False
+        self._watch: asyncio.Task[None] | None = None
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
 
     @classmethod
     async def start(cls, spec: WorkerSpec) -> WorkerProcess:
         """Start the processes; they are not ready yet."""
-        with spec.log.open("wb") as output:
+        with open_log(spec.log) as output:
             process = await start_process([*spec.command, *spec.arguments], spec.environment, output)
         log.info("worker %d starts: %s", process.pid, " ".join(spec.arguments))
         return cls(spec, process)
@@ -105,22 +119,30 @@ class WorkerProcess:
     async def become_ready(self, stall_timeout: float | None) -> None:
         """Return when it has passed its trial; `context_length` and `channels` are known then.
 
-        Raises LoadFailed with the end of the log where it exits, or makes no progress (its log does
-        not grow) for `stall_timeout` seconds; BadEngineFlags where vLLM refused its flags.
+        Raises LoadFailed with cause and fix where it exits, makes no progress (its log does not grow) for
+        `stall_timeout` seconds, or only fails once it listens; BadEngineFlags where vLLM refused its flags.
         """
-        progress = _Progress(self._spec.log)
+        progress, refusals = _Progress(self._spec.log), _Refusals()
         while True:
-            await asyncio.wait({self.exited}, timeout=_POLL_SECONDS)
+            await asyncio.wait({self.exited}, timeout=refusals.pause)
             if self.exited.done():
                 raise self._failure(self.exited.result())
             self.channels = self._find_channels()
-            if self.channels and await self._spec.trial(self._spec.socket, stall_timeout):
-                self.context_length = await served_context(self._spec.socket, stall_timeout)
-                self.settled.set()
-                return
-            if stall_timeout is not None and progress.stalled_for() > stall_timeout:
-                await self.stop(grace=0)
-                raise LoadFailed(f"the model made no progress in loading for {stall_timeout:.0f} s\n{self.log_tail()}")
+            if self.channels:
+                if await self._spec.trial(self._spec.socket, stall_timeout):
+                    break
+                refusals.note()
+            if stall_timeout is None:
+                continue
+            if progress.stalled_for() > stall_timeout:
+                what = f"the model made no progress in loading for {stall_timeout:.0f} s"
+                raise await self._given_up(what, _STALLED)
+            if refusals.seconds() > min(stall_timeout, _TRIAL_SECONDS):
+                raise await self._given_up("the model was loaded but answers nothing")
+        self.context_length = await served_context(self._spec.socket, stall_timeout)
+        self._serves = True
+        self._begin_watch()
+        self.settled.set()
 
     @property
     def can_sleep(self) -> bool:
@@ -133,6 +155,7 @@ class WorkerProcess:
         It must have no requests. Raises SleepFailed: it has to be stopped then. The first time takes longer: the
         canary is made, and the host's memory pinned.
         """
+        self._end_watch()
         reply = await tell(self._spec.socket, SLEEP, self._canary, timeout)
         self._canary = {"canary": reply["canary"]}
         return float(reply["seconds"])
@@ -143,6 +166,7 @@ class WorkerProcess:
         Raises SleepFailed where it does not, or does not answer as it did before it slept: it has to be stopped then.
         """
         reply = await tell(self._spec.socket, WAKE, self._canary, timeout)
+        self._begin_watch()
         return float(reply["seconds"])
 
     async def stop(self, grace: float) -> None:
@@ -150,6 +174,7 @@ class WorkerProcess:
 
         On return its memory is free and its sockets are removed.
         """
+        self._serves = False
         if grace > 0 and not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait({self.exited}, timeout=grace)
@@ -181,31 +206,84 @@ class WorkerProcess:
     async def _reap(self) -> int:
         status = await self._process.wait()
         self.settled.set()
+        self._end_watch()
+        if self._serves:
+            self._report(f"worker {self.pid} ended by itself", self._diagnose(status))
         # What the main process left behind, as EngineCore after a kill -9, is still in its group.
         self._signal(signal.SIGKILL)
         return status
+
+    def _begin_watch(self) -> None:
+        if self._spec.hang_timeout is not None:
+            self._watch = asyncio.create_task(self._kill_when_silent(self._spec.hang_timeout))
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _kill_when_silent(self, limit: float) -> None:
+        """End a worker that hangs: what waits for it learns that it died, and the next request loads it afresh."""
+        computes = Computing(self.pid) if not self._spec.memory.gpu else lambda: False
+        await until_silent(self.channels, limit, computes)
+        self._serves = False
+        self._report(f"worker {self.pid} has not answered for {limit:.0f} s and is killed", _HANGS)
+        self._signal(signal.SIGKILL)
 
     async def _group_has_gone(self) -> None:
         """Wait for the rest of the tree, which init reaps and not we: a GPU's memory is free only then."""
         try:
             async with asyncio.timeout(_KILL_SECONDS):
-                while _living_members(self.pid):  # noqa: ASYNC110 - nothing tells when a stranger ends
+                while living_members(self.pid):  # noqa: ASYNC110 - nothing tells when a stranger ends
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            log.warning("processes of worker %d are still there: %s", self.pid, _living_members(self.pid))
+            log.warning("processes of worker %d are still there: %s", self.pid, living_members(self.pid))
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
+    async def _given_up(self, what: str, otherwise: Diagnosis | None = None) -> LoadFailed:
+        """Stop it, and say why: what its log tells, or `otherwise` where the catalogue does not have that."""
+        await self.stop(grace=0)
+        found = diagnose(self._end_of_log())
+        return self._load_failed(what, found.known_or(otherwise) if otherwise else found)
+
     def _failure(self, status: int) -> VllamaError:
-        tail = self.log_tail()
-        if status == _USAGE_EXIT and (refusal := _REFUSAL.search(tail)):
+        if status == _USAGE_EXIT and (refusal := _REFUSAL.search(self.log_tail())):
             return BadEngineFlags(refusal.group(1))
-        died = f"signal {-status}" if status < 0 else f"exit status {status}"
-        return LoadFailed(
-            f"the model's worker ended while loading ({died}); its log {self._spec.log} ends with:\n{tail}"
-        )
+        return self._load_failed("the model could not be loaded", self._diagnose(status))
+
+    def _load_failed(self, what: str, diagnosis: Diagnosis) -> LoadFailed:
+        self._report(what, diagnosis)
+        return LoadFailed(f"{what}: {diagnosis}; the worker's log: {self._spec.log}")
+
+    def _report(self, what: str, diagnosis: Diagnosis) -> None:
+        log.error("%s", what)
+        log.error("  cause: %s", diagnosis.cause)
+        log.error("  fix: %s", diagnosis.fix)
+        log.error("  the worker's log: %s", self._spec.log)
+
+    def _diagnose(self, status: int) -> Diagnosis:
+        found = diagnose(self._end_of_log(), status)
+        if not found.key and _is_full(self._spec.log.parent):  # and so what it had to say could not be written
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._spec.log))
+            return diagnose_error(full)
+        return found
+
+    def _end_of_log(self) -> str:
+        with contextlib.suppress(OSError), self._spec.log.open("rb") as output:
+            output.seek(max(0, output.seek(0, os.SEEK_END) - _LOG_END_BYTES))
+            return output.read().decode(errors="replace")
+        return ""
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Begin a worker's log. Raises LoadFailed where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+    except OSError as error:
+        raise LoadFailed(f"the worker's log cannot be written: {diagnose_error(error)}") from error
 
 
 async def start_process(
@@ -222,24 +300,38 @@ async def start_process(
     )
 
 
+_HANGS = Diagnosis(
+    "hung", "one of its processes hangs or was stopped", "set VLLAMA_HANG_TIMEOUT to more if it is only slow"
+)
+_STALLED = Diagnosis(
+    "stalled", "its log has not grown since", "set OLLAMA_LOAD_TIMEOUT to more if it is only slow, or read the log"
+)
 # What argparse prints last, after the usage: the program's name and its reason, which may have several lines.
 _REFUSAL = re.compile(r"^vllm[^\n]*: error: (.+)\Z", re.MULTILINE | re.DOTALL)
 
 
-def _living_members(group: int) -> list[int]:
-    """The processes of a process group that still hold something; a zombie does not."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return []  # the usual case, and much cheaper than a look at all processes
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # pid (name) state parent group …; a name may hold blanks and parentheses
-            state, _, member_of = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            if int(member_of) == group and state not in {"Z", "X"}:
-                members.append(int(stat.parent.name))
-    return members
+def _is_full(directory: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(directory).free < _FULL_DISK_BYTES
+    return False
+
+
+class _Refusals:
+    """Trials that failed although the worker listens: for how long, and how long to wait before the next."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self.pause = _POLL_SECONDS
+
+    def note(self) -> None:
+        """Another one."""
+        if self._since is None:
+            self._since = asyncio.get_running_loop().time()
+        self.pause = min(2 * self.pause, _MOST_POLL_SECONDS)
+
+    def seconds(self) -> float:
+        """Since the first."""
+        return 0.0 if self._since is None else asyncio.get_running_loop().time() - self._since
 
 
 class _Progress:

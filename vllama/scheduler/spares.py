@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllama.scheduler.process import WorkerProcess, WorkerSpec, start_process
+from vllama.scheduler.process import WorkerProcess, WorkerSpec, open_log, start_process
 from vllama.worker.spare import Order
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ class Spares:
             changes = late_changes(spare.environment, spec.environment)
             if changes is None or spare not in self._spares:  # it may have gone while another was tried
                 continue
+            open_log(spec.log).close()
             self._spares.pop(spare).cancel()
-            spec.log.write_bytes(b"")
             if await spare.obey(Order(spec.arguments, changes, str(spec.log))):
                 self._pause = _PAUSE_SECONDS
                 log.info("worker %d starts, imported already: %s", spare.process.pid, " ".join(spec.arguments))

@@ -20,10 +20,14 @@ Endpoint = Callable[[bytes, int, Sink, Profile], Awaitable[None]]
 """Answers a body that was received at a monotonic time in ns, for a model of this profile."""
 
 
-async def listen(path: Path, endpoints: Mapping[str, Endpoint]) -> asyncio.AbstractServer:
+Pulse = Callable[[], Awaitable[Any]]
+"""Returns when the engine has answered a question."""
+
+
+async def listen(path: Path, endpoints: Mapping[str, Endpoint], pulse: Pulse) -> asyncio.AbstractServer:
     """Serve these endpoints, by their paths, to gateways that connect to the socket."""
     path.unlink(missing_ok=True)
-    return await asyncio.get_running_loop().create_unix_server(lambda: Channel(endpoints), str(path))
+    return await asyncio.get_running_loop().create_unix_server(lambda: Channel(endpoints, pulse), str(path))
 
 
 def socket_path(http_socket: str, rank: int, count: int) -> Path:
@@ -34,8 +38,10 @@ def socket_path(http_socket: str, rank: int, count: int) -> Path:
 class Channel(asyncio.Protocol):
     """One gateway's connection: a task for each stream, one write for each turn of the loop."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+    def __init__(self, endpoints: Mapping[str, Endpoint], pulse: Pulse) -> None:
         self._endpoints = endpoints
+        self._pulse = pulse
+        self._pulses: set[asyncio.Task[None]] = set()
         self._reader = FrameReader()
         self._profiles: dict[int, Profile] = {}
         self._streams: dict[int, tuple[asyncio.Task[None], ChannelSink]] = {}
@@ -55,6 +61,10 @@ class Channel(asyncio.Protocol):
                 self._open(stream, payload)
             elif kind == Kind.PROFILE:
                 self._profiles[stream] = Profile.from_json(payload)
+            elif kind == Kind.PULSE:
+                task = asyncio.create_task(self._answer_pulse(stream))
+                self._pulses.add(task)
+                task.add_done_callback(self._pulses.discard)
             elif (entry := self._streams.get(stream)) is None:
                 continue  # it has just ended
             elif kind == Kind.CANCEL:
@@ -68,7 +78,7 @@ class Channel(asyncio.Protocol):
         """Nobody listens any more: abort everything."""
         del exc
         self.writable.set()
-        for task, _ in self._streams.values():
+        for task in (*self._pulses, *(task for task, _ in self._streams.values())):
             task.cancel()
 
     def pause_writing(self) -> None:
@@ -101,6 +111,14 @@ class Channel(asyncio.Protocol):
         task = asyncio.create_task(self._answer(path, received, self._profiles[profile], body, sink))
         self._streams[stream] = (task, sink)
         task.add_done_callback(lambda _: self._streams.pop(stream, None))
+
+    async def _answer_pulse(self, number: int) -> None:
+        try:
+            await self._pulse()
+        except Exception:
+            log.exception("the engine does not answer")
+        else:
+            self.send(frame(Kind.PULSE, number))
 
     async def _answer(self, path: str, received: int, profile: Profile, body: bytes, sink: ChannelSink) -> None:
         try:

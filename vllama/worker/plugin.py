@@ -84,4 +84,6 @@ class OllamaPlugin:
             self._sleep.serve(SleepingEngine(engine_client, tasks))
             routes = {**self._generation_routes, **self._embedding_routes, **self._channel_routes}
             endpoints = {path: route.answer for path, route in routes.items()}
-            self._channel = await channel.listen(channel.socket_path(args.uds, *api_process(engine_client)), endpoints)
+            socket = channel.socket_path(args.uds, *api_process(engine_client))
+            # Any question would do that EngineCore answers between two steps; this one costs nothing.
+            self._channel = await channel.listen(socket, endpoints, engine_client.is_sleeping)

@@ -1,0 +1,49 @@
+"""The processes of a group, as /proc shows them: of a worker's tree, whoever their parents are by now."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_COMPUTING = 0.1
+"""The share of a core from which on a process counts as computing; one that waits takes much less."""
+
+
+def living_members(group: int) -> list[int]:
+    """The processes of a process group that still hold something; a zombie does not."""
+    return [pid for pid, _ in _members(group)]
+
+
+class Computing:
+    """Whether a group has computed, besides its leader, since one asked before."""
+
+    def __init__(self, group: int) -> None:
+        self._group = group
+        self._seconds = 0.0
+        self._at = 0.0
+
+    def __call__(self) -> bool:
+        """Look, and compare with the look before."""
+        now = asyncio.get_running_loop().time()
+        seconds = sum(ticks for pid, ticks in _members(self._group) if pid != self._group) / _TICKS
+        computed, passed = seconds - self._seconds, now - self._at
+        self._seconds, self._at = seconds, now
+        return computed > _COMPUTING * passed
+
+
+def _members(group: int) -> Iterator[tuple[int, int]]:
+    """Number and CPU time, in clock ticks, of each."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return  # the usual case, and much cheaper than a look at all processes
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # pid (name) state parent group … user and system time (proc(5)); a name may hold blanks and parentheses
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in {"Z", "X"}:
+                yield int(stat.parent.name), int(fields[11]) + int(fields[12])
