@@ -18,6 +18,7 @@ from scripted_model import Script, serving_beside
 from vllama.bench import experiment
 from vllama.bench.result import load
 from vllama.cli.bench import BUDGET_SECONDS, command, plan_of
+from vllama.cli.bench_output import Outputs
 from vllama.cli.bench_progress import BenchProgress
 from vllama.errors import RequestError
 
@@ -42,7 +43,8 @@ def options(*arguments: str) -> dict[str, object]:
     context = command.make_context(
         "bench", ["m", *(() if "overhead" in arguments else ("--url", "http://a")), *arguments]
     )
-    return {name: value for name, value in context.params.items() if name not in {"as_json", "output"}}
+    Outputs.taken_from(context.params)
+    return context.params
 
 
 def test_a_table_and_the_diagnosis_are_printed_and_the_progress_goes_to_stderr(vllama: Vllama, url: str) -> None:
@@ -88,7 +90,8 @@ def test_a_comparison_is_printed_or_refused(vllama: Vllama, url: str) -> None:
     assert refused.exit_code == 1
     assert "the sides differ: context" in refused.stderr
     assert allowed.exit_code == 0
-    assert "median latency" in allowed.stdout
+    assert "time to the whole reply" in allowed.stdout
+    assert "Compared from one run of each" in allowed.stdout
 
 
 def test_a_server_that_is_not_there_ends_with_an_error(vllama: Vllama, no_server: str) -> None:

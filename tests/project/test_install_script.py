@@ -37,7 +37,7 @@ NPM = """\
 #!/usr/bin/env bash
 echo "npm $*" >>"$JOURNAL"
 case $* in *"${NPM_FAILS:-nothing fails}"*) echo "npm error no such thing" >&2; exit 1 ;; esac
-mkdir -p tests/clients/node_modules
+mkdir -p "$3/node_modules"
 """
 NODE = '#!/usr/bin/env bash\nexit "${NODE_EXITS:-0}"\n'
 
@@ -65,7 +65,9 @@ class Checkout:
         shutil.copy(ROOT / "pyproject.toml", self.root)
         clients = self.root / "tests" / "clients"
         shutil.copytree(ROOT / "tests" / "clients" / "requirements", clients / "requirements")
-        shutil.copy(ROOT / "tests" / "clients" / "package-lock.json", clients)
+        for name in ("clients", "browser"):
+            (self.root / "tests" / name).mkdir(exist_ok=True)
+            shutil.copy(ROOT / "tests" / name / "package-lock.json", self.root / "tests" / name)
         self.requirements = sorted(path.stem for path in (clients / "requirements").iterdir())
         self.python.parent.mkdir()
         for name, text in (("python3", PYTHON), ("npm", NPM), ("node", NODE)):
@@ -153,7 +155,7 @@ def test_cuda_takes_vllm_as_pyproject_asks_for_it(checkout: Checkout) -> None:
     result = checkout.install("--cuda")
 
     assert result.returncode == 0, result.stderr
-    assert "install -e .[cuda]" in checkout.asked
+    assert "install -e .[cuda,bench]" in checkout.asked
 
 
 def test_a_machine_whose_nvidia_smi_answers_gets_cuda(checkout: Checkout) -> None:
@@ -163,7 +165,7 @@ def test_a_machine_whose_nvidia_smi_answers_gets_cuda(checkout: Checkout) -> Non
 
     checkout.install()
 
-    assert "install -e .[cuda]" in checkout.asked
+    assert "install -e .[cuda,bench]" in checkout.asked
 
 
 def test_only_dev_asks_for_the_tools_of_tests_and_checks(checkout: Checkout) -> None:
@@ -171,7 +173,7 @@ def test_only_dev_asks_for_the_tools_of_tests_and_checks(checkout: Checkout) -> 
     assert not [line for line in checkout.asked if "--group" in line]
 
     checkout.install("--cpu", "--dev")
-    assert [line for line in checkout.asked if line.endswith("-e . --group test --group lint")]
+    assert [line for line in checkout.asked if line.endswith("-e .[bench] --group test --group lint")]
 
 
 def test_the_second_install_does_nothing(checkout: Checkout) -> None:
@@ -230,7 +232,7 @@ def test_a_changed_pyproject_is_installed_into_the_same_venv(checkout: Checkout)
 
     checkout.install()
 
-    assert [line for line in checkout.asked if line.endswith("-e . --group test --group lint")]
+    assert [line for line in checkout.asked if line.endswith("-e .[bench] --group test --group lint")]
     assert checkout.has_earlier_venv
 
 
@@ -281,7 +283,20 @@ def test_clients_get_an_environment_for_each_file_of_requirements_and_their_node
     for name in checkout.requirements:
         assert f"install -r tests/clients/requirements/{name}.txt" in checkout.asked
         assert (checkout.root / ".venv-clients" / name / "bin" / "python").exists()
-    assert [line for line in checkout.asked if line.startswith("npm ci --prefix tests/clients")]
+    assert [line.split()[:4] for line in checkout.asked if line.startswith("npm")] == [
+        ["npm", "ci", "--prefix", "tests/clients"],
+        ["npm", "ci", "--prefix", "tests/browser"],
+    ]
+
+
+def test_only_the_node_modules_whose_lock_changed_are_made_afresh(checkout: Checkout) -> None:
+    checkout.install("--cpu", "--clients")
+    with (checkout.root / "tests" / "browser" / "package-lock.json").open("a") as file:
+        file.write("\n")
+
+    checkout.install("--clients")
+
+    assert [line.split()[3] for line in checkout.asked if line.startswith("npm")] == ["tests/browser"]
 
 
 def test_no_client_is_installed_unless_asked_for(checkout: Checkout) -> None:
@@ -345,7 +360,7 @@ def test_where_node_is_missing_or_old_the_javascript_clients_are_left_out_by_nam
     result = checkout.install("--cpu", "--clients", NODE_EXITS="1")
 
     assert result.returncode == 0, result.stderr
-    assert "the tests of JavaScript clients will be skipped" in result.stdout
+    assert "the tests of JavaScript clients and of pages will be skipped" in result.stdout
     assert not [line for line in checkout.asked if line.startswith("npm")]
 
     checkout.install("--clients")

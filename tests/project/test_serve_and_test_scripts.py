@@ -93,17 +93,17 @@ def test_tests_are_checks_then_quick_tests_then_engine_tests(checkout: Checkout)
     assert checkout.calls == [
         "install --dev",
         "check ",
-        "python -m pytest -m not engine",
+        "python -m pytest -m not engine and not browser",
         f"install --clients {cached}",
         f"vllama pull smollm2:135m {cached}",
-        f"python -m pytest -m engine {cached}",
+        f"python -m pytest -m engine or browser {cached}",
     ]
 
 
 def test_quick_needs_no_model(checkout: Checkout) -> None:
     checkout.run("test", "quick", "-k", "names")
 
-    assert checkout.calls == ["install --dev", "check ", "python -m pytest -m not engine -k names"]
+    assert checkout.calls == ["install --dev", "check ", "python -m pytest -m not engine and not browser -k names"]
 
 
 def test_engine_takes_the_store_that_ollama_models_names(checkout: Checkout) -> None:
@@ -112,7 +112,7 @@ def test_engine_takes_the_store_that_ollama_models_names(checkout: Checkout) -> 
     assert checkout.calls[1:] == [
         "install --clients in /a/store",
         "vllama pull smollm2:135m in /a/store",
-        "python -m pytest -m engine in /a/store",
+        "python -m pytest -m engine or browser in /a/store",
     ]
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from vllama.cli.bench_output import Outputs, emit, output_options
 from vllama.cli.bench_progress import BenchProgress
 from vllama.cli.client import Client
-from vllama.cli.output import table
 from vllama.errors import RequestError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", int, float)
 
-SUBCOMMANDS: Mapping[str, str] = {}
+SUBCOMMANDS: Mapping[str, str] = {"report": "bench_report", "compare": "bench_compare", "rerun": "bench_rerun"}
 """Commands below `vllama bench`, and the modules of this package that they are in."""
 
 MODES = ("streaming", "concurrent", "sequential", "all", "coldstart", "switch", "overhead")
@@ -159,21 +159,17 @@ Examples:
 @click.option("--switch-model", default="", metavar="NAME", help="The other model of --mode switch.")
 @click.option("--processes", type=click.IntRange(1), help="Of the load generator.  [default: what the load needs]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of prompts, arrivals and intervals.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with every request.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write that JSON to a file too.")
+@output_options
 @click.pass_context
-def command(ctx: click.Context, /, *, as_json: bool, output: Path | None, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Measure how fast a server answers, and whether it batches: throughput and latency under load.
 
     MODEL is the model to ask; without one, the one that is loaded. Each figure is defined in docs/benchmarking.md.
     """
-    from vllama.bench.result import dump
-
+    outputs = Outputs.taken_from(options)
     with BenchProgress(sys.stderr) as progress:
         result = measured(options, tuple(sys.argv), progress)
-    if output:
-        output.write_bytes(dump(result))
-    click.echo(dump(result).decode() if as_json else report(result), nl=not as_json)
+    emit(result, outputs)
     if result.interrupted:
         ctx.exit(130)
     if refusal := _refusal(result):
@@ -337,24 +333,3 @@ def _levels(options: Mapping[str, Any]) -> tuple[Level, ...]:
         else:
             levels += (Level(mode, int(clients)) for clients in options["concurrency"])
     return tuple(levels)
-
-
-def report(result: Result) -> str:
-    """Return the result as a person reads it on a terminal."""
-    if any(run.mode == "overhead" for run in result.runs):
-        from vllama.bench.overhead import table_of
-
-        return table_of(result)
-    header = ("SYSTEM", "LOAD", "OK", "FAILED", "REQ/S", "TOK/S", "TTFT p50", "TPOT p50", "E2E p50", "E2E p99")
-    rows = []
-    for one in result.summaries:
-        m = one.metrics
-        load = f"{one.mode} {one.rate:g}/s" if one.rate is not None else f"{one.mode} C={one.concurrency}"
-        figures = (m.ttft_ms and m.ttft_ms.p50, m.tpot_ms and m.tpot_ms.p50, m.e2e_ms and m.e2e_ms.p50)
-        times = [f"{ms:.1f} ms" if ms is not None else "-" for ms in (*figures, m.e2e_ms and m.e2e_ms.p99)]
-        counts = (str(m.ok), str(m.failed), f"{m.requests_per_second:.2f}", f"{m.output_tokens_per_second:.1f}")
-        rows.append((one.system, load, *counts, *times))
-    said = [f"{one.system}: {one.sentence}" for one in result.diagnoses]
-    said += (one.sentence for one in result.comparisons)
-    said += (f"Warning: {warning}" for warning in result.warnings)
-    return "\n".join([table(header, rows), *([""] if said else []), *said])
