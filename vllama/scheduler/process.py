@@ -25,6 +25,7 @@ from vllama.scheduler.group import Computing, living_members
 from vllama.scheduler.load_phases import LoadProgress, progress_of
 from vllama.scheduler.log_text import clean_lines
 from vllama.scheduler.probe import Trial, produce_one_token, served_context
+from vllama.scheduler.sockets import remove_dead_sockets
 from vllama.scheduler.watch import until_silent
 from vllama.worker.controls import SLEEP, WAKE
 from vllama.worker.lifeline import PARENT_VARIABLE
@@ -184,6 +185,7 @@ class WorkerProcess:
         await self._group_has_gone()
         for path in self._spec.socket.parent.glob(f"{self._spec.socket.name}*"):
             path.unlink(missing_ok=True)
+        remove_dead_sockets(self._spec.socket.parent)  # vLLM's own have names that only it knows
 
     def _find_channels(self) -> tuple[Path, ...]:
         """The channel sockets (vllama.worker.channel.socket_path) once every API server process has its own."""

@@ -1,0 +1,24 @@
+"""The sockets that killed processes leave behind in a directory."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+_BOUND = Path("/proc/net/unix")
+_PATH_FIELD = 7
+
+
+def remove_dead_sockets(directory: Path) -> None:
+    """Remove the sockets that no process has bound any more, whoever named them; does nothing where Linux is not."""
+    try:
+        table = _BOUND.read_text(errors="surrogateescape")
+    except OSError:
+        return
+    # number, references, protocol, flags, type, state, inode, path (proc(5)): only what is bound has a path
+    rows = (line.split(maxsplit=_PATH_FIELD) for line in table.splitlines()[1:])
+    bound = {row[_PATH_FIELD] for row in rows if len(row) > _PATH_FIELD}
+    for path in directory.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_socket() and str(path) not in bound:
+                path.unlink()
