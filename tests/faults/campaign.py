@@ -21,7 +21,8 @@ from faults.scene import ENVIRONMENT, Scene
 class Result:
     """What came of one fault. `outcomes` counts the clients' replies, `said` has the errors that they were told.
 
-    `recovery` are the seconds from the fault to the next answer, None where there was none in time.
+    `files` are the sockets and the shared memory that were left. `recovery` are the seconds from the fault to the next
+    answer, None where there was none in time.
     """
 
     kind: str
@@ -29,7 +30,7 @@ class Result:
     said: tuple[str, ...]
     recovery: float | None
     orphans: tuple[str, ...] = ()
-    sockets: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     leases: int = 0
     running: int = 0
     trouble: str = ""
@@ -38,7 +39,7 @@ class Result:
     def is_fine(self) -> bool:
         """Every client got a reply or a proper error, the service is back, and nothing is left."""
         bad = self.outcomes.get(Outcome.HUNG, 0) + self.outcomes.get(Outcome.IMPROPER, 0)
-        left = self.orphans or self.sockets or self.leases or self.running
+        left = self.orphans or self.files or self.leases or self.running
         return not (bad or left or self.trouble or self.recovery is None)
 
 
@@ -93,7 +94,7 @@ def _one(server: Server, kind: Kind, dice: random.Random) -> Result:
         said=tuple(sorted({reply.said for reply in replies if reply.said})),
         recovery=recovery,
         orphans=tuple(scene.orphans()),
-        sockets=tuple(scene.dead_sockets()),
+        files=tuple(scene.left_files()),
         trouble=trouble,
         **found,
     )
@@ -110,7 +111,7 @@ def table(results: Sequence[Result]) -> Iterator[str]:
 
 
 _HEADS = (
-    "Fault", "n", "complete", "proper errors", "left", "improper", "hung", "orphans", "sockets", "leases",
+    "Fault", "n", "complete", "proper errors", "left", "improper", "hung", "orphans", "files", "leases",
     "back after, p50", "max",
 )  # fmt: skip
 
@@ -129,7 +130,7 @@ def _row(name: str, results: Sequence[Result]) -> str:
             for outcome in (Outcome.COMPLETE, Outcome.ERROR, Outcome.LEFT, Outcome.IMPROPER, Outcome.HUNG)
         ),
         sum(len(result.orphans) for result in results),
-        sum(len(result.sockets) for result in results),
+        sum(len(result.files) for result in results),
         sum(result.leases + result.running for result in results),
         *times,
     ]
@@ -143,5 +144,5 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def from_json(rows: Sequence[dict[str, Any]]) -> list[Result]:
     """Back from a file."""
-    lists = ("said", "orphans", "sockets")
+    lists = ("said", "orphans", "files")
     return [Result(**(row | {key: tuple(row[key]) for key in lists})) for row in rows]

@@ -17,6 +17,7 @@ from engine.server import RUNNING, Server, Worker
 
 from faults.clients import Ask, Crowd, Outcome, send
 from vllama.names import ModelName
+from vllama.scheduler.group import shared_memory
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
@@ -71,6 +72,7 @@ class Scene:
         self.dice = dice
         self.crowds: list[Crowd] = []
         self.injected_at = 0.0
+        self._segments: set[Path] = set()
 
     def loaded(self) -> Worker:
         """The model's worker, loaded where it is not."""
@@ -130,6 +132,7 @@ class Scene:
         self._signal(process, signal.SIGSTOP)
 
     def _signal(self, process: Process, number: signal.Signals) -> None:
+        self._segments |= self._mapped()
         self.injected()
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
@@ -167,8 +170,16 @@ class Scene:
             return []
         return [f"{p.pid} {p.title[:60]}" for p in found] or ["more workers than models that are loaded"]
 
-    def dead_sockets(self) -> list[str]:
-        """Sockets in the server's directory that no process has bound."""
+    def left_files(self) -> list[str]:
+        """Sockets in the server's directory that no process has bound, and shared memory that none has mapped."""
+        mapped = self._mapped()
+        return [*self._dead_sockets(), *(path.name for path in self._segments - mapped if path.exists())]
+
+    def _mapped(self) -> set[Path]:
+        sessions = {process.session for process in self.server.tree.living()}
+        return set[Path]().union(*(shared_memory(session) for session in sessions))
+
+    def _dead_sockets(self) -> list[str]:
         base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
         bound = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
         directories = base.glob(f"vllama-{self.server.process.pid}-*")

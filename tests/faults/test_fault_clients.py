@@ -83,7 +83,7 @@ def test_a_fault_is_fine_when_nobody_was_let_down_and_nothing_is_left() -> None:
         Result("clients leave", {"improper": 1}, (), 1.0),
         Result("clients leave", {}, (), None),
         Result("clients leave", {}, (), 1.0, orphans=("7 EngineCore",)),
-        Result("clients leave", {}, (), 1.0, sockets=("1.sock",)),
+        Result("clients leave", {}, (), 1.0, files=("1.sock",)),
         Result("clients leave", {}, (), 1.0, leases=1),
         Result("clients leave", {}, (), 1.0, running=1),
         Result("clients leave", {}, (), 1.0, trouble="it could not be injected"),

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from itertools import count, repeat
+from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def answering(kinds: frozenset[int] = frozenset({Kind.PULSE})) -> None:
         channel.daemon_threads = True
         threading.Thread(target=channel.serve_forever, daemon=True).start()
         ready(processes=0)
+
+
+def sharing() -> None:
+    """Serve, with a segment of shared memory that nobody but it can remove."""
+    segment = shared_memory.SharedMemory(create=True, size=4096)
+    resource_tracker.unregister(f"/{segment.name}", "shared_memory")
+    print(f"segment {segment.name}", flush=True)
+    ready()
 
 
 def mute() -> None:

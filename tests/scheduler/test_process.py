@@ -355,6 +355,19 @@ async def test_its_sockets_and_channels_are_removed_with_it(start: Start, runtim
     assert names_in(runtime) == ["11.sock", "worker.log"]
 
 
+@pytest.mark.parametrize("how", ["killed", "killed while loading", "stopped"])
+async def test_the_shared_memory_of_a_killed_worker_is_removed(start: Start, how: str) -> None:
+    worker = await start("sharing")
+    segment = Path("/dev/shm") / await line_of_log(worker, "segment ")
+    if how != "killed while loading":
+        await within(worker.become_ready(PATIENCE))
+    assert segment.exists()
+    if how == "killed":
+        os.kill(worker.pid, signal.SIGKILL)
+    await within(worker.stop(grace=0))
+    assert not segment.exists()
+
+
 async def test_stop_may_be_called_again(start: Start) -> None:
     worker = await start("ready")
     await asyncio.gather(*(within(worker.stop(grace=PATIENCE)) for _ in range(3)))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_SHARED = "/dev/shm/"  # noqa: S108
 _COMPUTING = 0.1
 """The share of a core from which on a process counts as computing; one that waits takes much less."""
 
@@ -16,6 +17,15 @@ _COMPUTING = 0.1
 def living_members(group: int) -> list[int]:
     """The processes of a process group that still hold something; a zombie does not."""
     return [pid for pid, _ in _members(group)]
+
+
+def shared_memory(group: int) -> set[Path]:
+    """The files of shared memory that processes of a group have mapped: they outlive a process that is killed."""
+    found: set[Path] = set()
+    for pid, _ in _members(group):
+        with contextlib.suppress(OSError), Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
+            found.update(Path(line[line.index(_SHARED) :].rstrip("\n")) for line in maps if _SHARED in line)
+    return {path for path in found if not path.name.endswith(" (deleted)")}
 
 
 class Computing:

@@ -21,7 +21,7 @@ from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
 from vllama.scheduler.causes import Diagnosis, diagnose, diagnose_error
 from vllama.scheduler.control import tell
 from vllama.scheduler.engine_flags import sleeps
-from vllama.scheduler.group import Computing, living_members
+from vllama.scheduler.group import Computing, living_members, shared_memory
 from vllama.scheduler.load_phases import LoadProgress, progress_of
 from vllama.scheduler.log_text import clean_lines
 from vllama.scheduler.probe import Trial, produce_one_token, served_context
@@ -90,6 +90,7 @@ class WorkerProcess:
         self.channels: tuple[Path, ...] = ()
         self._canary: dict[str, Any] = {}
         self.settled = asyncio.Event()
+        self._shared_memory: set[Path] = set()
         self._serves = False
         self._watch: asyncio.Task[None] | None = None
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
@@ -141,6 +142,7 @@ class WorkerProcess:
             if refusals.seconds() > min(stall_timeout, _TRIAL_SECONDS):
                 raise await self._given_up("the model was loaded but answers nothing")
         self.context_length = await served_context(self._spec.socket, stall_timeout)
+        self._shared_memory |= shared_memory(self.pid)
         self._serves = True
         self._begin_watch()
         self.settled.set()
@@ -173,17 +175,18 @@ class WorkerProcess:
     async def stop(self, grace: float) -> None:
         """End the whole tree: politely for up to `grace` seconds, then with SIGKILL. Idempotent.
 
-        On return its memory is free and its sockets are removed.
+        On return its memory is free, and its sockets and its shared memory are removed.
         """
         self._serves = False
         if grace > 0 and not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait({self.exited}, timeout=grace)
         if not self.exited.done():  # afterwards the number may be that of others
+            self._shared_memory |= shared_memory(self.pid)
             self._signal(signal.SIGKILL)
         await asyncio.shield(self.exited)
         await self._group_has_gone()
-        for path in self._spec.socket.parent.glob(f"{self._spec.socket.name}*"):
+        for path in (*self._spec.socket.parent.glob(f"{self._spec.socket.name}*"), *self._shared_memory):
             path.unlink(missing_ok=True)
         remove_dead_sockets(self._spec.socket.parent)  # vLLM's own have names that only it knows
 
@@ -212,6 +215,7 @@ class WorkerProcess:
         if self._serves:
             self._report(f"worker {self.pid} ended by itself", self._diagnose(status))
         # What the main process left behind, as EngineCore after a kill -9, is still in its group.
+        self._shared_memory |= shared_memory(self.pid)
         self._signal(signal.SIGKILL)
         return status
 
