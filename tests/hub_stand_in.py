@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = 100_000
@@ -70,6 +72,12 @@ class HubStandIn:
         self.api_faults: deque[Fault] = deque()
         self.faults: dict[str, deque[Fault]] = {}
         self.url = ""
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return this process's environment with the stand-in as the only Hub there is, and `home` for HF_HOME."""
+        unset = {"HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN_PATH"}
+        kept = {key: value for key, value in os.environ.items() if key not in unset}
+        return {**kept, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_ENDPOINT": self.url}
 
     def misbehave(self, path: str, *faults: Fault) -> None:
         """Let the next requests for the bytes of this file fail, one after another."""

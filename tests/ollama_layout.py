@@ -12,8 +12,13 @@ from typing import Any
 PREFIX = "application/vnd.ollama.image."
 
 
-def gguf_bytes(architecture: str = "llama", rest: bytes = b"", keys: Mapping[str, int] | None = None) -> bytes:
-    """Return the header of a GGUF file without tensors: texts, numbers, an array of texts and one of numbers."""
+def gguf_bytes(
+    architecture: str = "llama", rest: bytes = b"", keys: Mapping[str, int] | None = None, tensors: int = 0
+) -> bytes:
+    """Return the header of a GGUF file: texts, numbers, an array of texts and one of numbers.
+
+    `rest` follows: what is said of each of the `tensors`, and they themselves.
+    """
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
@@ -24,7 +29,7 @@ def gguf_bytes(architecture: str = "llama", rest: bytes = b"", keys: Mapping[str
         text("general.architecture") + struct.pack("<I", 8) + text(architecture),
         *(text(key) + struct.pack("<II", 4, value) for key, value in (keys or {}).items()),
     ]
-    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs) + rest
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(pairs)) + b"".join(pairs) + rest
 
 
 class OllamaLayout:

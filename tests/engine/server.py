@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,16 +70,21 @@ class Worker:
 
 
 class Server:
-    """A running `vllama serve`. `store` is its model store; stop it, or leave that to whoever made it."""
+    """A running `vllama serve`. `store` is its model store; stop it, or leave that to whoever made it.
 
-    def __init__(self, store: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    `under` is a command that runs the server as itself, such as `strace -D`.
+    """
+
+    def __init__(
+        self, store: Path, *arguments: str, environ: Mapping[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
         mark = secrets.token_hex(8)
         self.store = store
         self.tree = ProcessTree(mark)
         self.log_path = store / f"serve-{next(_numbers)}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllama", "serve", "--port", "0", *arguments],
+                [*under, sys.executable, "-m", "vllama", "serve", "--port", "0", *arguments],
                 env=environment(store, mark, environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

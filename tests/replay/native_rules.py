@@ -137,8 +137,14 @@ NATIVE = (
     Deviation(
         "parsers",
         "`model_info` has the parsers that were chosen for tool calls and thinking, under our own name.",
-        "Refused for now",
-        at(r"body\.model_info\.vllama\.\w+", recorded="", actual=r'".+"'),
+        "Deliberate differences",
+        at(r"body\.model_info\.vllama\.(tool|reasoning)_parser", recorded="", actual=r'".+"'),
+    ),
+    Deviation(
+        "provenance",
+        "`model_info` has, under our own name, what a pull asked for and what is served.",
+        "Deliberate differences",
+        at(r"body\.model_info\.vllama\.(asked|served|difference)", recorded="", actual=r'".+"'),
     ),
     Deviation(
         "served context",

@@ -226,3 +226,16 @@ def test_only_a_worker_on_a_gpu_is_started_so_that_it_can_sleep() -> None:
     assert not engine_flags.sleeps(line())
     assert engine_flags.sleeps(line(on_cpu=False))
     assert not engine_flags.sleeps(line("--no-enable-sleep-mode", on_cpu=False))
+
+
+def test_the_parts_of_a_worker_meet_on_this_machine_unless_the_user_says_where() -> None:
+    made = environment({}, Path("/run"), on_cpu=False)
+    assert (made["VLLM_HOST_IP"], made["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
+    said = {"VLLM_HOST_IP": "10.0.0.7", "GLOO_SOCKET_IFNAME": "eth1"}
+    assert environment(said, Path("/run"), on_cpu=False).items() >= said.items()
+
+
+@pytest.mark.parametrize("flag", ["--distributed-executor-backend=ray", "--nnodes", "--data-parallel-address=10.0.0.7"])
+def test_a_worker_on_several_machines_tells_its_own_address(flag: str) -> None:
+    made = environment({}, Path("/run"), on_cpu=False, user_flags=[flag])
+    assert not {"VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"} & made.keys()

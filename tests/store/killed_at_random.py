@@ -1,6 +1,7 @@
 """Processes that pull, create, copy, delete and collect in one store until they are killed.
 
-Arguments: the store's directory, and snapshot directories to make models of. Prints how many were killed, as JSON.
+Arguments: the store's directory, a repository on the Hub, and snapshot directories to make models of. Prints how many
+were killed, as JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.errors import VllamaError
@@ -23,47 +26,71 @@ from vllama.store.pull import pull
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from store.upload import upload_and_create
 
-ROUNDS, PROCESSES = 21, 3
-LONGEST_LIFE_SECONDS = 0.2
+PROCESSES = 3
+"""At a time."""
 
 
-def work(store: ModelStore, snapshots: list[Path], chance: random.Random) -> None:
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Rounds whose processes live up to `seconds`. Pulls over HTTP need longer lives to get anywhere."""
+
+    rounds: int
+    seconds: float
+    pulls_from_hub: bool
+
+
+PHASES = (Phase(rounds=62, seconds=0.2, pulls_from_hub=False), Phase(rounds=8, seconds=2.5, pulls_from_hub=True))
+KILLS = PROCESSES * sum(phase.rounds for phase in PHASES)
+
+
+def work(
+    store: ModelStore, repository: ModelName, snapshots: list[Path], chance: random.Random, *, pulls_from_hub: bool
+) -> None:
     """Change the store for ever; `one` is only read."""
+    names = [ModelName.parse(name) for name in ("a", "b", "c")] + [repository] * pulls_from_hub
     while True:
-        name = ModelName.parse(chance.choice(("a", "b", "c")))
-        base = chance.choice(("one", "a", "b", "c"))
+        name = chance.choice(names)
+        base = chance.choice([ModelName.parse("one"), *names])
         try:
-            match chance.randrange(6):
+            match chance.randrange(12 if pulls_from_hub else 6):
                 case 0:
                     upload_and_create(store, name, chance.choice(snapshots))
                 case 1:
-                    list(create(store, name, Changes(system=str(chance.random())), base=base))
+                    list(create(store, name, Changes(system=str(chance.random())), base=base.display))
                 case 2:
-                    store.copy(ModelName.parse(base), name)
+                    store.copy(base, name)
                 case 3:
                     delete(store, name)
                 case 4:
                     list(pull(store, name, from_path=chance.choice(snapshots)))
-                case _:
+                case 5:
                     collect(store, partial=True)
+                case _:
+                    list(pull(store, repository, force=chance.random() < 0.5))
         except VllamaError:
             continue  # another process was faster
 
 
-def main() -> None:
-    """Kill each process after a random time, three at a time; check all names after each round."""
-    store, snapshots = ModelStore(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
+def kill_some(number: int, phase: Phase, store: ModelStore, repository: ModelName, snapshots: list[Path]) -> int:
+    """Let processes work, each to be killed after a random time; return how many were."""
+    children = []
+    for which in range(PROCESSES):
+        chance = random.Random(number * PROCESSES + which)
+        child = os.fork()
+        if not child:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, phase.seconds))  # its signal kills
+            work(store, repository, snapshots, chance, pulls_from_hub=phase.pulls_from_hub)
+        children.append(child)
+    return sum(os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGALRM for child in children)
+
+
+def main(root: str, repository: str, *snapshots: str) -> None:
+    """Kill in rounds, and check all names after each."""
+    store = ModelStore(Path(root))
+    rounds: Sequence[Phase] = [phase for phase in PHASES for _ in range(phase.rounds)]
     kills = 0
-    for number in range(ROUNDS):
-        children = []
-        for which in range(PROCESSES):
-            chance = random.Random(number * PROCESSES + which)
-            child = os.fork()
-            if not child:
-                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, LONGEST_LIFE_SECONDS))  # its signal kills
-                work(store, snapshots, chance)
-            children.append(child)
-        kills += sum(os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGALRM for child in children)
+    for number, phase in enumerate(rounds):
+        kills += kill_some(number, phase, store, ModelName.parse(repository), [Path(path) for path in snapshots])
         broken = [manifest.name.display for manifest in store.list() if manifest.damaged_files()]
         if broken or "one:latest" not in {manifest.name.display for manifest in store.list()}:
             sys.exit(f"round {number}: {broken}")
@@ -71,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

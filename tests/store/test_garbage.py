@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hub_stand_in import Repository, hub_stand_in
 
 from vllama.errors import ModelNotFound, StoreError
 from vllama.names import ModelName
@@ -24,6 +25,7 @@ from vllama.store.model_store import ModelStore
 from vllama.store.usage import ModelUsage, measure
 
 from .conftest import BuildSnapshot, make_manifest
+from .killed_at_random import KILLS
 from .upload import upload_and_create
 
 HERE = Path(__file__).parent
@@ -287,9 +289,20 @@ def test_kills_at_any_instant_leave_whole_names_and_nothing_after_a_collection(
 ) -> None:
     """One is never removed; others with the same and with other files come and go, in three processes at a time."""
     snapshots = [build_snapshot(f"s{i}", config={"vocab_size": 32 + i}) for i in range(3)]
-    command = [sys.executable, str(HERE / "killed_at_random.py"), str(store.root), *map(str, snapshots)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250)
-    assert json.loads(done.stdout)["kills"] == 63
+    remote = build_snapshot("remote", tensors={"model.embed_tokens.weight": ("BF16", [1500, 1000])})
+    assert KILLS >= 200
+    with hub_stand_in() as hub:
+        hub.repositories["acme/tiny"] = Repository({path.name: path.read_bytes() for path in remote.iterdir()})
+        done = subprocess.run(
+            [sys.executable, HERE / "killed_at_random.py", store.root, "hf.co/acme/tiny", *snapshots],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=250,
+            env=hub.environment(store.root.parent / "huggingface"),
+        )
+        assert hub.bytes_requests() > 20, "pulls from the Hub came as far as the bytes"
+    assert json.loads(done.stdout)["kills"] == KILLS
     report = collect(store, partial=True)
     assert report.failed == []
     assert report.kept == []

