@@ -234,6 +234,7 @@ class FakeWorker:
         self.channels: tuple[Path, ...] = ()
         self.context_length = 0
         self.memory = Memory(1000, 800)
+        self.sleeps = 0
         self.exchanges: asyncio.Queue[Exchange] = asyncio.Queue()
         self.connections: list[ChannelEnd | HttpEnd] = []
 
@@ -253,6 +254,19 @@ class FakeWorker:
         for channel in self.channels:
             self._servers.append(await loop.create_unix_server(lambda: ChannelEnd(self), str(channel)))
         self.context_length = 4096
+
+    @property
+    def can_sleep(self) -> bool:
+        return self._launcher.can_sleep
+
+    async def sleep(self) -> float:
+        await self._launcher.may_fall_asleep.wait()
+        self.sleeps += 1
+        return 0.0
+
+    async def wake(self) -> float:
+        await self._launcher.may_wake.wait()
+        return 0.0
 
     async def next_exchange(self) -> Any:
         """Return what the gateway asks next, an HttpExchange or a ChannelExchange."""
@@ -284,6 +298,10 @@ class FakeLauncher:
         self.serving = Serving(installed=Parsers(frozenset(), frozenset()))
         self.may_load = asyncio.Event()
         self.may_load.set()
+        self.can_sleep = False
+        self.may_fall_asleep, self.may_wake = asyncio.Event(), asyncio.Event()
+        self.may_fall_asleep.set()
+        self.may_wake.set()
         self.failure: Exception | None = None
         self.refusal: Exception | None = None
         self.workers: list[FakeWorker] = []

@@ -19,8 +19,11 @@ VllamaError
 ├── RequestCancelled          the client left before its turn came
 ├── EngineError               the model is there but could not answer
 │   ├── LoadFailed            the worker did not become ready
-│   │   └── BadEngineFlags    vLLM refused the flags it was given
+│   │   ├── BadEngineFlags    vLLM refused the flags it was given
+│   │   ├── KeepsFailing      it failed several times in a row: not tried again yet
+│   │   └── NoRoom            it would not fit, whatever else were unloaded
 │   ├── SleepFailed           the worker did not fall asleep, or did not wake as it was
+│   ├── ServerStopping        the server was told to stop
 │   └── WorkerDied            the worker went away with requests in flight
 ├── StoreError                the model store could not do it
 │   ├── ManifestCorrupt       a manifest or a file that it names is damaged
@@ -34,7 +37,12 @@ from __future__ import annotations
 
 
 class VllamaError(Exception):
-    """Base of all errors meant for a user's eyes; `str(error)` is the message."""
+    """Base of all errors meant for a user's eyes; `str(error)` is the message.
+
+    `retry_after` are seconds after which the same request may well succeed, None where nothing is known of that.
+    """
+
+    retry_after: int | None = None
 
 
 class RequestError(VllamaError):
@@ -139,6 +147,28 @@ class BadEngineFlags(LoadFailed):
 
 class SleepFailed(EngineError):
     """The worker could not sleep or wake; it has to be loaded again."""
+
+
+class KeepsFailing(LoadFailed):
+    """The model failed to load several times in a row, and it is too early to try again."""
+
+    def __init__(self, name: str, failures: int, seconds: int, cause: str) -> None:
+        super().__init__(
+            f"loading {name} failed {failures} times in a row and is not tried again for {seconds} s; "
+            f"the last failure: {cause}"
+        )
+        self.retry_after = seconds
+
+
+class NoRoom(LoadFailed):
+    """The model would not fit even if all that may be unloaded for it were; the message has the numbers."""
+
+
+class ServerStopping(EngineError):
+    """The server was told to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping")
 
 
 class WorkerDied(EngineError):

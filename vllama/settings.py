@@ -7,6 +7,7 @@ The CLI makes its flags from it, `vllama serve --help` and `docs/configuration.m
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,16 +22,23 @@ log = logging.getLogger(__name__)
 DEFAULT_PORT = 11434
 DEFAULT_KEEP_ALIVE = 5 * 60 * NS_PER_SECOND
 
+_PREFIXES = ("", "k", "m", "g", "t")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) *((?i:%|[kmgt](?:i?b)?)?)")
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table. `parse` turns the text of the variable into the value; it raises ValueError."""
+    """One row of the table. `parse` turns the text of the variable into the value; it raises ValueError.
+
+    `shown` is the default as one would write it, where that does not follow from its type.
+    """
 
     name: str
     env: str
     default: Any
     parse: Callable[[str], Any]
     meaning: str
+    shown: str = ""
 
 
 def parse_bool(text: str) -> bool:
@@ -42,6 +50,23 @@ def parse_seconds(text: str) -> float | None:
     """Return seconds from a Go duration or bare seconds; None where it is 0 or negative: no limit."""
     ns = parse_keep_alive(text)
     return None if ns is None or ns <= 0 else ns / NS_PER_SECOND
+
+
+def _waiting_seconds(text: str) -> float:
+    """Return seconds; what is negative is 0."""
+    return parse_seconds(text) or 0.0
+
+
+def parse_share(text: str) -> int | float:
+    """Return bytes as an `int` (`0`, `16GiB`, `16GB`), or a share of the whole as a `float` (`50%`)."""
+    found = _SHARE.fullmatch(text.strip())
+    if found is None:
+        message = f"{text!r} is neither a share such as 50% nor an amount such as 16GiB"
+        raise ValueError(message)
+    number, unit = float(found[1]), found[2].lower()
+    if unit == "%":
+        return min(number, 100.0) / 100
+    return int(number * (1024 if unit.endswith("ib") else 1000) ** _PREFIXES.index(unit[:1]))
 
 
 def _parse_keep_alive_env(text: str) -> int:
@@ -57,7 +82,7 @@ def _non_negative(text: str) -> int:
     return value
 
 
-def _origins(text: str) -> tuple[str, ...]:
+def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -77,7 +102,7 @@ SETTINGS: tuple[Setting, ...] = (
         "origins",
         "OLLAMA_ORIGINS",
         (),
-        _origins,
+        _listed,
         "further browser origins to allow, comma separated, * as wildcard",
     ),
     Setting(
@@ -130,6 +155,42 @@ SETTINGS: tuple[Setting, ...] = (
         "most requests that may wait for a model to load before 503",
     ),
     Setting(
+        "pin",
+        "VLLAMA_PIN",
+        (),
+        _listed,
+        "models that, once loaded, go neither for another nor after a keep-alive, comma separated",
+    ),
+    Setting(
+        "min_residency",
+        "VLLAMA_MIN_RESIDENCY",
+        10.0,
+        _waiting_seconds,
+        "how long a model that was just loaded is spared while another may make room",
+    ),
+    Setting(
+        "yield_after",
+        "VLLAMA_YIELD_AFTER",
+        10.0,
+        _waiting_seconds,
+        "when a model has waited so long for busy ones, further requests for those wait behind it",
+    ),
+    Setting(
+        "sleep_budget",
+        "VLLAMA_SLEEP_BUDGET",
+        0.5,
+        parse_share,
+        "most host memory for sleeping models, as 50% or 16GiB; 0: models never sleep",
+        shown="50%",
+    ),
+    Setting(
+        "sleep_timeout",
+        "VLLAMA_SLEEP_TIMEOUT",
+        3600.0,
+        parse_seconds,
+        "stop a model that has slept for so long; 0: never",
+    ),
+    Setting(
         "context_length",
         "OLLAMA_CONTEXT_LENGTH",
         0,
@@ -157,7 +218,8 @@ SETTINGS: tuple[Setting, ...] = (
 class Settings:
     """The values in force. Durations are ns where an `int`, seconds where a `float`.
 
-    `keep_alive` is ns or FOREVER; `load_timeout` and `hang_timeout` are None for no limit.
+    `keep_alive` is ns or FOREVER; `load_timeout`, `hang_timeout` and `sleep_timeout` are None for no limit;
+    `sleep_budget` is bytes where an `int`, a share of the machine's memory where a `float`.
     """
 
     host: str
@@ -169,6 +231,11 @@ class Settings:
     max_loaded_models: int
     num_parallel: int
     max_queue: int
+    pin: tuple[str, ...]
+    min_residency: float
+    yield_after: float
+    sleep_budget: int | float
+    sleep_timeout: float | None
     context_length: int
     spare_workers: int
     debug: bool

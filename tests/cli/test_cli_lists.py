@@ -54,15 +54,15 @@ def test_list_as_json_is_what_the_server_said(vllama: Vllama, server: ScriptedSe
 
 
 def test_ps_prints_the_resident_models(vllama: Vllama, server: ScriptedServer) -> None:
-    server.on("GET", "/api/ps", body(PS))
+    server.on("GET", "/api/ps?all=true", body(PS))
     result = vllama("ps")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0].split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
-    assert server.requests == [("GET", "/api/ps", None)]
+    assert server.requests == [("GET", "/api/ps?all=true", None)]
 
 
 def test_ps_as_json_is_what_the_server_said(vllama: Vllama, server: ScriptedServer) -> None:
-    server.on("GET", "/api/ps", body(PS))
+    server.on("GET", "/api/ps?all=true", body(PS))
     assert json.loads(vllama("ps", "--json").stdout) == json.loads(PS)["models"]
 
 
@@ -77,12 +77,21 @@ def test_a_model_that_loads_is_shown_with_its_phase_and_the_last_line_of_its_log
     load = {"phase": "weights", "percent": 40, "line": "Loading safetensors checkpoint shards:  40% Completed"}
     models = [record(), record(name="qwen:7b", load=load), record(name="m", load={"phase": "waiting", "line": ""})]
     assert residents_table(models, LOADED_AT + timedelta(seconds=30)) == (
-        "NAME            ID              SIZE      PROCESSOR    CONTEXT    UNTIL                 PHASE\n"
+        "NAME            ID              SIZE      PROCESSOR    CONTEXT    UNTIL                 STATE\n"
         "smollm2:135m    0504a3a26a1e    190 MB    100% CPU     4096       4 minutes from now\n"
         "qwen:7b         0504a3a26a1e    190 MB    100% CPU     4096       Loading...            weights 40%\n"
         "m               0504a3a26a1e    190 MB    100% CPU     4096       Loading...            waiting\n"
         "\n"
         "qwen:7b: Loading safetensors checkpoint shards:  40% Completed"
+    )
+
+
+def test_where_the_server_tells_states_the_table_has_a_column_for_them() -> None:
+    rows = [record(state="ready"), record(state="asleep")]
+    assert residents_table(rows, LOADED_AT + timedelta(seconds=30)) == (
+        "NAME            ID              SIZE      PROCESSOR    CONTEXT    UNTIL                 STATE\n"
+        "smollm2:135m    0504a3a26a1e    190 MB    100% CPU     4096       4 minutes from now    ready\n"
+        "smollm2:135m    0504a3a26a1e    190 MB    100% CPU     4096       4 minutes from now    asleep"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_command_imports_neither_an_engine_nor_a_slow_http_client(
     server: ScriptedServer, arguments: list[str]
 ) -> None:
     server.on("GET", "/api/tags", body(TAGS))
-    server.on("GET", "/api/ps", body(NO_MODELS))
+    server.on("GET", "/api/ps?all=true", body(NO_MODELS))
     program = (
         "import contextlib, io, json, sys\n"
         "from vllama.cli.main import main\n"

@@ -199,6 +199,11 @@ SAMPLES = {
     "max_loaded_models": ("2", 2),
     "num_parallel": ("16", 16),
     "max_queue": ("9", 9),
+    "pin": ("a,b:7b", ("a", "b:7b")),
+    "min_residency": ("0", 0.0),
+    "yield_after": ("1m", 60.0),
+    "sleep_budget": ("25%", 0.25),
+    "sleep_timeout": ("0", None),
     "context_length": ("4096", 4096),
     "spare_workers": ("0", 0),
 }

@@ -124,6 +124,20 @@ async def test_a_failed_load_is_a_500_with_its_cause_and_the_next_request_tries_
     assert (await gateway.post(path, {"model": MODEL})).json()["done_reason"] == "load"
 
 
+@pytest.mark.parametrize("path", [GENERATE, "/v1/completions"])
+async def test_a_load_that_fails_twice_is_a_503_that_says_why_and_for_how_long(gateway: Running, path: str) -> None:
+    gateway.launcher.failure = LoadFailed("not enough memory for 135M parameters")
+    for _ in range(2):
+        assert (await gateway.post(path, {"model": MODEL, "prompt": "hi"})).status_code == 500
+    gateway.launcher.failure = None
+    reply = await gateway.post(path, {"model": MODEL, "prompt": "hi"})
+    assert reply.status_code == 503
+    assert 0 < int(reply.headers["retry-after"]) <= 5
+    assert "failed 2 times in a row" in reply.text
+    assert "not enough memory for 135M parameters" in reply.text
+    assert len(gateway.launcher.workers) == 2
+
+
 async def test_a_failed_load_under_v1_has_the_shape_of_openai(gateway: Running) -> None:
     gateway.launcher.failure = LoadFailed("not enough memory")
     reply = await gateway.post("/v1/completions", {"model": MODEL, "prompt": "hi"})

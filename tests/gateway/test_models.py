@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -115,6 +116,21 @@ async def test_times_have_an_offset_and_at_most_six_digits_of_fraction(gateway: 
     time, _, offset = model["expires_at"].partition("+")
     assert len(time.partition(".")[2]) <= 6
     assert offset
+
+
+async def test_a_model_that_sleeps_is_loaded_for_nobody_but_those_who_ask_for_all(run_gateway: RunGateway) -> None:
+    async with run_gateway(keep_alive=1) as gateway:
+        gateway.launcher.can_sleep = True
+        worker = await gateway.load()
+        while not worker.sleeps:
+            await asyncio.sleep(0)
+        assert (await gateway.get("/api/ps")).json() == {"models": []}
+        (model,) = (await gateway.get("/api/ps?all=true")).json()["models"]
+        assert (model["name"], model["state"], model["size_vram"]) == (MODEL, "asleep", 0)
+        await gateway.load(keep_alive="5m")
+        (model,) = (await gateway.get("/api/ps?x=1&all=true")).json()["models"]
+        assert model["state"] == "ready"
+        assert len(gateway.launcher.workers) == 1
 
 
 @pytest.mark.parametrize("path", ["/api/version", "/api/tags", "/api/ps", "/v1/models", "/"])

@@ -182,7 +182,7 @@ async def test_a_signal_tells_those_who_wait_for_a_load(serve: Serve) -> None:
         worker = await within(serving.launcher.started.get())
         serving.signal()
         head = await client.head()
-        assert head.status == 500
+        assert head.status == 503
         assert await client.exactly(int(head["content-length"])) == b'{"error":"the server is stopping"}'
         assert await within(serving.done) == 0
         assert worker.exited.done()

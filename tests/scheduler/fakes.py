@@ -14,9 +14,10 @@ from tiny_snapshot import make_manifest
 
 from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.process import Memory
-from vllama.scheduler.scheduler import Resident, Scheduler
+from vllama.scheduler.resident import Resident
+from vllama.scheduler.scheduler import Scheduler
 from vllama.settings import Settings
-from vllama.store.manifest import Manifest
+from vllama.store.manifest import Manifest, ManifestFile
 
 LOADING = 30.0
 """Seconds that a worker takes to become ready."""
@@ -24,13 +25,20 @@ LOADING = 30.0
 STOPPING = 2.0
 """Seconds that a worker takes to stop."""
 
+FALLING_ASLEEP = 1.0
+"""Seconds that a worker takes to go to sleep."""
+
+WAKING = 0.5
+"""Seconds that a worker takes to wake."""
+
 EPOCH = 1_800_000_000.0
 """Unix seconds at the start of the loop's clock."""
 
 
 def manifest(name: str, *, version: int = 1) -> Manifest:
     """Return what is served under the name; another version has another digest."""
-    return make_manifest(name, parameters={"seed": version})
+    weights = (ManifestFile("model.safetensors", 1000, "0" * 64),)
+    return replace(make_manifest(name, parameters={"seed": version}), files=weights)
 
 
 def version_of(resident: Resident) -> int:
@@ -50,7 +58,9 @@ class ScriptedWorker:
         self.context_length = 0
         self.channels: tuple[Path, ...] = ()
         self.is_loading = True
-        self.stops = 0
+        self.is_asleep = False
+        self.can_sleep = launcher.can_sleep
+        self.stops = self.sleeps = self.wakes = 0
         self.may_stop_while_serving = False
         self.serving = 0
 
@@ -86,6 +96,28 @@ class ScriptedWorker:
             self.is_loading = False
             self._launcher.when_loaded()
 
+    async def sleep(self) -> float:
+        assert self.can_sleep
+        if self.serving:
+            self._launcher.violations.append(f"{self.key} was sent to sleep while it served")
+        await self._spend(self._launcher.falling_asleep, self._launcher.sleep_failures)
+        self.is_asleep = True
+        self.sleeps += 1
+        return self._launcher.falling_asleep
+
+    async def wake(self) -> float:
+        assert self.is_asleep
+        self._launcher.check_room(self.key)
+        self.is_asleep = False
+        await self._spend(self._launcher.waking, self._launcher.wake_failures)
+        self.wakes += 1
+        return self._launcher.waking
+
+    async def _spend(self, seconds: float, failures: deque[Exception]) -> None:
+        await asyncio.sleep(seconds)
+        if failures:
+            raise failures.popleft()
+
     async def stop(self, grace: float) -> None:
         self.stops += 1
         if self.is_alive:
@@ -105,8 +137,10 @@ class ScriptedLauncher:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.loading = LOADING
-        self.stopping = STOPPING
+        self.loading, self.stopping, self.falling_asleep, self.waking = LOADING, STOPPING, FALLING_ASLEEP, WAKING
+        self.can_sleep = False
+        self.sleep_failures: deque[Exception] = deque()
+        self.wake_failures: deque[Exception] = deque()
         self.when_loaded: Callable[[], object] = lambda: None
         self.failures: deque[Exception] = deque()
         self.workers: list[ScriptedWorker] = []
@@ -116,6 +150,16 @@ class ScriptedLauncher:
     def living(self) -> list[ScriptedWorker]:
         return [worker for worker in self.workers if worker.is_alive]
 
+    @property
+    def awake(self) -> list[ScriptedWorker]:
+        """Those that hold memory of a device."""
+        return [worker for worker in self.living if not worker.is_asleep]
+
+    def check_room(self, name: str) -> None:
+        """Note where one more worker that is awake is one too many."""
+        if len(self.awake) >= self._limit:
+            self.violations.append(f"{name} is one worker too many")
+
     @staticmethod
     def engine_of(manifest: Manifest) -> str:
         return f"{manifest.name.key} {manifest.parameters['seed']}"
@@ -123,8 +167,7 @@ class ScriptedLauncher:
     async def start(self, manifest: Manifest) -> ScriptedWorker:
         if any(worker.is_loading for worker in self.living):
             self.violations.append(f"the load of {manifest.name} did not wait for its turn")
-        if len(self.living) >= self._limit:
-            self.violations.append(f"{manifest.name} is one worker too many")
+        self.check_room(manifest.name.display)
         if manifest.name.key in {worker.key for worker in self.living}:
             self.violations.append(f"{manifest.name} was loaded twice")
         worker = ScriptedWorker(self, manifest)
@@ -187,9 +230,10 @@ class Client:
 class Scene:
     """A scheduler with scripted workers, and clients that ask for models."""
 
-    def __init__(self, settings: Settings, **changes: Any) -> None:
+    def __init__(self, settings: Settings, *, can_sleep: bool = False, **changes: Any) -> None:
         settings = replace(settings, **changes)
         self.launcher = ScriptedLauncher(settings.resident_limit)
+        self.launcher.can_sleep = can_sleep
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(settings, self.launcher, clock=lambda: EPOCH + self.loop.time())
         self.clients: list[Client] = []

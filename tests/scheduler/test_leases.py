@@ -6,7 +6,7 @@ import pytest
 from virtual_time import later, now
 
 from vllama.errors import BadEngineFlags, LoadFailed, WorkerDied
-from vllama.scheduler.scheduler import State
+from vllama.scheduler.policy import State
 
 from .conftest import MakeScene
 from .fakes import LOADING, STOPPING, Scene, manifest, version_of

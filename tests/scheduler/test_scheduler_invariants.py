@@ -1,20 +1,22 @@
-"""Whatever clients, clocks and crashes do in whatever order: some things hold always."""
+"""Whatever clients, clocks and crashes do in whatever order: some things hold always (vllama/scheduler/DESIGN.md)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from virtual_time import VirtualTimeLoop, later, now
 
 from vllama.durations import FOREVER
 from vllama.errors import EngineError, LoadFailed, Overloaded
-from vllama.scheduler.scheduler import Resident, State
+from vllama.scheduler.policy import Holding, State
+from vllama.scheduler.resident import Resident
 from vllama.settings import Settings
 
 from .fakes import LOADING, Client, Scene, manifest
@@ -24,6 +26,7 @@ T = TypeVar("T")
 SECOND = 1_000_000_000
 LIMIT = 2
 QUEUE = 3
+BUDGET = 2 * manifest("a").size
 
 names = st.sampled_from("abcd")
 keep_alives = st.sampled_from([None, 0, 10 * SECOND, 100 * SECOND, FOREVER])
@@ -36,12 +39,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualTimeLoop()
-        self.base = Settings.from_environment({}, models=Path("/none"), max_loaded_models=LIMIT, max_queue=QUEUE)
-        self.scene = self.run(self._make_scene())
+        self.base = Settings.from_environment(
+            {}, models=Path("/none"), max_loaded_models=LIMIT, max_queue=QUEUE, sleep_budget=BUDGET
+        )
         self.clients: list[Client] = []
 
-    async def _make_scene(self) -> Scene:
-        return Scene(self.base)
+    @initialize(
+        can_sleep=st.booleans(), pin=st.sampled_from([(), (), ("a",)]), min_residency=st.sampled_from([0.0, 40])
+    )
+    def begin(self, can_sleep: bool, pin: tuple[str, ...], min_residency: float) -> None:
+        async def make() -> Scene:
+            return Scene(self.base, can_sleep=can_sleep, pin=pin, min_residency=min_residency)
+
+        self.scene = self.run(make())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, and let all happen that follows at once."""
@@ -100,9 +110,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         if client := self.pick([client for client in self.clients if client.is_served], number):
             self.run(act(client))
 
-    @rule()
-    def next_load_fails(self) -> None:
-        self.scene.launcher.failures.append(LoadFailed("out of memory"))
+    @rule(move=st.sampled_from(["load", "sleep", "wake"]))
+    def next_move_fails(self, move: str) -> None:
+        launcher = self.scene.launcher
+        if move == "load":
+            launcher.failures.append(LoadFailed("out of memory"))
+        elif move == "sleep":
+            launcher.sleep_failures.append(EngineError("no host memory"))
+        else:
+            launcher.wake_failures.append(EngineError("the first words after waking are wrong"))
+
+    @rule(name=names)
+    def is_asked_and_answered(self, name: str) -> None:
+        """The usual case: somebody asks, waits, and is served."""
+        self.ask(name, 10 * SECOND, 1)
+        self.run(later(2 * LOADING))
+        for client in [client for client in self.clients if client.is_served]:
+            self.run(client.finish())
+
+    @rule(pin=st.sampled_from([(), ("b",)]), budget=st.sampled_from([0, BUDGET]), limit=st.sampled_from([1, LIMIT]))
+    def adopt_settings(self, pin: tuple[str, ...], budget: int, limit: int) -> None:
+        async def act() -> None:
+            self.scene.scheduler.adopt(replace(self.base, pin=pin, sleep_budget=budget, max_loaded_models=limit))
+
+        self.run(act())
 
     @rule(seconds=st.sampled_from([0.5, 5, LOADING, 95]))
     def pass_time(self, seconds: float) -> None:
@@ -110,11 +141,31 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_forbidden_was_done(self) -> None:
+        """No worker that serves is stopped or sent to sleep; loads go one at a time; no model is loaded twice."""
         assert self.scene.launcher.violations == []
 
     @invariant()
-    def never_more_workers_than_the_limit(self) -> None:
-        assert len(self.scene.launcher.living) <= LIMIT
+    def never_more_workers_are_awake_than_the_limit(self) -> None:
+        assert len(self.scene.launcher.awake) <= LIMIT
+
+    @invariant()
+    def those_who_sleep_keep_within_the_budget(self) -> None:
+        asleep = [resident for resident in self.residents if resident.state in {State.ASLEEP, State.SLEEPING}]
+        assert sum(resident.host_bytes for resident in asleep) <= BUDGET
+
+    @invariant()
+    def every_living_worker_belongs_to_a_resident_or_is_stopping(self) -> None:
+        known = [resident.worker for resident in self.scene.scheduler._residency._all()]
+        assert all(worker in known for worker in self.scene.launcher.living)
+
+    @invariant()
+    def what_a_resident_holds_is_what_its_worker_holds(self) -> None:
+        for resident in self.residents:
+            worker: Any = resident.worker
+            if worker is None or resident.state is State.LOADING:
+                continue
+            assert resident.holds is (Holding.ASLEEP if worker.is_asleep else Holding.AWAKE)
+            assert not (resident.state is State.READY and worker.is_asleep)
 
     @invariant()
     def leases_are_those_of_the_clients_at_work(self) -> None:
@@ -130,11 +181,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(resident.waiting for resident in self.residents) <= waiting
 
     @invariant()
-    def keep_alive_runs_for_idle_residents_only_and_for_all_of_them(self) -> None:
+    def the_time_runs_for_all_residents_at_rest_that_may_go_and_for_no_other(self) -> None:
         for resident in self.residents:
-            runs = resident.expiry is not None and not resident.expiry.cancelled()
-            assert runs == (resident.is_idle and resident.keep_alive > 0)
-            assert not (resident.is_idle and resident.keep_alive == 0)
+            if resident.is_idle:
+                assert resident.keep_alive != 0
+                assert (resident.goes_at is not None) == (resident.keep_alive > 0)
+            if resident.is_at_rest and resident.goes_at is not None:
+                assert resident.expiry is not None
+                assert not resident.expiry.cancelled()
+                assert resident.expiry.when() <= resident.goes_at
+
+    @invariant()
+    def only_busy_residents_that_are_not_pinned_yield_and_only_to_one_that_waits(self) -> None:
+        yielding = [resident for resident in self.residents if resident.yields]
+        assert not any(resident.is_pinned for resident in yielding)
+        waits_for_room = [
+            resident
+            for resident in self.residents
+            if resident.state in {State.LOADING, State.WAKING} and resident.holds is not Holding.AWAKE
+        ]
+        assert not yielding or waits_for_room
 
     @invariant()
     def who_is_served_was_asked_for(self) -> None:
@@ -144,7 +210,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @property
     def residents(self) -> list[Resident]:
-        return list(self.scene.scheduler._residents.values())
+        return list(self.scene.scheduler._residency)
 
     def teardown(self) -> None:
         self.run(self._all_get_an_answer())
@@ -166,7 +232,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     resident = await client.served()
                 except (EngineError, Overloaded):
                     continue
-                assert resident.state is State.READY
+                assert resident.manifest.name.key == client.asked.name.key
 
 
 SchedulerMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=30, deadline=None)

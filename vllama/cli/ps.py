@@ -25,7 +25,7 @@ Examples:
 @click.argument("prefix", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def command(prefix: str, *, as_json: bool) -> None:
-    """List the models that are loaded now.
+    """List the models that are loaded now, and those that sleep.
 
     With PREFIX, only those whose name begins with it.
     """
@@ -37,9 +37,10 @@ def command(prefix: str, *, as_json: bool) -> None:
 
 
 def residents_table(models: Sequence[Record], now: datetime) -> str:
-    """Return the table that `ollama ps` prints; where models load, with what they are at and what their logs say."""
+    """Return the table that `ollama ps` prints; with the states that the server tells, and what the logs of loads say."""
     loads = [load_text(model) for model in models]
-    header = (*HEADER, "PHASE") if any(loads) else HEADER
+    states = [load or str(model.get("state", "")) for model, load in zip(models, loads, strict=True)]
+    header = (*HEADER, "STATE") if any(states) else HEADER
     rows = [
         (
             model["name"],
@@ -48,9 +49,9 @@ def residents_table(models: Sequence[Record], now: datetime) -> str:
             processor(model.get("size", 0), model.get("size_vram", 0)),
             str(model.get("context_length", 0)),
             "Loading..." if load else _until(model.get("expires_at"), now),
-            load,
+            state,
         )[: len(header)]
-        for model, load in zip(models, loads, strict=True)
+        for model, load, state in zip(models, loads, states, strict=True)
     ]
     said = [f"{model['name']}: {line}" for model in models if (line := (model.get("load") or {}).get("line"))]
     return "\n".join([table(header, rows), *(["", *said] if said else [])])

@@ -75,7 +75,7 @@ class ServeCommand(click.Command):
 def _setting_option(row: Setting) -> click.Option:
     """Return the flag of a row of the table. It stands for the variable, and takes the same texts."""
     flag = f"--{row.name.replace('_', '-')}"
-    help_text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.env}{_default_text(row.default)}]"
+    help_text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.env}{_default_text(row)}]"
     if isinstance(row.default, bool):
         return click.Option([f"{flag}/--no-{flag[2:]}", row.name], default=None, help=help_text)
 
@@ -90,9 +90,12 @@ def _setting_option(row: Setting) -> click.Option:
     return click.Option([flag, row.name], callback=check, metavar="VALUE", help=help_text)
 
 
-def _default_text(default: Any) -> str:
+def _default_text(row: Setting) -> str:
     """Return the default for `--help`. Durations are seconds where a float, ns where an int; no count is as large."""
-    if isinstance(default, float):
+    default = row.default
+    if row.shown:
+        text = row.shown
+    elif isinstance(default, float):
         text = go_duration(int(default * NS_PER_SECOND))
     elif isinstance(default, int) and default >= NS_PER_SECOND:
         text = go_duration(default)

@@ -14,7 +14,8 @@ from vllama.gateway.replies import send_bytes, send_json
 from vllama.gateway.routing import Request
 from vllama.names import ModelName
 from vllama.ollama.gojson import Fields, decode, known_fields
-from vllama.scheduler.scheduler import ResidentView, Scheduler
+from vllama.scheduler.resident import ResidentView
+from vllama.scheduler.scheduler import Scheduler
 from vllama.scheduler.serving import Serving
 from vllama.store import listing
 from vllama.store.description import describe
@@ -40,8 +41,13 @@ class Models:
         await send_json(request, listing.tags_reply(self._store, self._serving.describe))
 
     async def ps(self, request: Request) -> None:
-        """`GET /api/ps`: loading models are in it too."""
-        await send_json(request, {"models": [_ps_item(view) for view in self._scheduler.residents()]})
+        """`GET /api/ps`: those that load too; with `?all=true` also those that sleep, and the state of each."""
+        views = self._scheduler.residents()
+        if b"all=true" in request.scope["query_string"].split(b"&"):
+            items = [{**_ps_item(view), "state": view.state} for view in views]
+        else:
+            items = [_ps_item(view) for view in views if view.is_loaded]
+        await send_json(request, {"models": items})
 
     async def show(self, request: Request) -> None:
         """`POST /api/show`."""

@@ -24,7 +24,7 @@ from vllama.ollama.openai.completions import Completion
 from vllama.ollama.openai.messages import AnthropicMessage
 from vllama.ollama.openai.own import CLASSIFY, RERANK, TOKENIZE, TRANSCRIBE, VllmCall
 from vllama.ollama.openai.responses import Response
-from vllama.scheduler.scheduler import Resident
+from vllama.scheduler.resident import Resident
 from vllama.scheduler.serving import Serving
 from vllama.store.manifest import Manifest
 from vllama.worker.profile import Profile

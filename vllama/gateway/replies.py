@@ -64,9 +64,10 @@ async def send_text(request: Request, status: int, text: str, headers: tuple[tup
 
 
 async def send_error(request: Request, error: VllamaError) -> None:
-    """Send an error that came before the first chunk, with its status."""
+    """Send an error that came before the first chunk, with its status, and when to try again where that is known."""
     status = status_of(error)
-    await send_bytes(request, status, JSON, shaped_error(request.path, status, str(error)))
+    later = () if error.retry_after is None else ((b"retry-after", b"%d" % error.retry_after),)
+    await send_bytes(request, status, JSON, shaped_error(request.path, status, str(error)), later)
 
 
 async def send_refusal(request: Request, status: int, message: str, param: str | None) -> None:

@@ -24,7 +24,8 @@ from vllama.errors import BadEngineFlags, ModelNotFound, VllamaError
 from vllama.gateway.app import Gateway
 from vllama.names import ModelName
 from vllama.scheduler.launcher import Launcher
-from vllama.scheduler.scheduler import Scheduler, WorkerLauncher
+from vllama.scheduler.residency import WorkerLauncher
+from vllama.scheduler.scheduler import Scheduler
 from vllama.scheduler.serving import Serving
 from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
 from vllama.store.blobs import Blobs

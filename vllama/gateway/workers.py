@@ -14,7 +14,8 @@ from vllama.gateway.replies import BrokenReply, closing_error
 from vllama.gateway.routing import Request
 from vllama.gateway.upstream import Pool
 from vllama.names import ModelName
-from vllama.scheduler.scheduler import Resident, Scheduler
+from vllama.scheduler.resident import Resident
+from vllama.scheduler.scheduler import Scheduler
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 

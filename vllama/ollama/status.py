@@ -9,10 +9,12 @@ from vllama.errors import (
     BodyTooLarge,
     CloudDisabled,
     FormatError,
+    KeepsFailing,
     ModelNotFound,
     Overloaded,
     RequestCancelled,
     RequestError,
+    ServerStopping,
     TemplateError,
     VllamaError,
 )
@@ -29,6 +31,8 @@ _STATUSES: tuple[tuple[type[VllamaError], int], ...] = (
     (BlobNotFound, 404),
     (CloudDisabled, 403),
     (Overloaded, 503),
+    (KeepsFailing, 503),
+    (ServerStopping, 503),
     (RequestCancelled, 499),
 )
 

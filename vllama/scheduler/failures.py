@@ -1,0 +1,50 @@
+"""Engines that failed to load: how often in a row, and when they may be tried again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vllama.errors import KeepsFailing
+
+_FIRST_PAUSE = 5.0
+_LONGEST_PAUSE = 300.0
+_FORGET_AFTER = 3600.0
+
+
+@dataclass(slots=True)
+class _Failure:
+    count: int
+    cause: str
+    at: float
+
+    @property
+    def pause(self) -> float:
+        """Seconds: none after the first failure, then twice as long each time."""
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self.count - 2)) if self.count > 1 else 0.0
+
+
+class Failures:
+    """What failed lately, by engine: other files or flags are another engine, which has failed in nothing yet.
+
+    Times are seconds of one clock.
+    """
+
+    def __init__(self) -> None:
+        self._failures: dict[str, _Failure] = {}
+
+    def note(self, engine: str, cause: str, now: float) -> None:
+        """Count a load that failed."""
+        self._failures = {key: old for key, old in self._failures.items() if now - old.at < _FORGET_AFTER}
+        before = self._failures.get(engine)
+        self._failures[engine] = _Failure(before.count + 1 if before else 1, cause, now)
+
+    def forget(self, engine: str) -> None:
+        """It was loaded."""
+        self._failures.pop(engine, None)
+
+    def check(self, engine: str, name: str, now: float) -> None:
+        """Raise KeepsFailing where it is too early to load the engine for this name again."""
+        failure = self._failures.get(engine)
+        if failure is not None and (left := failure.at + failure.pause - now) > 0:
+            raise KeepsFailing(name, failure.count, math.ceil(left), failure.cause)

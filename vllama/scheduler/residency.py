@@ -1,0 +1,337 @@
+"""The table of residents, and what takes them from state to state: load, sleep, wake, stop (DESIGN.md).
+
+Decisions are the policy's. All state belongs to the event loop's thread; every method that changes it does so between
+two awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Protocol
+
+from vllama.errors import EngineError, LoadFailed, NoRoom, WorkerDied
+from vllama.scheduler.failures import Failures
+from vllama.scheduler.policy import (
+    Evict,
+    Go,
+    Holding,
+    Limits,
+    Refuse,
+    Room,
+    State,
+    Wait,
+    after_keep_alive,
+    anywhere,
+    make_room,
+)
+from vllama.scheduler.resident import Resident, Worker
+from vllama.settings import Settings
+from vllama.store.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_SECONDS = 10.0
+_SHORTEST_WAIT = 0.001
+"""Seconds: a clock that is a little behind must not make a wait into a busy one."""
+
+
+class WorkerLauncher(Protocol):
+    """Starts workers; see vllama.scheduler.launcher.Launcher."""
+
+    def engine_of(self, manifest: Manifest) -> str:
+        """The identity of the engine that serves the model: models with the same can share a worker."""
+
+    async def start(self, manifest: Manifest) -> Worker:
+        """Start a worker that is not ready yet."""
+
+
+class Residency:
+    """Who is resident. `on_rest` is told of each resident whose load or wake has ended; `clock` tells Unix seconds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        launcher: WorkerLauncher,
+        clock: Callable[[], float],
+        on_rest: Callable[[Resident], None],
+    ) -> None:
+        self.settings = settings
+        self._launcher = launcher
+        self._clock = clock
+        self._on_rest = on_rest
+        self._residents: dict[str, Resident] = {}
+        self._stopping: dict[asyncio.Task[None], Resident] = {}
+        self._failures = Failures()
+        self._load_turn = asyncio.Lock()  # loads go one at a time, in order of arrival (contract §6.4)
+        self._room_turn = asyncio.Lock()  # so do those that need room, loads and wakes alike
+        self._changed: asyncio.Event | None = None
+
+    def get(self, engine: str) -> Resident | None:
+        """The resident of this engine, in whatever state but stopping."""
+        return self._residents.get(engine)
+
+    def __iter__(self) -> Iterator[Resident]:
+        return iter(list(self._residents.values()))
+
+    def holds(self, resident: Resident) -> bool:
+        """Whether it is in the table still."""
+        return self._residents.get(resident.engine) is resident
+
+    def load(self, engine: str, manifest: Manifest) -> Resident:
+        """A new resident, whose load begins when it is its turn. Raises KeepsFailing."""
+        self._failures.check(engine, manifest.name.display, self._now())
+        resident = Resident(engine, manifest, self.settings.keep_alive, self._clock)
+        self._residents[engine] = resident
+        self._begin(resident, State.LOADING, self._load(resident))
+        return resident
+
+    def wake(self, resident: Resident) -> None:
+        """Begin to wake one that is asleep."""
+        self._cancel_expiry(resident)
+        self._begin(resident, State.WAKING, self._wake(resident))
+
+    def retire(self, resident: Resident) -> None:
+        """Send an idle resident, whose keep-alive has ended, to sleep or stop it."""
+        others = [other.facts() for other in self._all() if other is not resident]
+        plan = after_keep_alive(resident.facts(), others, self._limits())
+        self._carry_out(plan, f"the keep-alive of {resident.manifest.name} ended")
+
+    def drop(self, resident: Resident, why: str, *, grace: float = STOP_GRACE_SECONDS) -> None:
+        """Take a resident out of the table and stop its worker."""
+        log.info("%s is unloaded: %s", resident.manifest.name, why)
+        self._forget(resident)
+        resident.state = State.STOPPING
+        stop = asyncio.create_task(self._stop(resident, grace))
+        self._stopping[stop] = resident
+        stop.add_done_callback(self._stopped)
+
+    def on_exit(self, resident: Resident) -> None:
+        """Take note that its worker has gone. A load or a wake under way learns it by itself."""
+        if self.holds(resident) and resident.state not in {State.LOADING, State.WAKING}:
+            log.error("the worker of %s died", resident.manifest.name)
+            self.drop(resident, "its worker died", grace=0)  # what it left behind has to go as well
+
+    def notify(self) -> None:
+        """Wake those who wait for a change."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def change(self, seconds: float | None = None) -> None:
+        """Return when something has changed, or after so many seconds."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds is None else max(seconds, _SHORTEST_WAIT)):
+                await self._changed.wait()
+
+    async def all_stopped(self) -> None:
+        """Wait until the workers that are stopping now have stopped."""
+        if self._stopping:
+            await asyncio.wait(self._stopping)  # and not `gather`: who is cancelled here must not cancel the stops
+
+    def _begin(self, resident: Resident, state: State, move: Any) -> None:
+        resident.state = state
+        resident.move = asyncio.create_task(move)
+        resident.move.add_done_callback(_retrieve)
+
+    async def _load(self, resident: Resident) -> None:
+        """Make room, start the worker, wait until it is ready. A failure takes the resident out of the table."""
+        started = self._now()
+        try:
+            async with self._load_turn:
+                async with self._room_turn:
+                    await self._make_room(resident)
+                await self._start(resident)
+        except (NoRoom, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            self._failures.note(resident.engine, str(error), self._now())
+            if isinstance(error, EngineError):
+                raise
+            log.exception("loading %s failed", resident.manifest.name)
+            raise LoadFailed(f"loading {resident.manifest.name} failed: {error}") from error
+        finally:
+            if resident.state is State.LOADING:
+                self._forget(resident)
+        self._failures.forget(resident.engine)
+        log.info("%s is ready after %.1f s", resident.manifest.name, self._now() - started)
+        self._on_rest(resident)
+
+    async def _start(self, resident: Resident) -> None:
+        """Start its worker and wait until it is ready; one that fails is gone before the next load begins."""
+        worker = resident.worker = await self._launcher.start(resident.manifest)
+        try:
+            await worker.become_ready(self.settings.load_timeout)
+        except BaseException:
+            await asyncio.shield(worker.stop(grace=0))
+            raise
+        worker.exited.add_done_callback(lambda _: self._on_exit_of(worker, resident))
+        self._is_ready(resident)
+
+    async def _wake(self, resident: Resident) -> None:
+        """Make room and wake the worker. Where that fails, or it had to go meanwhile, the model is loaded afresh."""
+        seconds = 0.0
+        try:
+            async with self._room_turn:
+                if resident.worker is not None:
+                    await self._make_room(resident)
+            if resident.worker is not None:
+                seconds = await _unless_it_exits(resident.worker, resident.worker.wake())
+                self._is_ready(resident)
+        except NoRoom:
+            resident.state = State.ASLEEP
+            self._on_rest(resident)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, a fresh worker is the cure
+            log.warning("%s did not wake and is loaded afresh: %s", resident.manifest.name, error)
+            self._discard_worker(resident, grace=0)
+        if resident.state is State.READY:
+            log.info("%s woke in %.2f s", resident.manifest.name, seconds)
+            self._on_rest(resident)
+        else:
+            resident.state = State.LOADING
+            await self._load(resident)
+
+    async def _sleep(self, resident: Resident) -> None:
+        assert resident.worker is not None  # noqa: S101 - who is ready has a worker
+        try:
+            seconds = await _unless_it_exits(resident.worker, resident.worker.sleep())
+        except Exception as error:  # noqa: BLE001 - whatever it is, its memory has to be freed
+            log.warning("%s could not go to sleep: %s", resident.manifest.name, error)
+            if self.holds(resident):
+                self.drop(resident, "it could not go to sleep", grace=0)
+            return
+        if resident.state is State.STOPPING:
+            return
+        resident.state, resident.holds = State.ASLEEP, Holding.ASLEEP
+        if resident.keep_alive:  # what was asked for ends here, as it would with an unload
+            resident.keep_alive = self.settings.keep_alive
+        log.info("%s fell asleep in %.2f s", resident.manifest.name, seconds)
+        self._on_rest(resident)
+
+    async def _make_room(self, newcomer: Resident) -> None:
+        """Carry out the policy's plans until there is room, and take it. Raises NoRoom where there will be none."""
+        since = self._now()
+        room: Room = anywhere
+        try:
+            while True:
+                others = [other.facts() for other in self._all() if other is not newcomer]
+                plan = make_room(others, self._limits(), room, now=self._now(), waited=self._now() - since)
+                if isinstance(plan, Go):
+                    newcomer.holds, newcomer.placement = Holding.AWAKE, plan.placement
+                    return
+                if isinstance(plan, Refuse):
+                    raise NoRoom(f"there is no room for {newcomer.manifest.name}: {plan.reason}")
+                if isinstance(plan, Evict):
+                    self._carry_out(plan, f"{newcomer.manifest.name} needs the room")
+                elif isinstance(plan, Wait):
+                    for other in self:
+                        other.yields = other.number in plan.yielding
+                    await self.change(plan.seconds)
+        finally:
+            for other in self:
+                other.yields = False
+            self.notify()
+
+    def _carry_out(self, plan: Evict, why: str) -> None:
+        residents = {resident.number: resident for resident in self}
+        for number in plan.stop:
+            resident = residents[number]
+            if resident.state is State.WAKING:
+                log.info("%s has to be loaded afresh: %s", resident.manifest.name, why)
+                self._discard_worker(resident)
+            else:
+                self.drop(resident, why)
+        for number in plan.sleep:
+            resident = residents[number]
+            log.info("%s goes to sleep: %s", resident.manifest.name, why)
+            self._cancel_expiry(resident)
+            self._begin(resident, State.SLEEPING, self._sleep(resident))
+
+    def _discard_worker(self, resident: Resident, grace: float = STOP_GRACE_SECONDS) -> None:
+        """Stop the worker of a resident that stays in the table without one."""
+        former = Resident(resident.engine, resident.manifest, 0, self._clock)
+        former.worker, former.holds = resident.worker, resident.holds
+        resident.worker, resident.holds = None, Holding.NOTHING
+        former.state = State.STOPPING
+        stop = asyncio.create_task(self._stop(former, grace))
+        self._stopping[stop] = former
+        stop.add_done_callback(self._stopped)
+
+    async def _stop(self, resident: Resident, grace: float) -> None:
+        if resident.move is not None and not resident.move.done():
+            resident.move.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EngineError):
+                await resident.move
+        if resident.worker is not None:
+            await resident.worker.stop(grace)
+
+    def _stopped(self, stop: asyncio.Task[None]) -> None:
+        del self._stopping[stop]
+        self.notify()
+
+    def _on_exit_of(self, worker: Worker, resident: Resident) -> None:
+        if resident.worker is worker:  # and not one of its successors
+            self.on_exit(resident)
+
+    def _is_ready(self, resident: Resident) -> None:
+        if resident.state is not State.STOPPING:
+            resident.state = State.READY
+            resident.awake_since = self._now()
+
+    def _all(self) -> Iterator[Resident]:
+        """All that may hold something."""
+        yield from self._residents.values()
+        yield from self._stopping.values()
+
+    def _forget(self, resident: Resident) -> None:
+        if self.holds(resident):
+            del self._residents[resident.engine]
+        self._cancel_expiry(resident)
+        self.notify()
+
+    @staticmethod
+    def _cancel_expiry(resident: Resident) -> None:
+        if resident.expiry:
+            resident.expiry.cancel()
+            resident.expiry = None
+
+    def _limits(self) -> Limits:
+        budget = self.settings.sleep_budget
+        return Limits(
+            awake=self.settings.resident_limit,
+            sleep_budget=budget if isinstance(budget, int) else int(budget * _host_memory()),
+            min_residency=self.settings.min_residency,
+            yield_after=self.settings.yield_after,
+        )
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def _unless_it_exits(worker: Worker, work: Awaitable[float]) -> float:
+    """Do the work. Raises WorkerDied where the worker exits before it is done."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({doing, worker.exited}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise WorkerDied
+        return doing.result()
+    finally:
+        doing.cancel()
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _retrieve(move: asyncio.Task[None]) -> None:
+    """Mark a failure as seen: the clients that waited were told, and there may have been none."""
+    if not move.cancelled():
+        move.exception()
