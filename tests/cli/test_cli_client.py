@@ -43,7 +43,7 @@ def test_a_path_in_ollama_host_goes_before_every_path(server: ScriptedServer) ->
 
 
 def test_a_server_on_every_interface_is_reached_over_loopback(server: ScriptedServer) -> None:
-    server.on("GET", "/api/ps?all=true", body(NO_MODELS))
+    server.on("GET", "/api/ps", body(NO_MODELS))
     client = Client(Address.parse(server.url.replace("127.0.0.1", "0.0.0.0")))
     assert client.ps() == []
 

@@ -57,9 +57,9 @@ class Client:
         """Return the stored models."""
         return self._models("/api/tags")
 
-    def ps(self) -> list[Record]:
-        """Return the resident models; a server of ours adds those that sleep, and a `state` to each."""
-        return self._models("/api/ps?all=true")
+    def ps(self, *, asleep: bool = False) -> list[Record]:
+        """Return the resident models; with `asleep` a server of ours adds those that sleep, and a `state` to each."""
+        return self._models("/api/ps?all=true" if asleep else "/api/ps")
 
     def show(self, name: str, **fields: object) -> Record:
         """Return what the server knows of a model; if it knows none of that name, the error says how to get it."""

@@ -29,7 +29,7 @@ def command(prefix: str, *, as_json: bool) -> None:
 
     With PREFIX, only those whose name begins with it.
     """
-    models = named(Client.from_environment().ps(), prefix)
+    models = named(Client.from_environment().ps(asleep=True), prefix)
     if as_json:
         print_json(models)
     else:
