@@ -37,7 +37,7 @@ def command(prefix: str, *, as_json: bool) -> None:
 
 
 def residents_table(models: Sequence[Record], now: datetime) -> str:
-    """Return the table that `ollama ps` prints; with the states that the server tells, and what the logs of loads say."""
+    """Return the table that `ollama ps` prints, with the states that the server tells and the last lines of logs."""
     loads = [load_text(model) for model in models]
     states = [load or str(model.get("state", "")) for model, load in zip(models, loads, strict=True)]
     header = (*HEADER, "STATE") if any(states) else HEADER
