@@ -199,6 +199,7 @@ SAMPLES = {
     "max_loaded_models": ("2", 2),
     "num_parallel": ("16", 16),
     "max_queue": ("9", 9),
+    "hang_timeout": ("0", None),
     "pin": ("a,b:7b", ("a", "b:7b")),
     "min_residency": ("0", 0.0),
     "yield_after": ("1m", 60.0),
