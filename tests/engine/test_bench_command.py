@@ -17,6 +17,7 @@ from vllama.store.model_store import ModelStore
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 MODEL = "smollm2:135m"
+FEW = ("--warmup", "0", "--iterations", "4", "--tokens", "8")
 WORKLOADS = Path(__file__).parents[2] / "bench" / "workloads"
 
 
@@ -32,7 +33,7 @@ def bench(server: Server, store: ModelStore, *arguments: str) -> Result:
 def test_tokens_and_durations_agree_with_the_tokenizer_and_the_clients_clock(
     server: Server, store: ModelStore, api: str
 ) -> None:
-    result = bench(server, store, "--api", api, "--concurrency", "1,4", "--iterations", "4", "--tokens", "24")
+    result = bench(server, store, "--api", api, "--concurrency", "1,4", *FEW)
 
     assert result.warnings == ()
     assert [run.metrics.ok for run in result.runs] == [4, 4]
@@ -43,7 +44,7 @@ def test_tokens_and_durations_agree_with_the_tokenizer_and_the_clients_clock(
 
 
 def test_prompts_have_exactly_the_tokens_that_were_asked_for(server: Server, store: ModelStore) -> None:
-    arguments = ("--prompt-tokens", "128", "--concurrency", "2", "--iterations", "6", "--tokens", "4")
+    arguments = ("--prompt-tokens", "128", "--concurrency", "2", *FEW)
     (run,) = bench(server, store, *arguments).runs
 
     assert {sample.tokens_in for sample in run.samples} == {128}
@@ -51,7 +52,7 @@ def test_prompts_have_exactly_the_tokens_that_were_asked_for(server: Server, sto
 
 def test_a_task_is_asked_and_every_reply_keeps_its_schema(server: Server, store: ModelStore) -> None:
     task = WORKLOADS / "capitals.json"
-    arguments = ("--schema", str(task), "--concurrency", "1,4", "--iterations", "4", "--tokens", "120")
+    arguments = ("--schema", str(task), "--concurrency", "4", "--warmup", "0", "--iterations", "4", "--tokens", "80")
     result = bench(server, store, *arguments)
 
     assert {summary.metrics.parse_rate for summary in result.summaries} == {1.0}
