@@ -22,6 +22,7 @@ from vllama.scheduler import engine_flags
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
 from vllama.scheduler.memory import GIB, MIB, Claim, Device, Placement
+from vllama.scheduler.policy import NoPlace, anywhere
 from vllama.settings import Settings
 from vllama.store.manifest import ChatMessage, Manifest
 from vllama.worker.profile import SUPERVISED
@@ -187,6 +188,21 @@ async def test_a_context_longer_than_the_model_s_is_the_model_s(
     maker = launcher()
     maker._settings = maker.planner._settings = replace(settings, context_length=100_000)
     assert value_of(await told_to(maker, served), "--max-model-len") == "8192"
+
+
+async def test_the_room_for_a_model_is_that_of_the_machine_as_it_is_now(
+    launcher: MakeLauncher, manifest: Manifest
+) -> None:
+    seen = [MACHINE, Machine((replace(MACHINE.devices[0], free=GIB),))]
+    maker = launcher(look=lambda: seen.pop(0))
+    assert isinstance((await maker.room(manifest, []))({}), Placement)
+    assert isinstance((await maker.room(manifest, []))({}), NoPlace)
+
+
+async def test_there_is_room_anywhere_where_nobody_knows_what_others_hold(
+    launcher: MakeLauncher, manifest: Manifest
+) -> None:
+    assert await launcher().room(manifest, [None]) is anywhere
 
 
 async def test_what_a_load_took_is_used_for_the_next_plan(launcher: MakeLauncher, manifest: Manifest) -> None:

@@ -18,8 +18,10 @@ from vllama.scheduler import engine_flags
 from vllama.scheduler.memory import Placement, Unfit, flags
 from vllama.scheduler.memory import environment as memory_environment
 from vllama.scheduler.planner import Look, Planner
+from vllama.scheduler.policy import Room, anywhere
 from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
 from vllama.scheduler.process import COMMAND, Memory, WorkerProcess, WorkerSpec, check_flags
+from vllama.scheduler.room import Occupant, PlannedRoom
 from vllama.scheduler.serving import Serving
 from vllama.scheduler.spares import Spares
 from vllama.settings import Settings
@@ -77,6 +79,19 @@ class Launcher:
     def engine_of(self, manifest: Manifest) -> str:
         """The identity of the engine that serves the model: models with the same can share a worker."""
         return self.serving.engine_of(manifest)
+
+    async def room(
+        self, manifest: Manifest, occupants: Sequence[Occupant | None], asleep: Placement | None = None
+    ) -> Room:
+        """The room for this model on the machine as it is now; `asleep` is its placement where its worker sleeps.
+
+        An occupant that was not planned is None: what it holds is not known, and then there is room anywhere.
+        """
+        machine = await self.planner.machine()
+        planned = [occupant for occupant in occupants if occupant is not None]
+        if machine is None or len(planned) < len(occupants):
+            return anywhere
+        return PlannedRoom(machine, planned, asleep or self.planner.need(manifest, machine))
 
     async def start(self, manifest: Manifest, placement: Placement | None = None) -> WorkerProcess:
         """Start a worker for this model; it is not ready yet.

@@ -1,0 +1,63 @@
+"""The policy's Room, made of the memory plan: whether a newcomer finds a place if the others hold so much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vllama.scheduler.devices import Machine
+from vllama.scheduler.memory import Claim, Need, Placement, Unfit, gib
+from vllama.scheduler.placing import changed, has_room, place, room
+from vllama.scheduler.policy import Holding, NoPlace
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """Another resident: what its worker holds now, where it was placed, and whether its load has ended."""
+
+    number: int
+    holds: Holding
+    placement: Placement
+    is_loaded: bool = True
+
+    def claims(self, holding: Holding) -> tuple[Claim, ...]:
+        """What it would hold, and was promised besides."""
+        if holding is Holding.NOTHING:
+            return ()
+        if holding is Holding.ASLEEP:
+            return self.placement.claims_asleep()
+        return self.placement.claims(is_loaded=self.is_loaded)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRoom:
+    """A `policy.Room` for one newcomer on the machine as it is now.
+
+    `newcomer` is the need of a model that has to be loaded, or the placement of one that sleeps: that one wakes where
+    it is or not at all.
+    """
+
+    machine: Machine
+    occupants: Sequence[Occupant]
+    newcomer: Need | Placement
+
+    def __call__(self, holdings: Mapping[int, Holding]) -> Placement | NoPlace:
+        """Judge; an occupant that `holdings` leaves out holds nothing."""
+        before = tuple(self._claims({other.number: other.holds for other in self.occupants}))
+        after = tuple(self._claims(holdings))
+        devices = changed(self.machine.devices, before, after)
+        if isinstance(self.newcomer, Need):
+            found = place(self.newcomer, devices, after)
+            return NoPlace(found.message) if isinstance(found, Unfit) else found
+        held = {claim.device: claim.held for claim in self.newcomer.claims_asleep()}
+        wanted = [replace(claim, held=held.get(claim.device, 0)) for claim in self.newcomer.claims()]
+        if has_room(wanted, devices, after):
+            return self.newcomer
+        lacking = max(wanted, key=lambda claim: claim.size - claim.held)
+        free = max((room(device, after) for device in devices if device.index == lacking.device), default=0)
+        required = gib(lacking.size - lacking.held)
+        return NoPlace(f"to wake, the model requires {required} of GPU memory, and {gib(free)} are available")
+
+    def _claims(self, holdings: Mapping[int, Holding]) -> Iterator[Claim]:
+        for other in self.occupants:
+            yield from other.claims(holdings.get(other.number, Holding.NOTHING))
