@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ import orjson
 from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
 from vllama.ollama.status import JSON
 from vllama.scheduler.load_phases import LoadProgress, Phase
+from vllama.scheduler.memory import Placement
+from vllama.scheduler.policy import Room, anywhere
 from vllama.scheduler.process import Memory
 from vllama.scheduler.serving import Serving
 from vllama.store.manifest import Manifest
@@ -311,7 +313,21 @@ class FakeLauncher:
     def engine_of(self, manifest: Manifest) -> str:
         return self.serving.engine_of(manifest)
 
-    async def start(self, manifest: Manifest) -> FakeWorker:
+    async def room(self, manifest: Manifest, occupants: Sequence[Any], asleep: Placement | None) -> Room:
+        return anywhere
+
+    async def bring_up(
+        self, worker: FakeWorker, manifest: Manifest, placement: Placement | None, stall_timeout: float | None
+    ) -> Placement | None:
+        await worker.become_ready(stall_timeout)
+        return placement
+
+    async def put_to_sleep(
+        self, worker: FakeWorker, manifest: Manifest, placement: Placement | None
+    ) -> tuple[float, Placement | None]:
+        return await worker.sleep(), placement
+
+    async def start(self, manifest: Manifest, placement: Placement | None = None) -> FakeWorker:
         worker = FakeWorker(self, manifest, self._directory / f"{len(self.workers)}.sock")
         self.workers.append(worker)
         self.started.put_nowait(worker)

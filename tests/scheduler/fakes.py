@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from tiny_snapshot import make_manifest
 
 from vllama.scheduler.load_phases import LoadProgress, Phase
+from vllama.scheduler.memory import Placement
+from vllama.scheduler.policy import Room, anywhere
 from vllama.scheduler.process import Memory
 from vllama.scheduler.resident import Resident
 from vllama.scheduler.scheduler import Scheduler
@@ -164,7 +166,21 @@ class ScriptedLauncher:
     def engine_of(manifest: Manifest) -> str:
         return f"{manifest.name.key} {manifest.parameters['seed']}"
 
-    async def start(self, manifest: Manifest) -> ScriptedWorker:
+    async def room(self, manifest: Manifest, occupants: Sequence[Any], asleep: Placement | None) -> Room:
+        return anywhere
+
+    async def bring_up(
+        self, worker: ScriptedWorker, manifest: Manifest, placement: Placement | None, stall_timeout: float | None
+    ) -> Placement | None:
+        await worker.become_ready(stall_timeout)
+        return placement
+
+    async def put_to_sleep(
+        self, worker: ScriptedWorker, manifest: Manifest, placement: Placement | None
+    ) -> tuple[float, Placement | None]:
+        return await worker.sleep(), placement
+
+    async def start(self, manifest: Manifest, placement: Placement | None = None) -> ScriptedWorker:
         if any(worker.is_loading for worker in self.living):
             self.violations.append(f"the load of {manifest.name} did not wait for its turn")
         self.check_room(manifest.name.display)

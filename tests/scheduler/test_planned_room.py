@@ -77,10 +77,19 @@ def test_a_sleeper_wakes_where_it_was_once_there_is_room_again() -> None:
 
 def test_what_a_load_under_way_was_promised_is_not_given_away() -> None:
     small = placed(SMALL)
-    loading = Occupant(1, Holding.AWAKE, small, is_loaded=False)
+    loading = Occupant(1, Holding.AWAKE, small, State.LOADING)
     beside = PlannedRoom(machine(), [loading], replace(SMALL, shares=False))({1: Holding.AWAKE})
     assert isinstance(beside, Placement)
     assert beside.claim + small.claim <= EMPTY.free
+
+
+def test_what_a_wake_under_way_takes_is_not_given_away() -> None:
+    large = placed(LARGE)
+    waking = Occupant(1, Holding.AWAKE, large, State.WAKING)
+    room = PlannedRoom(machine(large.claims_asleep()), [waking], SMALL)
+    assert isinstance(room({1: Holding.ASLEEP}), Placement)
+    beside = room({1: Holding.AWAKE})
+    assert isinstance(beside, NoPlace) or beside.claim + large.claim <= EMPTY.free
 
 
 def test_what_would_not_even_fit_alone_is_refused_with_the_numbers() -> None:

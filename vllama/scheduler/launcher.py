@@ -138,6 +138,31 @@ class Launcher:
         worker.exited.add_done_callback(lambda _: holding.close())
         return worker
 
+    async def bring_up(
+        self, worker: WorkerProcess, manifest: Manifest, placement: Placement | None, stall_timeout: float | None
+    ) -> Placement | None:
+        """Wait until a worker can serve, and measure what it took; returns the placement with that.
+
+        Raises LoadFailed as `become_ready` does.
+        """
+        await worker.become_ready(stall_timeout)
+        return await self.planner.learn_load(manifest, placement, worker.pid) if placement else None
+
+    async def put_to_sleep(
+        self, worker: WorkerProcess, manifest: Manifest, placement: Placement | None
+    ) -> tuple[float, Placement | None]:
+        """Send a worker to sleep, and measure what it keeps where that is not known; returns the seconds, too.
+
+        Raises SleepFailed.
+        """
+        if placement is None or self.planner.knows_sleep(manifest, placement):
+            return await worker.sleep(), placement
+        before = await self.planner.machine()
+        seconds = await worker.sleep()
+        if before is None:
+            return seconds, placement
+        return seconds, await self.planner.learn_sleep(manifest, placement, worker.pid, before)
+
     async def _place_alone(self, manifest: Manifest) -> Placement | None:
         """The placement on the machine as it is; None where only vLLM can see what there is."""
         machine = await self.planner.machine()

@@ -181,9 +181,17 @@ class Placement:
         return self.kv // one if one else self.need.requests
 
     def claims(self, *, is_loaded: bool = False) -> tuple[Claim, ...]:
-        """What it takes while awake. Before it is loaded it holds nothing, and then all but what batches need."""
-        held = self.claim - self.overhead.transient if is_loaded else 0
+        """What it takes while awake. Before it is loaded it holds nothing, and then all but what batches need.
+
+        On a CPU the pages of the KV cache are taken when they are first used, too.
+        """
+        later = self.overhead.transient + (self.kv if self.devices[0].kind == "cpu" else 0)
+        held = self.claim - later if is_loaded else 0
         return tuple(Claim(device.index, self.claim, held) for device in self.devices)
+
+    def claims_waking(self) -> tuple[Claim, ...]:
+        """What it takes while awake, as long as it holds no more than in its sleep."""
+        return tuple(Claim(device.index, self.claim, self.overhead.asleep) for device in self.devices)
 
     def claims_asleep(self) -> tuple[Claim, ...]:
         """What stays on the devices while it sleeps."""

@@ -78,6 +78,11 @@ class Planner:
             self._learned.note_load(self._serving.engine_of(manifest), placement, held)
         return self._relearned(manifest, placement)
 
+    def knows_sleep(self, manifest: Manifest, placement: Placement) -> bool:
+        """Whether it has been measured what the worker keeps in its sleep."""
+        known = self._learned.of(self._serving.engine_of(manifest)).get(placement.devices[0].name)
+        return known is not None and known.residue > 0
+
     async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int, before: Machine) -> Placement:
         """Measure a worker that has just fallen asleep; `before` is the machine as it was when it was awake.
 

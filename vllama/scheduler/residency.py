@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from vllama.errors import EngineError, LoadFailed, NoRoom, WorkerDied
 from vllama.scheduler.failures import Failures
+from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import (
     Evict,
     Go,
@@ -25,14 +26,16 @@ from vllama.scheduler.policy import (
     State,
     Wait,
     after_keep_alive,
-    anywhere,
     make_room,
 )
 from vllama.scheduler.resident import Resident, Worker
+from vllama.scheduler.room import Occupant
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 STOP_GRACE_SECONDS = 10.0
 _SHORTEST_WAIT = 0.001
@@ -45,8 +48,21 @@ class WorkerLauncher(Protocol):
     def engine_of(self, manifest: Manifest) -> str:
         """The identity of the engine that serves the model: models with the same can share a worker."""
 
-    async def start(self, manifest: Manifest) -> Worker:
-        """Start a worker that is not ready yet."""
+    async def room(self, manifest: Manifest, occupants: Sequence[Occupant | None], asleep: Placement | None) -> Room:
+        """Where the model finds its place on the machine as it is now; `asleep` is where its worker sleeps."""
+
+    async def start(self, manifest: Manifest, placement: Placement | None) -> Worker:
+        """Start a worker, there, that is not ready yet."""
+
+    async def bring_up(
+        self, worker: Any, manifest: Manifest, placement: Placement | None, stall_timeout: float | None
+    ) -> Placement | None:
+        """Return when it can serve, with the placement as it has been measured then; raise LoadFailed otherwise."""
+
+    async def put_to_sleep(
+        self, worker: Any, manifest: Manifest, placement: Placement | None
+    ) -> tuple[float, Placement | None]:
+        """Have it sleep; return the seconds, and the placement with what stays in sleep. Raises SleepFailed."""
 
 
 class Residency:
@@ -164,9 +180,11 @@ class Residency:
 
     async def _start(self, resident: Resident) -> None:
         """Start its worker and wait until it is ready; one that fails is gone before the next load begins."""
-        worker = resident.worker = await self._launcher.start(resident.manifest)
+        manifest, placement = resident.manifest, resident.placement
+        worker = resident.worker = await self._launcher.start(manifest, placement)
         try:
-            await worker.become_ready(self.settings.load_timeout)
+            timeout = self.settings.load_timeout
+            resident.placement = await self._launcher.bring_up(worker, manifest, placement, timeout)
         except BaseException:
             await asyncio.shield(worker.stop(grace=0))
             raise
@@ -200,7 +218,8 @@ class Residency:
     async def _sleep(self, resident: Resident) -> None:
         assert resident.worker is not None  # noqa: S101 - who is ready has a worker
         try:
-            seconds = await _unless_it_exits(resident.worker, resident.worker.sleep())
+            falling_asleep = self._launcher.put_to_sleep(resident.worker, resident.manifest, resident.placement)
+            seconds, resident.placement = await _unless_it_exits(resident.worker, falling_asleep)
         except Exception as error:  # noqa: BLE001 - whatever it is, its memory has to be freed
             log.warning("%s could not go to sleep: %s", resident.manifest.name, error)
             if self.holds(resident):
@@ -217,9 +236,13 @@ class Residency:
     async def _make_room(self, newcomer: Resident) -> None:
         """Carry out the policy's plans until there is room, and take it. Raises NoRoom where there will be none."""
         since = self._now()
-        room: Room = anywhere
         try:
             while True:
+                occupants = self._occupants(newcomer)
+                asleep = newcomer.placement if newcomer.holds is Holding.ASLEEP else None
+                room = await self._launcher.room(newcomer.manifest, occupants, asleep)
+                if self._occupants(newcomer) != occupants:
+                    continue  # what was seen of the machine is not true any more
                 others = [other.facts() for other in self._all() if other is not newcomer]
                 plan = make_room(others, self._limits(), room, now=self._now(), waited=self._now() - since)
                 if isinstance(plan, Go):
@@ -237,6 +260,9 @@ class Residency:
             for other in self:
                 other.yields = False
             self.notify()
+
+    def _occupants(self, newcomer: Resident) -> list[Occupant | None]:
+        return [other.occupant() for other in self._all() if other is not newcomer and other.holds]
 
     def _carry_out(self, plan: Evict, why: str) -> None:
         residents = {resident.number: resident for resident in self}
@@ -256,7 +282,7 @@ class Residency:
     def _discard_worker(self, resident: Resident, grace: float = STOP_GRACE_SECONDS) -> None:
         """Stop the worker of a resident that stays in the table without one."""
         former = Resident(resident.engine, resident.manifest, 0, self._clock)
-        former.worker, former.holds = resident.worker, resident.holds
+        former.worker, former.holds, former.placement = resident.worker, resident.holds, resident.placement
         resident.worker, resident.holds = None, Holding.NOTHING
         former.state = State.STOPPING
         stop = asyncio.create_task(self._stop(former, grace))
@@ -315,7 +341,7 @@ class Residency:
         return asyncio.get_running_loop().time()
 
 
-async def _unless_it_exits(worker: Worker, work: Awaitable[float]) -> float:
+async def _unless_it_exits(worker: Worker, work: Awaitable[_T]) -> _T:
     """Do the work. Raises WorkerDied where the worker exits before it is done."""
     doing = asyncio.ensure_future(work)
     try:

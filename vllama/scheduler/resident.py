@@ -7,13 +7,15 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vllama.durations import NS_PER_SECOND
 from vllama.errors import WorkerDied
 from vllama.scheduler.load_phases import LoadProgress, Phase
+from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import Holding, ResidentFacts, State
 from vllama.scheduler.process import Memory
+from vllama.scheduler.room import Occupant
 from vllama.store.manifest import Manifest
 
 _numbers = itertools.count(1)
@@ -71,7 +73,7 @@ class Resident:
         self.is_pinned = False
         self.state = State.LOADING
         self.holds = Holding.NOTHING
-        self.placement: Any = None
+        self.placement: Placement | None = None
         self.leases = 0
         self.waiting = 0
         self.yields = False
@@ -120,6 +122,10 @@ class Resident:
     def host_bytes(self) -> int:
         """What it keeps of the host's memory while it sleeps: its weights."""
         return self.manifest.size
+
+    def occupant(self) -> Occupant | None:
+        """What the memory plan may know of it now; None where it was not planned."""
+        return Occupant(self.number, self.holds, self.placement, self.state) if self.placement else None
 
     def facts(self) -> ResidentFacts:
         """What the policy may know of it now."""

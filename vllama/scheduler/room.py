@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.memory import Claim, Need, Placement, Unfit, gib
 from vllama.scheduler.placing import changed, has_room, place, room
-from vllama.scheduler.policy import Holding, NoPlace
+from vllama.scheduler.policy import Holding, NoPlace, State
 
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """Another resident: what its worker holds now, where it was placed, and whether its load has ended."""
+    """Another resident: what its worker holds, or has been given leave to take, where, and what it is about."""
 
     number: int
     holds: Holding
     placement: Placement
-    is_loaded: bool = True
+    state: State = State.READY
 
     def claims(self, holding: Holding) -> tuple[Claim, ...]:
-        """What it would hold, and was promised besides."""
+        """What it would be promised, and of that what it holds already."""
         if holding is Holding.NOTHING:
             return ()
         if holding is Holding.ASLEEP:
             return self.placement.claims_asleep()
-        return self.placement.claims(is_loaded=self.is_loaded)
+        if self.state is State.WAKING:
+            return self.placement.claims_waking()
+        return self.placement.claims(is_loaded=self.state is not State.LOADING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,7 @@ class PlannedRoom:
         if isinstance(self.newcomer, Need):
             found = place(self.newcomer, devices, after)
             return NoPlace(found.message) if isinstance(found, Unfit) else found
-        held = {claim.device: claim.held for claim in self.newcomer.claims_asleep()}
-        wanted = [replace(claim, held=held.get(claim.device, 0)) for claim in self.newcomer.claims()]
+        wanted = self.newcomer.claims_waking()
         if has_room(wanted, devices, after):
             return self.newcomer
         lacking = max(wanted, key=lambda claim: claim.size - claim.held)
