@@ -246,9 +246,16 @@ class Client:
 class Scene:
     """A scheduler with scripted workers, and clients that ask for models."""
 
-    def __init__(self, settings: Settings, *, can_sleep: bool = False, **changes: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        can_sleep: bool = False,
+        launch: Callable[[int], ScriptedLauncher] = ScriptedLauncher,
+        **changes: Any,
+    ) -> None:
         settings = replace(settings, **changes)
-        self.launcher = ScriptedLauncher(settings.resident_limit)
+        self.launcher = launch(settings.resident_limit)
         self.launcher.can_sleep = can_sleep
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(settings, self.launcher, clock=lambda: EPOCH + self.loop.time())
