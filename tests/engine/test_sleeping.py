@@ -1,4 +1,4 @@
-"""Sleep where vLLM has none: the worker says so and goes on, and nobody but the gateway can ask it. What a load takes."""
+"""Sleep where vLLM has none: the worker says so and goes on, and only the gateway can ask it. What a load takes."""
 
 from __future__ import annotations
 

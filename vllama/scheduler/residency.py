@@ -246,7 +246,7 @@ class Residency:
                 others = [other.facts() for other in self._all() if other is not newcomer]
                 plan = make_room(others, self._limits(), room, now=self._now(), waited=self._now() - since)
                 if isinstance(plan, Go):
-                    newcomer.holds, newcomer.placement = Holding.AWAKE, plan.placement
+                    newcomer.holds, newcomer.placement = Holding.AWAKE, plan.placement or asleep
                     return
                 if isinstance(plan, Refuse):
                     raise NoRoom(f"there is no room for {newcomer.manifest.name}: {plan.reason}")
