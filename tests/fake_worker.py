@@ -24,6 +24,7 @@ from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import Room, anywhere
 from vllama.scheduler.process import Memory
 from vllama.scheduler.serving import Serving
+from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 from vllama.worker.profile import Profile
 from vllama.worker.registry import Parsers
@@ -308,6 +309,7 @@ class FakeLauncher:
         self.refusal: Exception | None = None
         self.workers: list[FakeWorker] = []
         self.started: asyncio.Queue[FakeWorker] = asyncio.Queue()
+        self.settings: Settings | None = None
         self.is_closed = False
 
     def engine_of(self, manifest: Manifest) -> str:
@@ -342,6 +344,9 @@ class FakeLauncher:
     async def check_flags(self) -> None:
         if self.refusal is not None:
             raise self.refusal
+
+    def adopt(self, settings: Settings) -> None:
+        self.settings = settings
 
     def close(self) -> None:
         self.is_closed = True

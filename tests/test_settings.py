@@ -50,6 +50,8 @@ def test_an_empty_environment_gives_ollamas_defaults() -> None:
         ("OLLAMA_MAX_LOADED_MODELS", "1", "max_loaded_models", 1),
         ("OLLAMA_NUM_PARALLEL", "16", "num_parallel", 16),
         ("OLLAMA_MAX_QUEUE", "1", "max_queue", 1),
+        ("VLLAMA_DRAIN_TIMEOUT", "1m", "drain_timeout", 60 * SECOND),
+        ("VLLAMA_DRAIN_TIMEOUT", "-1", "drain_timeout", FOREVER),
         ("VLLAMA_PIN", "a, b:7b ,", "pin", ("a", "b:7b")),
         ("VLLAMA_MIN_RESIDENCY", "1m", "min_residency", 60.0),
         ("VLLAMA_MIN_RESIDENCY", "0", "min_residency", 0.0),

@@ -28,6 +28,7 @@ VllamaError
 ├── StoreError                the model store could not do it
 │   ├── ManifestCorrupt       a manifest or a file that it names is damaged
 │   └── SourceUnavailable     the place to pull from did not deliver
+├── SettingsError             the file of settings cannot be used
 └── ServerError               the CLI's view of a server
     ├── ServerUnreachable     nothing answers at OLLAMA_HOST
     └── ServerRefused         it answered with an error
@@ -191,6 +192,10 @@ class ManifestCorrupt(StoreError):
 
 class SourceUnavailable(StoreError):
     """The place to pull from cannot be reached, or does not have the model."""
+
+
+class SettingsError(VllamaError):
+    """The file of settings cannot be read, or says what cannot be."""
 
 
 class ServerError(VllamaError):

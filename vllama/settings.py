@@ -26,11 +26,16 @@ _PREFIXES = ("", "k", "m", "g", "t")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) *((?i:%|[kmgt](?:i?b)?)?)")
 
 
+AFTER_A_RESTART = "after a restart"
+FOR_LATER_LOADS = "for models that are loaded from now on"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One row of the table. `parse` turns the text of the variable into the value; it raises ValueError.
 
-    `shown` is the default as one would write it, where that does not follow from its type.
+    `shown` is the default as one would write it, where that does not follow from its type. `takes_effect` says when
+    a change does that a running server is told of.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Setting:
     parse: Callable[[str], Any]
     meaning: str
     shown: str = ""
+    takes_effect: str = "at once"
 
 
 def parse_bool(text: str) -> bool:
@@ -69,7 +75,7 @@ def parse_share(text: str) -> int | float:
     return int(number * (1024 if unit.endswith("ib") else 1000) ** _PREFIXES.index(unit[:1]))
 
 
-def _parse_keep_alive_env(text: str) -> int:
+def _parse_duration(text: str) -> int:
     ns = parse_keep_alive(text)
     return DEFAULT_KEEP_ALIVE if ns is None else ns
 
@@ -97,6 +103,7 @@ SETTINGS: tuple[Setting, ...] = (
         "127.0.0.1:11434",
         str,
         "address to listen on, and the address that the other commands talk to",
+        takes_effect=AFTER_A_RESTART,
     ),
     Setting(
         "origins",
@@ -109,8 +116,9 @@ SETTINGS: tuple[Setting, ...] = (
         "keep_alive",
         "OLLAMA_KEEP_ALIVE",
         DEFAULT_KEEP_ALIVE,
-        _parse_keep_alive_env,
+        _parse_duration,
         "how long an idle model stays loaded: 5m, 300, 0 (unload at once), -1 (for ever)",
+        takes_effect=FOR_LATER_LOADS,
     ),
     Setting(
         "models",
@@ -118,6 +126,7 @@ SETTINGS: tuple[Setting, ...] = (
         Path("~/.vllama/models").expanduser(),
         _models_directory,
         "directory of the model store",
+        takes_effect=AFTER_A_RESTART,
     ),
     Setting(
         "load_timeout",
@@ -132,6 +141,7 @@ SETTINGS: tuple[Setting, ...] = (
         120.0,
         parse_seconds,
         "replace a loaded model's worker that does not answer for this long; 0: never",
+        takes_effect=FOR_LATER_LOADS,
     ),
     Setting(
         "max_loaded_models",
@@ -146,6 +156,7 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         _non_negative,
         "most requests that one model works on at once (a cap, not a reservation); 0: vLLM decides",
+        takes_effect=FOR_LATER_LOADS,
     ),
     Setting(
         "max_queue",
@@ -153,6 +164,13 @@ SETTINGS: tuple[Setting, ...] = (
         512,
         _non_negative,
         "most requests that may wait for a model to load before 503",
+    ),
+    Setting(
+        "drain_timeout",
+        "VLLAMA_DRAIN_TIMEOUT",
+        30 * NS_PER_SECOND,
+        _parse_duration,
+        "how long answers under way may go on when the server is stopped; 0: not at all, -1: as long as they take",
     ),
     Setting(
         "pin",
@@ -196,6 +214,7 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         _non_negative,
         "context to serve, in tokens; 0: as much as model and memory allow",
+        takes_effect=FOR_LATER_LOADS,
     ),
     Setting(
         "spare_workers",
@@ -203,6 +222,7 @@ SETTINGS: tuple[Setting, ...] = (
         1,
         _non_negative,
         "worker processes that have imported vLLM already and wait for a model to load; each holds 0.6 GB; 0: none",
+        takes_effect=AFTER_A_RESTART,
     ),
     Setting(
         "debug",
@@ -218,8 +238,8 @@ SETTINGS: tuple[Setting, ...] = (
 class Settings:
     """The values in force. Durations are ns where an `int`, seconds where a `float`.
 
-    `keep_alive` is ns or FOREVER; `load_timeout`, `hang_timeout` and `sleep_timeout` are None for no limit;
-    `sleep_budget` is bytes where an `int`, a share of the machine's memory where a `float`.
+    `keep_alive` and `drain_timeout` are ns or FOREVER; `load_timeout`, `hang_timeout` and `sleep_timeout` are None for
+    no limit; `sleep_budget` is bytes where an `int`, a share of the machine's memory where a `float`.
     """
 
     host: str
@@ -231,6 +251,7 @@ class Settings:
     max_loaded_models: int
     num_parallel: int
     max_queue: int
+    drain_timeout: int
     pin: tuple[str, ...]
     min_residency: float
     yield_after: float

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +27,21 @@ class Gateway:
     exit_code: int = 0
     error: Exception | None = None
     settings: Settings | None = None
+    reread: Callable[[], Settings] | None = None
     models: list[str] = field(default_factory=list)
     engine_flags: list[str] = field(default_factory=list)
     compile: bool | None = None
 
-    def serve(self, settings: Settings, *, models: Sequence[str], engine_flags: Sequence[str], compile: bool) -> int:  # noqa: A002
-        self.settings, self.compile = settings, compile
+    def serve(
+        self,
+        settings: Settings,
+        reread: Callable[[], Settings],
+        *,
+        models: Sequence[str],
+        engine_flags: Sequence[str],
+        compile: bool,  # noqa: A002
+    ) -> int:
+        self.settings, self.reread, self.compile = settings, reread, compile
         self.models, self.engine_flags = list(models), list(engine_flags)
         if self.error:
             raise self.error
@@ -200,6 +209,7 @@ SAMPLES = {
     "num_parallel": ("16", 16),
     "max_queue": ("9", 9),
     "hang_timeout": ("0", None),
+    "drain_timeout": ("0", 0),
     "pin": ("a,b:7b", ("a", "b:7b")),
     "min_residency": ("0", 0.0),
     "yield_after": ("1m", 60.0),

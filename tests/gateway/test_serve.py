@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from tiny_snapshot import write_snapshot
 
 from vllama.errors import BadEngineFlags, InvalidName, LoadFailed, StoreError, VllamaError
 from vllama.gateway import server
+from vllama.gateway.library import Library
 from vllama.names import ModelName
 from vllama.ollama.status import NDJSON
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
+from vllama.store.progress import Progress
 
 from .conftest import MODEL
 from .raw_http import RawConnection
@@ -31,7 +34,9 @@ from .raw_http import RawConnection
 pytestmark = pytest.mark.anyio
 
 GENERATE, COMPLETIONS = "/api/generate", "/v1/chat/completions"
-BODY = b'{"model":"smollm2:135m","prompt":"hi","messages":[{"role":"user","content":"hi"}]}'
+BODY = b'{"model":"smollm2:135m","prompt":"hi","input":"hi","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}'
+MESSAGES, EVENTS = "/v1/messages", "text/event-stream"
+SECOND = 1_000_000_000
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
@@ -92,14 +97,19 @@ def serve(settings: Settings, store: ModelStore, sockets: Path) -> Serve:
 
     @asynccontextmanager
     async def run(
-        *models: str, prepare: Callable[[FakeLauncher], None] = lambda launcher: None, **changes: Any
+        *models: str,
+        prepare: Callable[[FakeLauncher], None] = lambda launcher: None,
+        reread: Callable[[], Settings] = lambda: settings,
+        **changes: Any,
     ) -> AsyncIterator[Serving]:
         launcher = FakeLauncher(sockets)
         prepare(launcher)
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         manifests = [store.get(ModelName.parse(model)) for model in models]
-        done = asyncio.create_task(server._serve(replace(settings, **changes), store, manifests, listener, launcher))
+        done = asyncio.create_task(
+            server._serve(replace(settings, **changes), reread, store, manifests, listener=listener, launcher=launcher)
+        )
         await asyncio.sleep(0)  # its signal handlers are in place
         serving = Serving(port, launcher, done)
         try:
@@ -206,6 +216,91 @@ async def test_a_second_signal_ends_running_streams(serve: Serve) -> None:
         assert worker.exited.done()
 
 
+def closing(path: str) -> bytes:
+    """What ends a stream of this path when the server stops."""
+    if path.startswith("/api/"):
+        return b'{"error":"the server is stopping"}\n'
+    if path == MESSAGES:
+        return b'\nevent: error\ndata: {"type":"error","error":{"type":"overloaded_error",'
+    error = b'{"error":{"message":"the server is stopping","type":"api_error","param":null,"code":null}}'
+    return b"\ndata: " + error + b"\n\n" + (b"data: [DONE]\n\n" if path == COMPLETIONS else b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [(GENERATE, NDJSON), ("/api/chat", NDJSON), *((path, EVENTS) for path in (COMPLETIONS, "/v1/responses", MESSAGES))],
+)
+async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_in_its_own_format(
+    serve: Serve, path: str, content_type: str
+) -> None:
+    async with serve(MODEL, drain_timeout=SECOND // 10) as serving:
+        worker = await within(serving.launcher.started.get())
+        client = await serving.connect()
+        client.request("POST", path, BODY)
+        exchange = await worker.next_exchange()
+        exchange.start(content_type)
+        exchange.write(b"a\n")
+        await client.head()
+        assert await client.chunk() == b"a\n"
+        serving.signal()
+        ending = await client.chunks()
+        assert ending.startswith(closing(path))
+        assert ending.endswith(b"\n")
+        assert await within(serving.done) == 0
+        assert exchange.cancelled.is_set() or worker.exited.done()
+
+
+async def test_who_has_heard_nothing_when_the_drain_ends_gets_a_status(serve: Serve) -> None:
+    async with serve(MODEL, drain_timeout=SECOND // 10) as serving:
+        worker = await within(serving.launcher.started.get())
+        clients = [await serving.connect() for _ in range(2)]
+        for client, path in zip(clients, (GENERATE, COMPLETIONS), strict=True):
+            client.request("POST", path, BODY)
+            await worker.next_exchange()
+        serving.signal()
+        for client in clients:
+            head = await client.head()
+            assert head.status == 503
+            assert b"the server is stopping" in await client.exactly(int(head["content-length"]))
+        assert await within(serving.done) == 0
+
+
+async def test_without_a_drain_streams_end_at_the_first_signal(serve: Serve) -> None:
+    async with serve(MODEL, drain_timeout=0) as serving:
+        worker = await within(serving.launcher.started.get())
+        client = await serving.connect()
+        client.request("POST", GENERATE, BODY)
+        exchange = await worker.next_exchange()
+        exchange.start(NDJSON)
+        exchange.write(b"a\n")
+        await client.head()
+        serving.signal()
+        assert await client.chunks() == b"a\n" + closing(GENERATE)
+        assert await within(serving.done) == 0
+
+
+async def test_a_pull_that_outlasts_the_drain_ends_with_an_error_line(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def pull(*_: Any) -> Iterator[Progress]:
+        yield Progress("pulling manifest")
+        goes_on.wait(20)
+        yield Progress("success")
+
+    monkeypatch.setattr(Library.__init__, "__defaults__", (pull,))
+    async with serve(drain_timeout=SECOND // 10) as serving:
+        client = await serving.connect()
+        client.request("POST", "/api/pull", b'{"model":"other"}')
+        await client.head()
+        assert await client.chunk() == b'{"status":"pulling manifest"}\n'
+        serving.signal()
+        assert await client.chunks() == closing("/api/pull")
+        goes_on.set()
+        assert await within(serving.done) == 0
+
+
 async def test_named_models_are_loaded_at_once_and_stay(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     async with serve(MODEL) as serving:
         await within(serving.launcher.started.get())
@@ -282,14 +377,14 @@ def test_a_port_that_is_in_use_is_said_so(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         where = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(VllamaError) as caught:
-            server.serve(replace(settings, host=where), models=[], engine_flags=[], compile=False)
+            server.serve(replace(settings, host=where), lambda: settings, models=[], engine_flags=[], compile=False)
     assert str(caught.value) == f"cannot listen on {where}: Address already in use. Is another server running there?"
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1:11434", "[2001:db8::1]:11434", "no-such-host.invalid:11434"])
 def test_an_address_that_is_not_ours_is_said_so(settings: Settings, host: str) -> None:
     with pytest.raises(VllamaError, match="cannot listen on "):
-        server.serve(replace(settings, host=host), models=[], engine_flags=[], compile=False)
+        server.serve(replace(settings, host=host), lambda: settings, models=[], engine_flags=[], compile=False)
 
 
 def test_name_and_path_take_a_snapshot_in_where_it_is(store: ModelStore, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from vllama.ollama.status import error_body, error_line, status_of
         (errors.NoRoom("x"), 500),
         (errors.ServerStopping(), 503),
         (errors.WorkerDied(), 500),
+        (errors.SettingsError("x"), 500),
         (errors.StoreError("x"), 500),
         (errors.ManifestCorrupt("x"), 500),
         (errors.SourceUnavailable("x"), 500),

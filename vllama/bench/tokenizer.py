@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from vllama import settings_file
 from vllama.bench.prompts import BadWorkload
 from vllama.errors import VllamaError
 from vllama.names import ModelName
-from vllama.settings import Settings
 from vllama.store.model_store import ModelStore
 
 _FILE = "tokenizer.json"
@@ -43,7 +43,7 @@ def _in_directory(path: Path) -> Path:
 
 
 def _in_store(model: str) -> Path | None:
-    settings = Settings.from_environment(os.environ)
+    settings = settings_file.load(os.environ)
     try:
         manifest = ModelStore(settings.models).get(ModelName.parse(model))
     except VllamaError:

@@ -15,9 +15,9 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from vllama import __version__
+from vllama import __version__, settings_file
 from vllama.errors import RequestError, ServerError, ServerRefused, ServerUnreachable
-from vllama.settings import Address, Settings
+from vllama.settings import Address
 
 Record = dict[str, Any]
 """One JSON object on the wire."""
@@ -51,7 +51,7 @@ class Client:
     @classmethod
     def from_environment(cls) -> Client:
         """Return a client of the server that OLLAMA_HOST names."""
-        return cls(Settings.from_environment(os.environ).address)
+        return cls(settings_file.load(os.environ).address)
 
     def tags(self) -> list[Record]:
         """Return the stored models."""

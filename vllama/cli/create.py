@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
+from vllama import settings_file
 from vllama.cli.progress import report
 from vllama.errors import RequestError
 from vllama.names import ModelName
-from vllama.settings import Settings
 
 
 @click.command(
@@ -56,7 +56,7 @@ def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None
     for warning in said.warnings:
         click.echo(f"warning: {warning}", err=True)
     path = _local(said.base, Path() if str(modelfile) == "-" else modelfile.parent)
-    store = ModelStore(Settings.from_environment(os.environ).models)
+    store = ModelStore(settings_file.load(os.environ).models)
     changes = replace(said.changes, quantize=quantize)
     steps = create(store, model, changes, base="" if path else said.base, path=path)
     report(steps, as_json=as_json)

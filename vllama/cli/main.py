@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 import click
 
 from vllama import OLLAMA_VERSION, __version__
-from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, VllamaError
+from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, SettingsError, VllamaError
 
 COMMANDS = (
-    "serve", "run", "list", "ps", "show", "plan", "pull", "create", "import", "cp", "rm", "stop", "du", "gc", "stage",
-    "load", "verify", "bench",
+    "serve", "run", "list", "ps", "show", "plan", "pull", "create", "import", "cp", "rm", "stop", "reload", "du", "gc",
+    "stage", "load", "verify", "bench",
 )  # fmt: skip
 ALIASES = {"ls": "list"}
 _MODULES = {"import": "import_models"}
@@ -74,7 +74,7 @@ def exit_code(error: VllamaError) -> int:
     """Return the exit code that `vllama --help` promises for this error."""
     if isinstance(error, ServerUnreachable):
         return UNREACHABLE
-    if isinstance(error, RequestError | BadEngineFlags):
+    if isinstance(error, RequestError | BadEngineFlags | SettingsError):
         return WRONG_USAGE
     return FAILED
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vllama import settings_file
 from vllama.cli.output import print_json, table
 from vllama.cli.stored import open_store, with_hint
 from vllama.errors import LoadFailed
 from vllama.names import ModelName
-from vllama.settings import Settings
 
 if TYPE_CHECKING:
     from vllama.scheduler.devices import Machine
@@ -84,7 +84,7 @@ def _plan(names: Sequence[ModelName], flags: Sequence[str]) -> tuple[Machine, li
     from vllama.scheduler.planner import Planner
     from vllama.scheduler.serving import Serving
 
-    settings = Settings.from_environment(os.environ)
+    settings = settings_file.load(os.environ)
     planner = Planner(settings, Serving(flags), flags)
     store = open_store()
     with with_hint(store):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from vllama import settings_file
 from vllama.cli.progress import report
 from vllama.names import ModelName
-from vllama.settings import Settings
 
 _PATHS = ("/", "./", "../", "~")
 """What a path begins with, and no name does."""
@@ -51,6 +51,6 @@ def command(name: str, from_path: Path | None, *, force: bool, as_json: bool) ->
     from vllama.store.model_store import ModelStore
     from vllama.store.pull import pull
 
-    store = ModelStore(Settings.from_environment(os.environ).models)
+    store = ModelStore(settings_file.load(os.environ).models)
     steps = pull(store, model, from_path=from_path, force=force)
     report(steps, as_json=as_json)

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from vllama import settings_file
 from vllama.cli.output import go_duration
 from vllama.durations import NS_PER_SECOND
 from vllama.errors import RequestError
@@ -118,7 +120,14 @@ def _check_models(ctx: click.Context, param: click.Parameter, value: Sequence[st
 
 @click.pass_context
 def serve(
-    ctx: click.Context, /, models_to_load: Sequence[str], port: int | None, *, compiled: bool, **rows: Any
+    ctx: click.Context,
+    /,
+    models_to_load: Sequence[str],
+    port: int | None,
+    file: str | None,
+    *,
+    compiled: bool,
+    **rows: Any,
 ) -> None:
     """Serve models on Ollama's API.
 
@@ -132,17 +141,19 @@ def serve(
 
     engine_flags: list[str] = ctx.meta["engine_flags"]
     refuse_ours(engine_flags)
-    settings = _settings(rows, port)
+    read = partial(_settings, rows, port, file)
+    settings = read()
     from vllama.gateway.server import serve as serve_gateway
 
-    ctx.exit(serve_gateway(settings, models=models_to_load, engine_flags=engine_flags, compile=compiled))
+    ctx.exit(serve_gateway(settings, read, models=models_to_load, engine_flags=engine_flags, compile=compiled))
 
 
-def _settings(rows: Mapping[str, Any], port: int | None) -> Settings:
+def _settings(rows: Mapping[str, Any], port: int | None, file: str | None) -> Settings:
     """Return the settings in force: a flag is put in the place of its variable."""
     given = {row.env: rows[row.name] for row in SETTINGS if rows[row.name] is not None}
-    environ = {**os.environ, **{env: str(value) for env, value in given.items()}}
-    settings = Settings.from_environment(environ)
+    if file is not None:
+        given[settings_file.VARIABLE] = file
+    settings = settings_file.load({**os.environ, **{env: str(value) for env, value in given.items()}})
     if port is None:
         return settings
     address = settings.address
@@ -164,6 +175,12 @@ command = ServeCommand(
             help="Load this model at once; with a path, serve that Hugging Face snapshot under the name. Repeatable.",
         ),
         *(_setting_option(row) for row in SETTINGS),
+        click.Option(
+            ["--settings", "file"],
+            metavar="FILE",
+            help="File of settings, read where neither flag nor variable says otherwise; `vllama reload` has it read "
+            f"again.  [{settings_file.VARIABLE}; default: {settings_file.DEFAULT}]",
+        ),
         click.Option(
             ["--port"],
             metavar="PORT",

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vllama import settings_file
 from vllama.errors import ModelNotFound, StoreError
-from vllama.settings import Settings
 
 if TYPE_CHECKING:
     from vllama.store.model_store import ModelStore
@@ -18,7 +18,7 @@ def open_store() -> ModelStore:
     """Return the store that OLLAMA_MODELS names."""
     from vllama.store.model_store import ModelStore
 
-    return ModelStore(Settings.from_environment(os.environ).models)
+    return ModelStore(settings_file.load(os.environ).models)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from vllama.asgi import Receive, Scope, Send
 from vllama.errors import EngineError, VllamaError
 from vllama.gateway import cloud
 from vllama.gateway.create import Create
+from vllama.gateway.drain import Drain
 from vllama.gateway.inference import Inference
 from vllama.gateway.library import Library
 from vllama.gateway.models import Models
@@ -43,6 +44,7 @@ class Gateway:
         """Take the parts; `serving` holds the engine flags of all models, none unless given."""
         serving = serving or Serving()
         self._guard = Guard(settings)
+        self._drain = Drain()
         self._workers = Workers(store, scheduler)
         self._router = _routes(
             Inference(self._workers, serving),
@@ -68,6 +70,7 @@ class Gateway:
             headers=headers,
             received=received,
             extra_headers=verdict.headers,
+            drain=self._drain,
         )
         if hosts := _wrong_hosts(scope):
             body = f"400 Bad Request: {hosts}".encode()
@@ -117,6 +120,15 @@ class Gateway:
         """The Allow header, where the path has other methods only; also when the guard answers, as recorded."""
         found = self._router.find(request.method, request.path)
         return ((b"allow", ", ".join(found).encode()),) if isinstance(found, tuple) else ()
+
+    def end_replies(self) -> None:
+        """End all replies under way, each with an error in its own format: the server stops."""
+        self._workers.end_replies()
+        self._drain.end()
+
+    def adopt(self, settings: Settings) -> None:
+        """Judge requests by these settings from now on."""
+        self._guard = Guard(settings)
 
     def close(self) -> None:
         """Close the connections to the workers."""

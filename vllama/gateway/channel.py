@@ -77,8 +77,12 @@ class Channel(asyncio.Protocol):
         """Fail the streams that were under way."""
         del exc
         self.is_open = False
+        self.end(WorkerDied())
+
+    def end(self, error: EngineError) -> None:
+        """End all streams with this error."""
         for relay in list(self._relays.values()):
-            relay.fail(WorkerDied())
+            relay.fail(error)
 
     def close(self) -> None:
         """Close it."""
@@ -120,6 +124,11 @@ class Channels:
         if not channels:
             raise WorkerDied
         return min(channels, key=lambda channel: channel.load)
+
+    def end(self, error: EngineError) -> None:
+        """End all streams of all workers with this error."""
+        for channel in self._open.values():
+            channel.end(error)
 
     def close(self) -> None:
         """Close them all."""

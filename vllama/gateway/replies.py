@@ -87,17 +87,18 @@ def shaped_error(path: str, status: int, message: str, param: str | None = None)
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": None}})
 
 
-def closing_error(path: str, content_type: bytes, message: str, *, after: bytes) -> bytes | None:
+def closing_error(path: str, content_type: bytes, error: VllamaError, *, after: bytes) -> bytes | None:
     """What ends a stream that failed after its first chunk; None where the format has no room for an error.
 
     `after` is the last byte that the client got: half a line is ended first.
     """
     rest_of_line = b"" if after in {b"", b"\n"} else b"\n"
     if content_type.startswith(b"application/x-ndjson"):
-        return rest_of_line + error_line(message)
+        return rest_of_line + error_line(str(error))
     if content_type.startswith(b"text/event-stream"):
         event = b"event: error\n" if path.startswith("/v1/messages") else b""
         done = b"data: [DONE]\n\n" if path in _ENDING_WITH_DONE else b""  # as vLLM itself does (contract §5.1)
+        data = b"data: " + shaped_error(path, status_of(error), str(error)) + b"\n\n"
         # A blank line ends an event that was cut, and says nothing elsewhere.
-        return rest_of_line + b"\n" + event + b"data: " + shaped_error(path, 500, message) + b"\n\n" + done
+        return rest_of_line + b"\n" + event + data + done
     return None

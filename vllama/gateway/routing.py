@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from vllama.asgi import Receive, Scope, Send
+from vllama.gateway.drain import Drain
 
 
 @dataclass(slots=True)
@@ -15,7 +16,7 @@ class Request:
 
     `path` is decoded and without doubled slashes; `headers` have lower-case names; `received` is the
     monotonic time of receipt in ns; `extra_headers` belong on the reply (CORS). `status` is that of the
-    reply once one has begun, 0 before.
+    reply once one has begun, 0 before. `drain` is the server's, which may end long work.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Request:
     received: int
     extra_headers: tuple[tuple[bytes, bytes], ...] = ()
     status: int = 0
+    drain: Drain = field(default_factory=Drain)
 
     @property
     def target(self) -> bytes:

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,14 @@ import uvicorn
 import uvloop
 
 import vllama
-from vllama.durations import FOREVER
+from vllama.durations import FOREVER, NS_PER_SECOND
 from vllama.errors import BadEngineFlags, ModelNotFound, VllamaError
 from vllama.gateway.app import Gateway
+from vllama.gateway.pid_file import PidFile
+from vllama.gateway.signals import Reread, Signals
 from vllama.names import ModelName
 from vllama.scheduler.launcher import Launcher
-from vllama.scheduler.residency import WorkerLauncher
+from vllama.scheduler.residency import STOP_GRACE_SECONDS, WorkerLauncher
 from vllama.scheduler.scheduler import Scheduler
 from vllama.scheduler.serving import Serving
 from vllama.settings import DEFAULT_KEEP_ALIVE, Settings
@@ -37,7 +39,8 @@ from vllama.store.pull import pull
 log = logging.getLogger("vllama")
 
 USAGE_EXIT = 2
-DRAIN_SECONDS = 30
+_CUT_SECONDS = 5
+"""How long a client that reads slowly has to take the error that ends its reply."""
 
 
 class GatewayLauncher(WorkerLauncher, Protocol):
@@ -54,6 +57,9 @@ class GatewayLauncher(WorkerLauncher, Protocol):
     async def drop_spares(self) -> None:
         """End them, and prepare no more."""
 
+    def adopt(self, settings: Settings) -> None:
+        """Start workers by these settings from now on."""
+
     def close(self) -> None:
         """Clean up."""
 
@@ -66,11 +72,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, *, models: Sequence[str], engine_flags: Sequence[str], compile: bool) -> int:  # noqa: A002
+def serve(
+    settings: Settings,
+    reread: Reread,
+    *,
+    models: Sequence[str],
+    engine_flags: Sequence[str],
+    compile: bool,  # noqa: A002
+) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code.
 
-    `models` are names, or NAME=PATH for a snapshot on disk; they are loaded at once and stay. `engine_flags` go
-    to every vLLM. Raises VllamaError where it cannot begin.
+    `reread` reads the settings again, on SIGHUP. `models` are names, or NAME=PATH for a snapshot on disk; they are
+    loaded at once and stay. `engine_flags` go to every vLLM. Raises VllamaError where it cannot begin.
     """
     _set_up_logging(debug=settings.debug)
     store = ModelStore(settings.models)
@@ -78,7 +91,7 @@ def serve(settings: Settings, *, models: Sequence[str], engine_flags: Sequence[s
     manifests = [_stage(store, model) for model in models]
     listener = _listen(settings)
     launcher = Launcher(settings, user_flags=engine_flags, compiled=compile)
-    return uvloop.run(_serve(settings, store, manifests, listener, launcher))
+    return uvloop.run(_serve(settings, reread, store, manifests, listener=listener, launcher=launcher))
 
 
 def _set_up_logging(*, debug: bool) -> None:
@@ -116,16 +129,28 @@ def _listen(settings: Settings) -> socket.socket:
 
 async def _serve(
     settings: Settings,
+    reread: Reread,
     store: ModelStore,
     manifests: Sequence[Manifest],
+    *,
     listener: socket.socket,
     launcher: GatewayLauncher,
 ) -> int:
     scheduler = Scheduler(settings, launcher)
     gateway = Gateway(settings, store, scheduler, launcher.serving)
-    server = _Server(server_config(gateway))
-    _handle_signals(server, scheduler)
+    server = _Server(server_config(gateway, settings.drain_timeout))
     port = listener.getsockname()[1]
+    pid_file = PidFile(settings.models, port)
+    pid_file.hold()
+    signals = Signals(
+        server,
+        settings,
+        reread,
+        refuse=scheduler.refuse,
+        end_replies=gateway.end_replies,
+        parts=(scheduler, gateway, launcher),
+    )
+    signals.install()
     log.info("vllama %s listens on %s", vllama.__version__, f"http://{settings.address.host}:{port}")
     # What the operator names stays, unless keep-alive was set to anything but its default.
     keep_alive = FOREVER if settings.keep_alive == DEFAULT_KEEP_ALIVE else settings.keep_alive
@@ -143,15 +168,18 @@ async def _serve(
     finally:
         preparing.cancel()
         await asyncio.wait({preparing})
-        await asyncio.gather(scheduler.close(), launcher.drop_spares())
+        grace = 0 if signals.is_hurried else STOP_GRACE_SECONDS
+        await asyncio.gather(scheduler.close(grace=grace), launcher.drop_spares())
         gateway.close()
         launcher.close()
+        pid_file.release()
     refused = not preparing.cancelled() and isinstance(preparing.exception(), BadEngineFlags)
     return USAGE_EXIT if refused else 0
 
 
-def server_config(gateway: Gateway) -> uvicorn.Config:
-    """How uvicorn serves it."""
+def server_config(gateway: Gateway, drain_timeout: int = FOREVER) -> uvicorn.Config:
+    """How uvicorn serves it. `drain_timeout` is ns: replies are ended then, and what clients do not take is cut."""
+    limit = None if drain_timeout == FOREVER else math.ceil(drain_timeout / NS_PER_SECOND) + _CUT_SECONDS
     return uvicorn.Config(
         gateway,
         http="httptools",
@@ -161,23 +189,8 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=limit,
     )
-
-
-def _handle_signals(server: _Server, scheduler: Scheduler) -> None:
-    """First signal: accept nothing more and let streams finish. Second: end them."""
-
-    def stop() -> None:
-        if server.should_exit:
-            server.force_exit = True
-            return
-        log.info("stopping: streams have %d s to finish; once more to stop at once", DRAIN_SECONDS)
-        server.should_exit = True
-        scheduler.refuse()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 async def _preload(scheduler: Scheduler, manifests: Sequence[Manifest], keep_alive: int, url: str) -> None:

@@ -20,7 +20,7 @@ _PLAIN_JSON = "application/json"
 
 
 async def send_steps(request: Request, steps: Generator[Progress, None, None], *, stream: bool) -> None:
-    """Do the work in threads, and reply; a client that leaves ends it after the step under way.
+    """Do the work in threads, and reply; a client that leaves ends it after the step under way, as a drain does.
 
     What goes wrong before the first step, or without a stream, has a status of its own.
     """
@@ -29,8 +29,9 @@ async def send_steps(request: Request, steps: Generator[Progress, None, None], *
             if stream:
                 await _stream(request, in_thread(steps))
                 return
-            async for step in in_thread(steps):
-                last = step
+            with request.drain.may_end():
+                async for step in in_thread(steps):
+                    last = step
         except VllamaError as error:
             await send_bytes(request, status_of(error), _PLAIN_JSON, error_body(str(error)))
         else:
@@ -42,12 +43,13 @@ async def _stream(request: Request, steps: AsyncIterator[Progress]) -> None:
         await request.send({"type": "http.response.body", "body": body, "more_body": not last})
 
     try:
-        async for step in steps:
-            if not request.status:
-                request.status = 200
-                headers = [(b"content-type", NDJSON.encode()), *request.extra_headers]
-                await request.send({"type": "http.response.start", "status": 200, "headers": headers})
-            await line(orjson.dumps(step.to_record()) + b"\n")
+        with request.drain.may_end():
+            async for step in steps:
+                if not request.status:
+                    request.status = 200
+                    headers = [(b"content-type", NDJSON.encode()), *request.extra_headers]
+                    await request.send({"type": "http.response.start", "status": 200, "headers": headers})
+                await line(orjson.dumps(step.to_record()) + b"\n")
     except VllamaError as error:
         if not request.status:
             raise

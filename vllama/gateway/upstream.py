@@ -9,7 +9,7 @@ from typing import Any
 
 import httptools
 
-from vllama.errors import WorkerDied
+from vllama.errors import EngineError, WorkerDied
 from vllama.gateway.channel import not_reached
 from vllama.gateway.relay import Header, Relay, RelayMaker
 
@@ -24,9 +24,10 @@ _NOT_FORWARDED = frozenset({*_HOP_BY_HOP, b"host", b"content-length", b"expect",
 class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection to a worker, which serves one exchange at a time."""
 
-    def __init__(self, idle: list[Connection]) -> None:
-        """Take the list in which an idle connection waits for its next exchange."""
+    def __init__(self, idle: list[Connection], busy: set[Connection]) -> None:
+        """Take the list in which an idle connection waits for its next exchange, and the set of those that do not."""
         self._idle = idle
+        self._busy = busy
         self._transport: Any = None
         self._parser: Any = None
         self._relay: Relay | None = None
@@ -46,10 +47,12 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._body, self._complete = [], [], False
         self._relay = relay = make_relay(self._slow_down)
+        self._busy.add(self)
         self._transport.write(request)
         try:
             await relay.finished()
         finally:
+            self._busy.discard(self)
             self._relay = None
             # The server reports the end of a reply as if the client had left: cancelled or not, what counts is the end.
             if relay.is_complete and self.is_open:
@@ -105,6 +108,11 @@ class Connection(asyncio.Protocol):
         if self._relay is not None and not self._complete:
             self._relay.fail(WorkerDied())
 
+    def end(self, error: EngineError) -> None:
+        """End the exchange under way with this error."""
+        if self._relay is not None:
+            self._relay.fail(error)
+
     def close(self) -> None:
         """Close it."""
         self._transport.abort()
@@ -123,6 +131,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._idle: dict[Path, list[Connection]] = {}
+        self._busy: set[Connection] = set()
 
     async def acquire(self, socket: Path) -> Connection:
         """An open connection.
@@ -134,10 +143,15 @@ class Pool:
             return idle.pop()
         try:
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_unix_connection(lambda: Connection(idle), str(socket))
+            _, connection = await loop.create_unix_connection(lambda: Connection(idle, self._busy), str(socket))
         except OSError as error:
             raise not_reached(error) from error
         return connection
+
+    def end(self, error: EngineError) -> None:
+        """End all exchanges under way with this error."""
+        for connection in list(self._busy):
+            connection.end(error)
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeVar
 
-from vllama.errors import CloudDisabled, ModelNotFound, WorkerDied
+from vllama.errors import CloudDisabled, EngineError, ModelNotFound, ServerStopping, WorkerDied
 from vllama.gateway.channel import Channels
 from vllama.gateway.relay import OnSlow, Relay, RelayMaker
 from vllama.gateway.replies import BrokenReply, closing_error
@@ -81,6 +81,11 @@ class Workers:
             self.report_death(resident)
             raise
 
+    def end_replies(self) -> None:
+        """End all replies under way, each with an error in its own format: the server stops."""
+        self._pool.end(ServerStopping())
+        self._channels.end(ServerStopping())
+
     def close(self) -> None:
         """Close the connections to the workers."""
         self._pool.close()
@@ -92,7 +97,7 @@ async def relay_reply(
 ) -> None:
     """Run an exchange whose reply goes to the client; one that breaks in the middle ends in its own format.
 
-    Raises WorkerDied where nothing was sent yet, BrokenReply where the format has no room for an error.
+    Raises WorkerDied, ServerStopping where nothing was sent yet, BrokenReply where the format has no room for an error.
     """
     relay: Relay | None = None
 
@@ -103,10 +108,10 @@ async def relay_reply(
 
     try:
         await exchange(make_relay)
-    except WorkerDied as error:
+    except EngineError as error:
         if relay is None or not relay.status:
             raise
-        ending = closing_error(request.path, relay.content_type, str(error), after=relay.last_byte)
+        ending = closing_error(request.path, relay.content_type, error, after=relay.last_byte)
         if ending is None:
             raise BrokenReply from error
         await request.send({"type": "http.response.body", "body": ending, "more_body": False})

@@ -183,6 +183,11 @@ class Launcher:
         total = placement.claim * len(placement.devices) if placement else manifest.size
         return Memory(total, 0 if self._on_cpu else total)
 
+    def adopt(self, settings: Settings) -> None:
+        """Start workers by these settings from now on."""
+        self._settings = settings
+        self.planner.adopt(settings)
+
     def close(self) -> None:
         """Remove the directory of the sockets."""
         shutil.rmtree(self.runtime, ignore_errors=True)

@@ -37,6 +37,10 @@ class Planner:
         self._look = look or read_machine
         self._learned = LearnedMemory(settings.models)
 
+    def adopt(self, settings: Settings) -> None:
+        """Plan by these settings from now on."""
+        self._settings = settings
+
     async def machine(self) -> Machine | None:
         """The machine as it is now; None where it has GPUs that NVML does not know, and vLLM has to see for itself."""
         found = await asyncio.to_thread(self.look)

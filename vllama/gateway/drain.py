@@ -1,0 +1,40 @@
+"""Work of the gateway itself that has to end when the server stops: pulls, creations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllama.errors import ServerStopping
+
+
+class Drain:
+    """Knows the work under way, and ends it when it must not go on."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._is_over = False
+
+    @contextmanager
+    def may_end(self) -> Iterator[None]:
+        """Work that `end` may interrupt; raises ServerStopping then."""
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a request has its task
+        if self._is_over:
+            raise ServerStopping
+        self._under_way.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._is_over and task.uncancel() == 0:
+                raise ServerStopping from None
+            raise
+        finally:
+            self._under_way.discard(task)
+
+    def end(self) -> None:
+        """Interrupt all work, and let none begin."""
+        self._is_over = True
+        for task in self._under_way:
+            task.cancel()
