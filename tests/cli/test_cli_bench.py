@@ -82,6 +82,35 @@ def test_one_of_several_models_has_to_be_named(vllama: Vllama) -> None:
     assert "which model?" in done.stderr
 
 
+def test_prompts_and_images_of_files_are_what_is_asked(vllama: Vllama, tmp_path: Path) -> None:
+    (tmp_path / "questions.txt").write_text("Why is the sky blue?\n")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"PNG")
+    script = replace(QUICK, bodies=[])
+    with serving_beside(script) as url:
+        text = vllama("bench", "m", "--url", url, *FEW, "--prompts", str(tmp_path / "questions.txt"), "--same-prefix")
+        asked = [body["messages"][0] for body in script.bodies]
+        script.bodies.clear()
+        picture = vllama("bench", "m", "--url", url, *FEW, "--prompts", str(images))
+        shown = [body["messages"][0]["images"] for body in script.bodies]
+
+    assert (text.exit_code, picture.exit_code) == (0, 0)
+    assert {message["content"] for message in asked} == {"Why is the sky blue?"}
+    assert {len(image) for image in shown} == {1}
+
+
+def test_a_file_without_prompts_is_refused_before_anything_is_asked(vllama: Vllama, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    script = replace(QUICK, bodies=[])
+    with serving_beside(script) as url:
+        done = vllama("bench", "m", "--url", url, *FEW, "--prompts", str(tmp_path / "empty.txt"))
+
+    assert done.exit_code == 2
+    assert "no prompt in it" in done.stderr
+    assert script.bodies == []
+
+
 def test_a_comparison_is_printed_or_refused(vllama: Vllama, url: str) -> None:
     with serving_beside(replace(QUICK, context=2048)) as other:
         refused = vllama("bench", "m", *FEW, "--against", other)

@@ -231,10 +231,12 @@ def plan_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> Plan:
     budgeted = not (options["iterations"] or options["duration"])
     task = Task.from_file(options["schema"]) if options["schema"] else None
     source = options["schema"] if task and task.prompts else options["prompts"]
+    prompts = PromptSource(str(source or ""), fresh_prefix=not options["same_prefix"])
+    prompts.open()  # what is wrong with it is said before anything is loaded
     return Plan(
         systems=systems,
         levels=levels,
-        prompts=PromptSource(str(source or ""), fresh_prefix=not options["same_prefix"]),
+        prompts=prompts,
         output_tokens=options["tokens"],
         prompt_tokens=options["prompt_tokens"],
         iterations=options["iterations"],
