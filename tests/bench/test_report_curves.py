@@ -121,3 +121,25 @@ def test_without_telemetry_nothing_is_shown_of_the_machine() -> None:
     bare = replace(result, runs=tuple(replace(run, telemetry=None) for run in result.runs))
     assert panels(bare) == []
     assert stretches(bare) == []
+
+
+def test_a_long_bench_is_drawn_with_means_so_that_its_page_stays_small() -> None:
+    result = bench(["vllama"], [1], repetitions=1)
+    [run] = result.runs
+    assert run.telemetry
+    count = 20_000
+    times = tuple(run.window[0] + i * 50_000_000 for i in range(count))
+    telemetry = replace(run.telemetry, times=times, series={"server_cpu_cores": (1.0, 3.0) * (count // 2)}, idle={})
+    long = replace(run, window=(times[0], times[-1]), telemetry=telemetry)
+    [panel] = panels(replace(result, runs=(long,)))
+    [line] = panel.lines
+    assert 1400 <= len(line.times) <= 1502
+    assert line.mean == 2.0
+    assert all(abs(value - 2.0) <= 0.1 for value in line.values[:-1])
+
+
+def test_a_distribution_of_many_values_is_drawn_by_its_quantiles() -> None:
+    xs, ys = curves.cumulated([float(i) for i in range(100_001)])
+    assert len(xs) == len(ys) == 502
+    assert (xs[0], xs[251], xs[-1], ys[0], ys[-1]) == (0.0, 50_000.0, 100_000.0, 0.0, 100.0)
+    assert curves.cumulated([1.0, 5.0]) == ([1.0, 1.0, 5.0], [0.0, 50.0, 100.0])

@@ -15,6 +15,7 @@ from vllama.bench.result import Mode, Result, Run, Sample
 SWEPT: tuple[Mode, ...] = ("sequential", "concurrent", "streaming")
 """The modes whose runs have a load; the others have figures of their own."""
 
+_MOST_STEPS = 500
 _Z = 1.96
 _T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Student's t for 95 %, two-sided, by degrees of freedom; above, the normal one is close."""
@@ -140,6 +141,16 @@ def quantile(values: Sequence[float], p: float) -> float:
     low = math.floor(rank)
     high = min(low + 1, len(values) - 1)
     return values[low] + (values[high] - values[low]) * (rank - low)
+
+
+def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return what ascending values draw: each value, and the percentage of values that are at most as large.
+
+    Of very many values, evenly spaced quantiles stand for all.
+    """
+    if len(values) > _MOST_STEPS:
+        values = [quantile(values, i / _MOST_STEPS) for i in range(_MOST_STEPS + 1)]
+    return [values[0], *values], [100 * i / len(values) for i in range(len(values) + 1)]
 
 
 def order_interval(values: Sequence[float], p: float) -> tuple[float, float] | None:

@@ -234,9 +234,12 @@ def _distribution_plot(
             # One system: its loads are told apart by weight, the highest being the strongest.
             strength = (loads.index(distribution.load) + 1) / len(loads) if one_system else 1.0
             axes.step(
-                [values[0], *values], [100 * i / n for i in range(n + 1)], where="post", color=color,
-                linewidth=1 + strength, alpha=0.35 + 0.65 * strength,
-            )  # fmt: skip
+                *curves.cumulated(values),
+                where="post",
+                color=color,
+                linewidth=1 + strength,
+                alpha=0.35 + 0.65 * strength,
+            )
             load = _load(distribution.load, is_open)
             for p in (0.5, 0.9, 0.95, 0.99):
                 value = curves.quantile(values, p)

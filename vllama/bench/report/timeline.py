@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from vllama.bench.report.curves import SWEPT
 from vllama.bench.result import Result, Run, Telemetry
 
 _SECOND = 1e9
 _GB = 1e9
+_MOST_POINTS = 1500
+"""Of all lines of a panel, about: more than its pixels would only make the file large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,11 @@ def stretches(result: Result) -> list[Stretch]:
 def panels(result: Result) -> list[Panel]:
     """Return what was read of the machine; nothing where there is no telemetry."""
     runs = _observed(result)
+    span = (runs[-1].window[1] - runs[0].window[0]) / _SECOND if runs else 0.0
+    step = max(span / _MOST_POINTS, 1e-9)
     found = []
     for quantity in _QUANTITIES:
-        lines = tuple(line for run in runs if (line := _line(quantity, run, runs[0].window[0])))
+        lines = tuple(_thinned(line, step) for run in runs if (line := _line(quantity, run, runs[0].window[0])))
         if lines:
             idle = {run.system: rest for run in runs if (rest := _idle(quantity, run)) is not None}
             highest = max(max(_known(line.values)) for line in lines)
@@ -115,6 +120,16 @@ def _line(quantity: _Quantity, run: Run, origin: int) -> Line | None:
         return None
     times = tuple((at - origin) / _SECOND for at in telemetry.times)
     return Line(run.system, _load(run), times, values, sum(_known(values)) / len(_known(values)))
+
+
+def _thinned(line: Line, step: float) -> Line:
+    """Return the line with the readings of each `step` seconds as one, their mean at their middle."""
+    times, values = [], []
+    for _, members in groupby(zip(line.times, line.values, strict=True), lambda point: point[0] // step):
+        group = list(members)
+        times.append(sum(at for at, _ in group) / len(group))
+        values.append(sum(value for _, value in group) / len(group))
+    return replace(line, times=tuple(times), values=tuple(values))
 
 
 def _idle(quantity: _Quantity, run: Run) -> float | None:
