@@ -78,9 +78,7 @@ def bench(
         environment=ENVIRONMENT,
         differences=(Difference("quantisation", {"vllama": "BF16", "ollama": "Q4_0"}),) if len(systems) > 1 else (),
         comparisons=compare(runs, sides[::-1], seed=0) if len(sides) == 2 else (),
-        diagnoses=(
-            Diagnosis(systems[0], "batches", levels[-1], f"{systems[0]} batches: throughput grows with concurrency."),
-        ),
+        diagnoses=(Diagnosis(systems[0], "batches", levels[-1], "batches: throughput grows with concurrency"),),
         warnings=("The server's own durations are longer than what the client saw.",),
     )
 

@@ -112,8 +112,7 @@ def test_power_of_several_gpus_is_added_up_and_utilisation_averaged() -> None:
     telemetry = replace(run.telemetry, times=run.telemetry.times[:2], series=series, idle={})
     load, power = panels(replace(result, runs=(replace(run, telemetry=telemetry),)))
     assert load.lines[0].mean == 20.0
-    assert power.lines[0].values[0] == 400.0
-    assert power.lines[0].mean == 400.0  # a reading of one of the two is none of both
+    assert power.lines[0].values == (400.0,)  # a reading of one of the two is none of both
 
 
 def test_without_telemetry_nothing_is_shown_of_the_machine() -> None:

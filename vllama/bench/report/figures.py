@@ -68,7 +68,7 @@ def findings_of(result: Result) -> list[Finding]:
     for difference in result.differences:
         values = ", ".join(f"{system} {value}" for system, value in difference.values.items())
         found.append(Finding("warning", f"The sides differ in {difference.what}: {values}."))
-    found += [Finding("verdict", diagnosis.sentence) for diagnosis in result.diagnoses]
+    found += [Finding("verdict", f"{diagnosis.system}: {diagnosis.sentence}") for diagnosis in result.diagnoses]
     found += [Finding("warning", c.sentence) for c in result.comparisons if c.verdict == "regression"]
     if any(run.mode == "overhead" for run in result.runs):
         from vllama.bench.overhead import table_of  # it knows the load generator, which a report does without

@@ -117,7 +117,7 @@ def _of_group(result: Result, group: Group) -> list[Plot]:
         median, tail = curves.percentile(group, figure, 0.5), curves.percentile(group, figure, 0.95)
         if median:
             heading = _Heading(
-                name, title, "Solid: median, with its 95 % interval. Dashed: 95th percentile. Logarithmic."
+                name, title, "Full: median, with its 95 % interval. Dashed or hollow: 95th percentile. Logarithmic."
             )
             found.append(_curve_plot(heading, group, palette, [(median, "-"), (tail, "--")], is_latency=True))
     for name, title, figure in _LATENCIES:
@@ -391,4 +391,6 @@ def _value(value: float, is_latency: bool) -> str:
 
 def _estimate(point: Point, is_latency: bool) -> str:
     interval = [_value(end, is_latency) for end in point.interval or ()]
-    return f"{_value(point.value, is_latency)}{f' ({interval[0]} to {interval[1]})' if interval else ''}, n = {point.n}"
+    unit = "" if is_latency else " tokens/s"
+    between = f" ({interval[0]} to {interval[1]})" if interval else ""
+    return f"{_value(point.value, is_latency)}{unit}{between}, n = {point.n}"

@@ -12,6 +12,9 @@ from vllama.bench.result import Result, Run, Telemetry
 
 _SECOND = 1e9
 _GB = 1e9
+_LEAST_STEP = 0.2
+"""Seconds. Below, one sees the ticks in which the kernel counts CPU time."""
+
 _MOST_POINTS = 1500
 """Of all lines of a panel, about: more than its pixels would only make the file large."""
 
@@ -88,7 +91,7 @@ def panels(result: Result) -> list[Panel]:
     """Return what was read of the machine; nothing where there is no telemetry."""
     runs = _observed(result)
     span = (runs[-1].window[1] - runs[0].window[0]) / _SECOND if runs else 0.0
-    step = max(span / _MOST_POINTS, 1e-9)
+    step = max(span / _MOST_POINTS, _LEAST_STEP)
     found = []
     for quantity in _QUANTITIES:
         lines = tuple(_thinned(line, step) for run in runs if (line := _line(quantity, run, runs[0].window[0])))
@@ -128,7 +131,8 @@ def _thinned(line: Line, step: float) -> Line:
     for _, members in groupby(zip(line.times, line.values, strict=True), lambda point: point[0] // step):
         group = list(members)
         times.append(sum(at for at, _ in group) / len(group))
-        values.append(sum(value for _, value in group) / len(group))
+        known = _known([value for _, value in group])
+        values.append(sum(known) / len(known) if known else math.nan)
     return replace(line, times=tuple(times), values=tuple(values))
 
 
