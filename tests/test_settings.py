@@ -28,7 +28,7 @@ def test_an_empty_environment_gives_ollamas_defaults() -> None:
     assert settings.address == Address("http", "127.0.0.1", 11434)
     assert settings.keep_alive == 300 * SECOND
     assert settings.max_queue == 512
-    assert settings.resident_limit == 3
+    assert (settings.resident_limit(), settings.resident_limit(gpus=2)) == (3, 6)
     assert (settings.num_parallel, settings.context_length, settings.debug) == (0, 0, False)
 
 

@@ -148,7 +148,7 @@ SETTINGS: tuple[Setting, ...] = (
         "OLLAMA_MAX_LOADED_MODELS",
         0,
         _non_negative,
-        "models held at once; 0: three",
+        "models that are awake at once; 0: three for each GPU, or three",
     ),
     Setting(
         "num_parallel",
@@ -291,10 +291,9 @@ class Settings:
         """The parsed `host`."""
         return Address.parse(self.host)
 
-    @property
-    def resident_limit(self) -> int:
-        """How many models may be held at once."""
-        return self.max_loaded_models or 3
+    def resident_limit(self, gpus: int = 1) -> int:
+        """How many models may be awake at once on a machine with so many GPUs."""
+        return self.max_loaded_models or 3 * gpus
 
 
 @dataclass(frozen=True, slots=True)

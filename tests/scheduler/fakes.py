@@ -255,7 +255,7 @@ class Scene:
         **changes: Any,
     ) -> None:
         settings = replace(settings, **changes)
-        self.launcher = launch(settings.resident_limit)
+        self.launcher = launch(settings.resident_limit())
         self.launcher.can_sleep = can_sleep
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(settings, self.launcher, clock=lambda: EPOCH + self.loop.time())

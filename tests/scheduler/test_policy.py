@@ -149,12 +149,18 @@ def test_one_that_was_just_loaded_goes_where_there_is_no_other_or_only_one_that_
     assert plan(fresh, resident("b", keep_alive=FOREVER), limits=limits) == Evict(stop=numbers("a"))
 
 
+def test_one_that_was_just_loaded_and_can_sleep_is_not_spared() -> None:
+    limits = Limits(awake=2, min_residency=10, sleep_budget=100)
+    fresh = resident("a", keep_alive=1, awake_since=NOW, can_sleep=True, host_bytes=40)
+    assert plan(fresh, resident("b"), limits=limits) == Evict(sleep=numbers("a"))
+
+
 def test_a_pinned_one_never_goes() -> None:
     pinned = resident("pinned", is_pinned=True, keep_alive=FOREVER)
     assert plan(pinned, resident("b"), limits=TWO) == Evict(stop=numbers("b"))
     found = plan(pinned)
     assert isinstance(found, Refuse)
-    assert found.reason == "no more than 1 may be loaded (OLLAMA_MAX_LOADED_MODELS); pinned (VLLAMA_PIN): pinned"
+    assert found.reason == "OLLAMA_MAX_LOADED_MODELS allows 1 at a time; pinned (VLLAMA_PIN): pinned"
 
 
 def test_what_does_not_fit_alone_is_refused_with_the_numbers_and_nobody_goes_for_it() -> None:

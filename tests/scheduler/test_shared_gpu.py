@@ -39,6 +39,7 @@ class GpuLauncher(ScriptedLauncher):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.placements: dict[ScriptedWorker, Placement] = {}
+        self.looks = 0
 
     def claims(self, worker: ScriptedWorker) -> tuple[Claim, ...]:
         placement = self.placements[worker]
@@ -51,6 +52,7 @@ class GpuLauncher(ScriptedLauncher):
         return Machine(changed([GPU], (), held))
 
     async def room(self, asked: Manifest, occupants: Sequence[Occupant | None], asleep: Placement | None) -> Room:
+        self.looks += 1
         await asyncio.sleep(0.01)  # a look at the machine takes a while, and others go on meanwhile
         assert None not in occupants
         known = [occupant for occupant in occupants if occupant is not None]
@@ -123,3 +125,24 @@ async def test_what_changes_while_the_machine_is_looked_at_is_heeded(shared: Sce
         for name in ("large2", "a", "large1", "b", "large2"):
             group.create_task(shared.serve(name))
     assert sorted(set(shared.loads)) == ["a", "b", "large1", "large2"]
+
+
+async def test_requests_that_come_and_go_are_no_reason_to_look_at_the_machine_again(shared: Scene) -> None:
+    working = shared.ask("large1")
+    await working.served()
+    newcomer = shared.ask("large2")
+    await later(0.5)
+    launcher = shared.launcher
+    assert isinstance(launcher, GpuLauncher)
+    looks = launcher.looks
+    for _ in range(20):
+        await shared.serve("large1")
+    assert launcher.looks <= looks + 1
+    assert newcomer.waits
+
+
+async def test_what_needs_the_memory_of_a_pinned_model_is_refused_with_the_numbers(make_scene: MakeScene) -> None:
+    scene = make_scene(launch=GpuLauncher, can_sleep=True, sleep_budget=500 * GIB, pin=("large1",))
+    await scene.serve("large1")
+    with pytest.raises(NoRoom, match=r"^model requires more GPU memory .*; pinned \(VLLAMA_PIN\): large1:latest$"):
+        await scene.ask("large2").served()

@@ -70,7 +70,7 @@ def need_of(
         layout=_layout(config),
         pools="completion" not in description.capabilities,
         eager=is_given(flags, "--enforce-eager"),
-        shares=settings.resident_limit > 1,
+        shares=settings.resident_limit() > 1,
         stated=stated_by(flags),
         learned=learned or {},
         notes=shape.notes,

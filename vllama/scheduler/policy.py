@@ -134,7 +134,7 @@ def make_room(others: Sequence[ResidentFacts], limits: Limits, room: Room, *, no
 
     def place(holdings: Mapping[int, Holding]) -> Any:
         if sum(held is Holding.AWAKE for held in holdings.values()) >= limits.awake:
-            return NoPlace(f"no more than {limits.awake} may be loaded (OLLAMA_MAX_LOADED_MODELS)")
+            return NoPlace(f"OLLAMA_MAX_LOADED_MODELS allows {limits.awake} at a time")
         return room(holdings)
 
     if any(other.state is State.STOPPING for other in others):
@@ -151,8 +151,10 @@ def make_room(others: Sequence[ResidentFacts], limits: Limits, room: Room, *, no
 
     awake = [other for other in others if other.will_hold is Holding.AWAKE and not other.is_pinned]
     idle = [other for other in awake if other.is_idle]
-    fresh = [other for other in idle if now - other.awake_since < limits.min_residency]
-    # What was just loaded is spared for a short time, where others come to make room: not those that stay for ever.
+    # What was just loaded would have to be loaded again soon: it is spared for a short time, where others come to make
+    # room. Not where it can sleep, and not in favour of those that stay for ever.
+    loaded = [other for other in idle if not _can_sleep(other, limits.sleep_budget)]
+    fresh = [other for other in loaded if now - other.awake_since < limits.min_residency]
     instead = [other for other in awake if other not in fresh and other.keep_alive >= 0]
     if plan := give_up([other for other in instead if other.is_idle]):
         return plan
@@ -230,7 +232,7 @@ def _retire(
     victim: ResidentFacts, others: Sequence[ResidentFacts], holdings: Mapping[int, Holding], budget: int
 ) -> dict[int, Holding]:
     """What changes where this one goes to sleep: those that have slept longest make room in the budget."""
-    if not victim.can_sleep or not budget or victim.host_bytes > budget:
+    if not _can_sleep(victim, budget):
         return {victim.number: Holding.NOTHING}
     changes: dict[int, Holding] = {}
     excess = _asleep_bytes(others, holdings) + victim.host_bytes - budget
@@ -243,6 +245,10 @@ def _retire(
     if excess > 0:
         return {victim.number: Holding.NOTHING}
     return {**changes, victim.number: Holding.ASLEEP}
+
+
+def _can_sleep(resident: ResidentFacts, budget: int) -> bool:
+    return resident.can_sleep and 0 < budget >= resident.host_bytes
 
 
 def _sleepers(residents: Sequence[ResidentFacts]) -> list[ResidentFacts]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -26,10 +27,11 @@ from vllama.scheduler.policy import (
     State,
     Wait,
     after_keep_alive,
+    anywhere,
     make_room,
 )
 from vllama.scheduler.resident import Resident, Worker
-from vllama.scheduler.room import Occupant
+from vllama.scheduler.room import Occupant, PlannedRoom
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 STOP_GRACE_SECONDS = 10.0
+_LOOK_LASTS = 1.0
+"""Seconds for which a look at the machine counts, while nothing moves on it that is ours."""
+
 _SHORTEST_WAIT = 0.001
 """Seconds: a clock that is a little behind must not make a wait into a busy one."""
 
@@ -236,20 +241,22 @@ class Residency:
     async def _make_room(self, newcomer: Resident) -> None:
         """Carry out the policy's plans until there is room, and take it. Raises NoRoom where there will be none."""
         since = self._now()
+        asleep = newcomer.placement if newcomer.holds is Holding.ASLEEP else None
+        looked, seen, room = -math.inf, None, anywhere
         try:
             while True:
                 occupants = self._occupants(newcomer)
-                asleep = newcomer.placement if newcomer.holds is Holding.ASLEEP else None
-                room = await self._launcher.room(newcomer.manifest, occupants, asleep)
-                if self._occupants(newcomer) != occupants:
-                    continue  # what was seen of the machine is not true any more
+                if occupants != seen or self._now() - looked > _LOOK_LASTS:
+                    room = await self._launcher.room(newcomer.manifest, occupants, asleep)
+                    looked, seen = self._now(), occupants
+                    continue  # meanwhile what was seen of the machine may have become untrue
                 others = [other.facts() for other in self._all() if other is not newcomer]
-                plan = make_room(others, self._limits(), room, now=self._now(), waited=self._now() - since)
+                plan = make_room(others, self._limits(room), room, now=self._now(), waited=self._now() - since)
                 if isinstance(plan, Go):
                     newcomer.holds, newcomer.placement = Holding.AWAKE, plan.placement or asleep
                     return
                 if isinstance(plan, Refuse):
-                    raise NoRoom(f"there is no room for {newcomer.manifest.name}: {plan.reason}")
+                    raise NoRoom(plan.reason)
                 if isinstance(plan, Evict):
                     self._carry_out(plan, f"{newcomer.manifest.name} needs the room")
                 elif isinstance(plan, Wait):
@@ -327,10 +334,10 @@ class Residency:
             resident.expiry.cancel()
             resident.expiry = None
 
-    def _limits(self) -> Limits:
+    def _limits(self, room: Room = anywhere) -> Limits:
         budget = self.settings.sleep_budget
         return Limits(
-            awake=self.settings.resident_limit,
+            awake=self.settings.resident_limit(room.gpus if isinstance(room, PlannedRoom) else 1),
             sleep_budget=budget if isinstance(budget, int) else int(budget * _host_memory()),
             min_residency=self.settings.min_residency,
             yield_after=self.settings.yield_after,

@@ -121,7 +121,8 @@ class Resident:
     @property
     def host_bytes(self) -> int:
         """What it keeps of the host's memory while it sleeps: its weights."""
-        return self.manifest.size
+        placement = self.placement
+        return placement.weights * len(placement.devices) if placement else self.manifest.size
 
     def occupant(self) -> Occupant | None:
         """What the memory plan may know of it now; None where it was not planned."""

@@ -59,6 +59,11 @@ class PlannedRoom:
         required = gib(lacking.size - lacking.held)
         return NoPlace(f"to wake, the model requires {required} of GPU memory, and {gib(free)} are available")
 
+    @property
+    def gpus(self) -> int:
+        """How many there are; 1 where there is none."""
+        return len(self.machine.devices)
+
     def _claims(self, holdings: Mapping[int, Holding]) -> Iterator[Claim]:
         for other in self.occupants:
             yield from other.claims(holdings.get(other.number, Holding.NOTHING))
