@@ -16,7 +16,9 @@ import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.scheduler import engine_flags
+from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
+from vllama.scheduler.memory import GIB, Device
 from vllama.scheduler.probe import produce_one_class, produce_one_embedding, produce_one_token
 from vllama.scheduler.process import WorkerSpec
 from vllama.scheduler.spares import Spares
@@ -57,6 +59,9 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(directory)
 
 
+MACHINE = Machine((Device(0, "Xeon", 16 * GIB, 12 * GIB, kind="cpu", cores=2),), "no GPU: no driver")
+
+
 class Starter:
     """Starts workers for snapshots, and returns what they would be told."""
 
@@ -66,7 +71,7 @@ class Starter:
 
     async def start(self, **snapshot: Any) -> WorkerSpec:
         manifest: Manifest = make_manifest("m", write_snapshot(self._directory / f"s{len(self._starts)}", **snapshot))
-        launcher = Launcher(self.settings, user_flags=self.flags)
+        launcher = Launcher(self.settings, user_flags=self.flags, look=lambda: MACHINE)
         try:
             await launcher.start(manifest)
         finally:
