@@ -18,6 +18,7 @@ from scripted_model import Script, serving_beside
 from vllama.bench import experiment
 from vllama.bench.result import Result, dump, load
 from vllama.bench.schema import published
+from vllama.cli.bench import SUBCOMMANDS
 from vllama.cli.bench_rerun import arguments_of
 
 
@@ -254,3 +255,10 @@ def test_options_that_a_result_keeps_become_the_same_command_again(values: dict[
 
 def test_a_list_for_an_option_that_is_given_once_is_joined() -> None:
     assert arguments_of(_measure, {"model": "m", "rate": [1.0, 2.5]}) == ["--rate", "1,2.5", "--", "m"]
+
+
+def test_the_help_names_what_can_be_done_with_results(vllama: Vllama) -> None:
+    text = vllama("bench", "--help").stdout
+    for name in SUBCOMMANDS:
+        assert f"vllama bench {name} " in text
+        assert vllama("bench", name, "--help").exit_code == 0

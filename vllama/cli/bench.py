@@ -87,7 +87,13 @@ Examples:
   vllama bench smollm2:135m --concurrency 1,2,4,8,16,32 --duration 20
   vllama bench smollm2:135m --against http://127.0.0.1:11435 --output result.json
   vllama bench smollm2:135m --rate 2,4,8 --arrivals poisson --slo-ttft 500
-  vllama bench smollm2:135m --schema person.json --concurrency 1,16""",
+  vllama bench smollm2:135m --schema person.json --concurrency 1,16
+
+\b
+Of results that are there already:
+  vllama bench report RESULT.json --html report.html
+  vllama bench compare BEFORE.json AFTER.json --fail-if 5%
+  vllama bench rerun RESULT.json""",
 )
 @click.argument("model", default="")
 @click.option("--url", default="", help="The server to measure.  [default: OLLAMA_HOST]")
