@@ -155,6 +155,17 @@ def test_serve_without_arguments_uses_the_environment(
     assert (gateway.models, gateway.engine_flags) == ([], [])
 
 
+def test_a_fast_start_is_an_eager_one_unless_a_later_flag_says_otherwise(vllama: Vllama, gateway: Gateway) -> None:
+    vllama("serve", "--fast-start", "--no-enforce-eager")
+    assert gateway.engine_flags == ["--enforce-eager", "--no-enforce-eager"]
+
+
+def test_a_fast_start_cannot_compile(vllama: Vllama) -> None:
+    result = vllama("serve", "--fast-start", "--compile")
+    assert result.exit_code == 2
+    assert "--fast-start and --compile exclude each other" in result.stderr
+
+
 def test_compile_asks_for_compilation(vllama: Vllama, gateway: Gateway) -> None:
     vllama("serve", "--compile")
     assert gateway.compile is True

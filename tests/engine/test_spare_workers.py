@@ -52,6 +52,15 @@ def lasting_words(worker: Worker) -> list[str]:
     return [word for word in worker.main.command if not word.endswith(".sock") and not word.isdigit()]
 
 
+def test_several_api_servers_start_from_a_spare_too(start_server: StartServer, tiny: str) -> None:
+    server = start_server("--api-server-count", "2", environ=SPARE)
+    spare = spare_of(server)
+
+    assert server.load(tiny).main == spare
+    for _ in range(4):
+        assert server.ask("/api/generate", greedy(tiny))["eval_count"] == 32
+
+
 def test_a_spare_that_is_killed_is_no_loss(start_server: StartServer, tiny: str) -> None:
     server = start_server(environ=SPARE)
     spare = spare_of(server)
@@ -92,3 +101,20 @@ def test_the_engines_processes_are_forked_and_know_whose_children_they_are(
 
     assert any("EngineCore" in title for title in titles)
     assert not any("spawn_main" in title for title in titles)
+
+
+def test_a_load_tells_what_it_is_at_until_it_is_ready(start_server: StartServer, tiny: str) -> None:
+    server = start_server("--model", tiny)
+    told: list[str] = []
+
+    def is_ready() -> bool:
+        models = server.client.get("/api/ps").json()["models"]
+        told.extend(model["load"]["phase"] for model in models if "load" in model)
+        return bool(models) and "load" not in models[0]
+
+    wait_for(is_ready, "the model is ready", 120)
+    phases = list(dict.fromkeys(told))
+
+    assert phases[0] in {"waiting", "importing"}
+    assert "importing" in phases
+    assert set(phases) <= {"waiting", "importing", "starting", "weights", "warming up"}

@@ -91,6 +91,11 @@ def test_a_recorded_eager_load_on_a_cpu() -> None:
     assert phases(log) == [Phase.IMPORTING, Phase.STARTING, Phase.WEIGHTS, Phase.WARMING_UP]
 
 
+def test_a_recorded_load_on_a_cpu_that_compiles() -> None:
+    log = (LOGS / "vllm-0.32-cpu-compiled.txt").read_text()
+    assert phases(log) == [Phase.IMPORTING, Phase.STARTING, Phase.WEIGHTS, Phase.COMPILING, Phase.WARMING_UP]
+
+
 def test_before_the_first_line_everything_is_still_imported() -> None:
     assert progress_of("") == LoadProgress(Phase.IMPORTING)
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import pytest
 
 from vllama.scheduler import spares as spares_module
+from vllama.scheduler.memory import Device
 from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec
-from vllama.scheduler.spares import Spares, late_changes
+from vllama.scheduler.spares import LEAST_FREE_BYTES, Spares, late_changes
 
 from . import stand_in_worker
 
@@ -37,6 +38,10 @@ def runtime() -> Iterator[Path]:
     """A directory for sockets: their paths have to be short."""
     with tempfile.TemporaryDirectory(prefix="vllama-") as directory:
         yield Path(directory)
+
+
+def machine(free: int) -> Device:
+    return Device(0, "", 2**40, free, kind="cpu")
 
 
 class Scene:
@@ -61,7 +66,7 @@ class Scene:
         while True:
             text = self.output.read_text() if self.output.exists() else ""
             if text.endswith(" waits\n"):
-                return int(text.split()[1])
+                return int(text.split()[-2])
             await asyncio.sleep(0.01)
 
     async def another_spare(self, than: int) -> int:
@@ -105,6 +110,7 @@ MakeScene = Callable[..., Scene]
 @pytest.fixture
 async def make_scene(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeScene]:
     monkeypatch.setattr(spares_module, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(spares_module, "host", lambda: machine(2 * LEAST_FREE_BYTES))  # whatever else runs here
     scenes: list[Scene] = []
 
     def make(count: int = 1) -> Scene:
@@ -243,6 +249,14 @@ async def test_none_are_kept_before_they_are_wanted_or_where_none_are(make_scene
     await within((await closed.load()).become_ready(PATIENCE))
     await asyncio.sleep(0.05)
     assert not closed.output.exists()
+
+
+async def test_none_is_prepared_where_memory_is_short(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares_module, "host", lambda: machine(LEAST_FREE_BYTES - 1))
+    scene = make_scene()
+    scene.spares.open()
+    await within((await scene.load()).become_ready(PATIENCE))
+    assert not scene.output.exists()
 
 
 async def test_closing_ends_them(make_scene: MakeScene) -> None:

@@ -156,8 +156,8 @@ def _wait_for_spare(store: Path, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            waiting = re.search(r"^spare (\d+) waits", (store / "logs" / "spare.log").read_text(), re.MULTILINE)
-            if waiting and int(waiting[1]) in _children(server.pid):
+            waiting = re.findall(r"^spare (\d+) waits", (store / "logs" / "spare.log").read_text(), re.MULTILINE)
+            if {*map(int, waiting)} & {*_children(server.pid)}:
                 return
         time.sleep(0.05)
     message = "no spare worker came"

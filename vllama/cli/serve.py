@@ -127,6 +127,7 @@ def serve(
     file: str | None,
     *,
     compiled: bool,
+    fast_start: bool,
     **rows: Any,
 ) -> None:
     """Serve models on Ollama's API.
@@ -137,10 +138,15 @@ def serve(
       --gpu-memory-utilization 0.9   --max-num-seqs 256
       --max-model-len 4096           --enable-prefix-caching
     """
-    from vllama.scheduler.engine_flags import refuse_ours
+    from vllama.scheduler.engine_flags import EAGER, refuse_ours
 
     engine_flags: list[str] = ctx.meta["engine_flags"]
     refuse_ours(engine_flags)
+    if fast_start:
+        if compiled:
+            message = "--fast-start and --compile exclude each other"
+            raise click.UsageError(message)
+        engine_flags = [EAGER, *engine_flags]
     read = partial(_settings, rows, port, file)
     settings = read()
     from vllama.gateway.server import serve as serve_gateway
@@ -191,6 +197,11 @@ command = ServeCommand(
             ["--compile/--no-compile", "compiled"],
             default=False,
             help="Compile models on a CPU too: slower to start, somewhat faster after. GPUs always compile.",
+        ),
+        click.Option(
+            ["--fast-start"],
+            is_flag=True,
+            help="Neither compile nor capture CUDA graphs on GPUs: sooner ready, slower then. CPUs do so anyway.",
         ),
     ],
     epilog="""\b

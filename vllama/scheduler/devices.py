@@ -37,7 +37,7 @@ class Machine:
 def read_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     """Look at the machine; of the GPUs only those that CUDA_VISIBLE_DEVICES leaves. Takes milliseconds."""
     found, reason = _gpus(environ)
-    return Machine(found) if found else Machine((_cpu(),), reason)
+    return Machine(found) if found else Machine((host(),), reason)
 
 
 def held_by(processes: Collection[int], environ: Mapping[str, str] = os.environ) -> dict[int, int] | None:
@@ -190,7 +190,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _cpu() -> Device:
+def host() -> Device:
     """The machine: its RAM, or what its control group leaves of it."""
     facts = _numbers(_PROC / "meminfo")
     total, free = facts.get("MemTotal", 0) * 1024, facts.get("MemAvailable", 0) * 1024

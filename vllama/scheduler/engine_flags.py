@@ -26,6 +26,9 @@ REFUSED = {
 MOST_PIXELS = 64 * 1024**2
 """The largest image, 192 MiB once it is decoded. vLLM's own limit is three times that."""
 
+EAGER = "--enforce-eager"
+"""Has vLLM neither compile nor capture graphs."""
+
 REMOVED_VARIABLES = ("VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND")
 """They do to a worker what `--api-key` and a server without our plugin would do."""
 
@@ -101,7 +104,7 @@ def command_line(
         default("--enable-sleep-mode", unless=("--no-enable-sleep-mode",))
     if on_cpu and not compiled:
         # Ready in a third of the time for 5 to 12 % less throughput (docs/architecture.md).
-        default("--enforce-eager", unless=("--no-enforce-eager", "-O", "--optimization-level"))
+        default(EAGER, unless=("--no-enforce-eager", "-O", "--optimization-level"))
         # With vLLM's own CPU kernels greedy answers differ from transformers' (docs/architecture.md).
         default("--compilation-config", '{"custom_ops":["none"]}', unless=("-cc",))
     return [*arguments, *user_flags]
@@ -170,7 +173,7 @@ def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, st
     vLLM compiles a part of its sampler even then, for the first request with log probabilities: that takes seconds and
     a C++ compiler, and a machine without one would lose its worker.
     """
-    return {"TORCHDYNAMO_DISABLE": "1"} if on_cpu and "--enforce-eager" in arguments else {}
+    return {"TORCHDYNAMO_DISABLE": "1"} if on_cpu and EAGER in arguments else {}
 
 
 def computing_type(description: ModelDescription, *, on_cpu: bool) -> str:

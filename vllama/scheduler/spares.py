@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllama.scheduler.devices import host
+from vllama.scheduler.memory import gib
 from vllama.scheduler.process import WorkerProcess, WorkerSpec, open_log, start_process
 from vllama.worker.spare import Order
 
@@ -37,6 +39,10 @@ _PAUSE_SECONDS = 5.0
 
 _MOST_PAUSE_SECONDS = 300.0
 """Between two spares of which the first died: the pause doubles with each."""
+
+
+LEAST_FREE_BYTES = 4 * 1024**3
+"""Of the machine's memory; none is prepared while less is free."""
 
 
 class Spares:
@@ -64,6 +70,7 @@ class Spares:
     def open(self) -> None:
         """Begin to keep spares, the first at once."""
         self._is_open = True
+        self._output.unlink(missing_ok=True)
         self._replenish()
 
     async def close(self) -> None:
@@ -112,7 +119,11 @@ class Spares:
         self._next = asyncio.get_running_loop().call_later(self._pause, self._replenish)
 
     def _replenish(self) -> None:
-        if self._is_open and not self._loads and self._preparing + len(self._spares) < self._count:
+        if not self._is_open or self._loads or self._preparing + len(self._spares) >= self._count:
+            return
+        if host().free < LEAST_FREE_BYTES:
+            log.info("no spare worker is prepared: less than %s of memory are free", gib(LEAST_FREE_BYTES))
+        else:
             self._preparing += 1
             self._in_background(self._keeping, self._keep_one())
 
@@ -136,7 +147,7 @@ class Spares:
     async def _start_spare(self) -> _Spare:
         environment = dict(self._environment())
         self._output.parent.mkdir(parents=True, exist_ok=True)
-        with self._output.open("wb") as output:
+        with self._output.open("ab") as output:
             process = await start_process([*self._command, "--spare"], environment, output, has_orders=True)
         return _Spare(process, environment)
 

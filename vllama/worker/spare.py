@@ -26,6 +26,10 @@ _MODULES = (
 """What the API server imports on its way, and what its engine does."""
 
 _WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_worker"}
+"""What the engine's worker imports besides, by the type of its device."""
+
+_CUDA_DEVICE = "/dev/nvidia-uvm"
+"""Opened by whoever initialises CUDA, and not by NVML."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,26 @@ def import_everything() -> None:
         importlib.import_module(name)
     from vllm.platforms import current_platform
 
-    if worker := _WORKERS.get(current_platform.device_type):
+    worker = _WORKERS.get(current_platform.device_type)
+    if worker and not opens_gpu(worker):
         importlib.import_module(worker)
     gc.collect()
     gc.freeze()  # what is imported stays: no collection has to look at it, and forked processes share it
+
+
+def opens_gpu(module: str, device: str = _CUDA_DEVICE) -> bool:
+    """Whether the import of a module initialises CUDA; tried in a child, which ends with it."""
+    if not Path(device).exists():
+        return False
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with suppress(BaseException):
+            importlib.import_module(module)
+            opened = (entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+            status = int(Path(device) in opened)
+        os._exit(status)
+    return os.waitpid(child, 0)[1] != 0
 
 
 def wait_for_order() -> Sequence[str] | None:
