@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
+import orjson
 import pytest
 from scripted_model import Script, serving_beside
 
@@ -86,3 +89,24 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     assert seen.interrupted
     assert outcomes.count("ok") >= 4
     assert outcomes.count("cancelled") >= 1
+
+
+def test_a_process_whose_master_was_killed_ends_without_a_word() -> None:
+    with serving_beside(Script(first=0.5)) as url:
+        order = orjson.dumps(at(url, warmup=0, iterations=1, clients=1)) + b"\n"
+        with subprocess.Popen(
+            [sys.executable, "-m", "vllama.bench.generator_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdin
+            assert process.stdout
+            assert process.stderr
+            process.stdin.write(order)
+            process.stdin.flush()
+            assert orjson.loads(process.stdout.readline()) == {"ready": True}
+            process.stdout.close()
+            process.stdin.close()
+            assert process.wait(30) == 1
+            assert process.stderr.read() == b""

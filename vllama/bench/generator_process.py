@@ -10,6 +10,7 @@ and a Report is the last answer. {"stop": true} ends a Load before its end, and 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -100,4 +101,9 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_main())
+    try:
+        uvloop.run(_main())
+    except BrokenPipeError:
+        # Who gave the orders was killed. What is still in the buffer must not fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
