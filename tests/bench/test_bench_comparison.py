@@ -67,6 +67,14 @@ def test_replies_have_to_be_of_the_same_length_at_every_level() -> None:
     assert difference.values == {"a": "50.0", "b": "30.0"}
 
 
+def test_lengths_that_differ_by_chance_are_the_same() -> None:
+    some_end_early = [sample(0, 1, tokens_out=tokens) for tokens in (50, 50, 23, 50, 50, 50)]
+    others = [sample(0, 1, tokens_out=tokens) for tokens in (50, 23, 50, 23, 50, 50)]
+
+    assert length_differences([run("a", 1, *some_end_early), run("b", 1, *others)]) == []
+    assert len(length_differences([run("a", 1, *some_end_early * 40), run("b", 1, *others * 40)])) == 1
+
+
 def test_a_clear_difference_is_claimed_in_both_directions() -> None:
     faster = compared(runs("base", 1.0, 1), runs("new", 0.5, 2))
     slower = compared(runs("base", 0.5, 1), runs("new", 1.0, 2))

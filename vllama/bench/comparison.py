@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from vllama.bench.intervals import CONFIDENCE, STATISTICS, Ratio, Statistic, ratio
@@ -11,6 +13,8 @@ from vllama.errors import VllamaError
 
 SAME_LENGTH = 0.02
 """Mean lengths of replies that differ by less are the same."""
+CHANCE = 2.0
+"""Standard errors by which means differ that are the same."""
 
 Level = tuple[str, int | None, float | None]
 
@@ -57,15 +61,28 @@ def prompt_difference(tokens: dict[str, int | None]) -> list[Difference]:
 
 
 def length_differences(runs: Sequence[Run]) -> list[Difference]:
-    """Return where replies of one level differ in length, by more than SAME_LENGTH of the longer ones."""
+    """Return where replies of one level differ in mean length, by more than SAME_LENGTH and by more than chance."""
     found = []
     for level, group in _by_level(runs).items():
-        means = {system: _mean_length(samples) for system, samples in _by_system(group).items()}
-        known = {system: mean for system, mean in means.items() if mean is not None}
-        if len(known) > 1 and max(known.values()) - min(known.values()) > SAME_LENGTH * max(known.values()):
-            values = {system: f"{mean:.1f}" for system, mean in known.items()}
+        lengths = {system: _lengths(samples) for system, samples in _by_system(group).items()}
+        means = {system: statistics.fmean(values) for system, values in lengths.items() if values}
+        if len(means) < 2:
+            continue
+        apart = max(means.values()) - min(means.values())
+        chance = CHANCE * math.sqrt(sum(_squared_error(lengths[system]) for system in means))
+        if apart > max(SAME_LENGTH * max(means.values()), chance):
+            values = {system: f"{mean:.1f}" for system, mean in means.items()}
             found.append(Difference(f"output tokens, {name_level(level)}", values))
     return found
+
+
+def _lengths(samples: Sequence[Sample]) -> list[int]:
+    return [sample.tokens_out for sample in samples if sample.outcome == "ok" and sample.tokens_out is not None]
+
+
+def _squared_error(lengths: Sequence[int]) -> float:
+    """Return the squared standard error of the mean."""
+    return statistics.variance(lengths) / len(lengths) if len(lengths) > 1 else 0.0
 
 
 def compare(runs: Sequence[Run], systems: Sequence[System], *, seed: int) -> tuple[Comparison, ...]:
@@ -184,11 +201,6 @@ def _by_system(runs: Sequence[Run]) -> dict[str, list[Sample]]:
     for run in runs:
         groups.setdefault(run.system, []).extend(run.samples)
     return groups
-
-
-def _mean_length(samples: Sequence[Sample]) -> float | None:
-    lengths = [sample.tokens_out for sample in samples if sample.outcome == "ok" and sample.tokens_out is not None]
-    return sum(lengths) / len(lengths) if lengths else None
 
 
 def _metrics(runs: Sequence[Run]) -> Metrics:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from vllama.bench.checks import check_samples, count_tokens
 from vllama.bench.comparison import (
@@ -262,8 +263,10 @@ class _Experiment:
 
     def _load(self, system: System, level: Level, repetition: int) -> Load:
         plan = self._plan
-        # Systems get prompts of the same lengths but not the same ones: two may share an engine and its prefix cache.
-        salt = f"{plan.seed}:{system.name}:{level.mode}:{level.concurrency}:{level.rate}:{repetition}"
+        # All get the same prompts, unless they share a server and so its prefix cache.
+        shares = sum(urlsplit(other.url).netloc == urlsplit(system.url).netloc for other in self._systems) > 1
+        own = system.name if shares else ""
+        salt = f"{plan.seed}:{own}:{level.mode}:{level.concurrency}:{level.rate}:{repetition}"
         return Load(
             target=Target(system.url, system.api, system.model),
             prompts=replace(self._prompts, salt=salt),

@@ -34,7 +34,10 @@ _WORDS = tuple(_WORD_LIST.split())
 _PREFIX_WORDS = 8  # of some 180: 2^60 beginnings
 _OPENING = "Words:"  # a word at the very beginning has no blank before it, and may be another number of tokens
 
-_INSTRUCTION = "Write a very long story, at least a thousand words, in which all of these words occur."
+# Even small models answer this at length: a reply that ends by itself makes lengths differ.
+_INSTRUCTION = (
+    "Tell me a very long and detailed story about a lighthouse keeper and the sea, at least a thousand words."
+)
 _IMAGE_INSTRUCTION = "Describe this image in every detail, in at least three hundred words."
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
