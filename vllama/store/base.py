@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,11 +64,12 @@ def has_content(store: ModelStore, sha256: str) -> bool:
 def held_file(store: ModelStore, sha256: str) -> Path | None:
     """Return the file of this checksum among the store's own snapshots; those of users may change."""
     for manifest in store.list():
-        if manifest.snapshot.is_relative_to(store.root):
-            for file in manifest.files:
-                path = manifest.snapshot / file.path
-                if file.sha256 == sha256 and path.is_file() and path.stat().st_size == file.size:
-                    return path
+        for snapshot, files in manifest.snapshots.items():
+            if store.identity(snapshot) is not None:
+                for file in files:
+                    path = snapshot / file.path
+                    if file.sha256 == sha256 and path.is_file() and path.stat().st_size == file.size:
+                        return path
     return None
 
 
@@ -93,11 +94,18 @@ def from_files(store: ModelStore, name: ModelName, files: Mapping[str, str]) -> 
     return (yield from from_gguf(store, name, sha256))
 
 
-def release(store: ModelStore, files: Mapping[str, str]) -> None:
+def release(store: ModelStore, digests: Iterable[str]) -> None:
     """Remove those of the uploads that the store holds otherwise by now."""
-    for sha256 in map(parse_digest, files.values()):
+    for sha256 in map(parse_digest, digests):
         if held_file(store, sha256) or _made_of(store, sha256):
             Blobs(store.root).remove(sha256)
+
+
+def take_upload(store: ModelStore, sha256: str, target: Path) -> None:
+    """Have the file of this checksum at the new path `target`. Raises StoreError where it was not uploaded."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not _take(_find(store, sha256), target):
+        raise _missing(store, sha256)
 
 
 def from_path(store: ModelStore, name: ModelName, path: Path) -> Steps:
@@ -153,9 +161,7 @@ def _from_safetensors(store: ModelStore, name: ModelName, checksums: Mapping[str
     with store.staging(f"files-{key}") as staging:
         uploaded, snapshot = staging / "uploaded", staging / "snapshot"
         for path, sha256 in checksums.items():
-            (uploaded / path).parent.mkdir(parents=True, exist_ok=True)
-            if not _take(_find(store, sha256), uploaded / path):
-                raise _missing(store, sha256)
+            take_upload(store, sha256, uploaded / path)
         try:
             for path in find_files(uploaded):  # what no worker reads is left out
                 (snapshot / path).parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ from vllama.errors import InvalidName, ManifestCorrupt, StoreError
 from vllama.names import ModelName
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import write_atomically
+from vllama.store.peft import CONFIG, WEIGHTS
 from vllama.store.snapshot import counts
 
 FORMAT_VERSION = 1
@@ -141,7 +143,7 @@ def read_manifest(directory: Path, bundle: Bundle, model: BundledModel) -> Manif
         raise StoreError(f"{called} in the bundle is damaged: {error}") from error
     if manifest.name.key != model.name.key:
         raise StoreError(f"{called} in the bundle is that of '{manifest.name}'")
-    for entry in manifest.files:
+    for entry in chain(*manifest.snapshots.values()):
         if bundle.files.get(entry.sha256) != entry.size:
             raise StoreError(f"{called} in the bundle names {entry.path}, which {INDEX} has not in that size")
     check_is_data(manifest)
@@ -153,11 +155,14 @@ def check_is_data(manifest: Manifest) -> None:
     if manifest.engine_flags:
         flags = " ".join(manifest.engine_flags)
         raise StoreError(f"'{manifest.name}' passes flags to vLLM ({flags}); pass them to `vllama serve` instead")
-    paths = [file.path for file in manifest.files]
-    if strange := sorted(path for path in paths if not counts(path)):
-        raise StoreError(f"'{manifest.name}' has files that are none of a model's: {', '.join(strange)}")
-    if len({Path(path) for path in paths}) != len(paths):
-        raise StoreError(f"'{manifest.name}' names a file twice")
+    for files in manifest.snapshots.values():
+        paths = [file.path for file in files]
+        if strange := sorted(path for path in paths if not counts(path)):
+            raise StoreError(f"'{manifest.name}' has files that are none of a model's: {', '.join(strange)}")
+        if len({Path(path) for path in paths}) != len(paths):
+            raise StoreError(f"'{manifest.name}' names a file twice")
+    if manifest.adapter and {file.path for file in manifest.adapter.files} != {CONFIG, WEIGHTS}:
+        raise StoreError(f"'{manifest.name}' has an adapter of other files than {CONFIG} and {WEIGHTS}")
 
 
 def stored_as(sha256: str) -> str:

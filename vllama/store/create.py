@@ -15,6 +15,7 @@ from vllama.errors import ModelNotFound, RequestError
 from vllama.names import ModelName
 from vllama.ollama.creation import Changes
 from vllama.ollama.templates import check_template
+from vllama.store import adapter
 from vllama.store.base import from_files, from_path, release
 from vllama.store.description import describe
 from vllama.store.layers import layers
@@ -24,6 +25,8 @@ from vllama.store.progress import Progress
 from vllama.store.pull import pull
 
 Puller = Callable[[ModelStore, ModelName], Generator[Progress, None, None]]
+Check = Callable[[Manifest], None]
+"""Raises RequestError where the model cannot be served."""
 
 
 def create(
@@ -34,14 +37,19 @@ def create(
     base: str = "",
     files: Mapping[str, str] | None = None,
     path: Path | None = None,
+    adapters: Mapping[str, str] | None = None,
+    adapter_path: Path | None = None,
     puller: Puller = pull,
+    check: Check = lambda _: None,
 ) -> Generator[Progress, None, None]:
     """Store a model under this name; the last step is "success".
 
     It is made of the model named `base`, which is pulled where it is not here; or of uploaded `files`, as in
     CreateRequest; or of a GGUF file or snapshot directory at `path`. Files are shared with the base, not copied.
-    Uploads that were used are removed. Raises RequestError where it cannot be made as asked, StoreError where files
-    cannot be used or got. Closing the generator ends the work; a stored name stays as it was.
+    `adapters` are the uploaded files of a LoRA adapter, `adapter_path` is the directory of one; it takes the place of
+    the base's. `check` is asked before the model is stored. Uploads that were used are removed. Raises RequestError
+    where it cannot be made as asked, StoreError where files cannot be used or got. Closing the generator ends the
+    work; a stored name stays as it was.
     """
     check_template(changes.template)
     with store.session() as session:
@@ -54,8 +62,13 @@ def create(
         else:
             raise RequestError("neither 'from' or 'files' was specified")
         _check_level(found, changes.quantize)
+        if adapters:
+            found = replace(found, adapter=(yield from adapter.from_uploads(session, found, adapters)))
+        elif adapter_path is not None:
+            found = replace(found, adapter=(yield from adapter.from_path(session, found, adapter_path)))
+        check(found)
         yield from store_derived(session, found, name, changes)
-    release(store, files or {})
+    release(store, [*(files or {}).values(), *(adapters or {}).values()])
     yield Progress("success")
 
 
@@ -103,10 +116,10 @@ def _same(value: Any, other: Any) -> bool:
 
 def _named(store: ModelStore, base: ModelName, puller: Puller) -> Generator[Progress, None, Manifest]:
     try:
-        store.hold(store.get(base).snapshot)
+        store.hold_all(store.get(base))
     except ModelNotFound:
         yield from _pulled(puller(store, base))
-        store.hold(store.get(base).snapshot)
+        store.hold_all(store.get(base))
     return store.get(base)
 
 

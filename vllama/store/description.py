@@ -6,7 +6,7 @@ Never from its name, and without torch: `/api/tags` describes every model of the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import orjson
 
 from vllama.errors import ManifestCorrupt, TemplateError
 from vllama.ollama.templates import in_jinja
-from vllama.store.manifest import Manifest
+from vllama.store.manifest import Manifest, ManifestFile
 from vllama.store.parsers import Traits
 from vllama.store.snapshot import weight_files
 from vllama.store.weights import (
@@ -112,7 +112,9 @@ class ModelDescription:
 
 def describe(manifest: Manifest) -> ModelDescription:
     """Read the facts from the snapshot. Raises ManifestCorrupt where a file is damaged or missing."""
-    found = _describe_snapshot(manifest.snapshot, _state(manifest))
+    found = _describe_snapshot(manifest.snapshot, _state(manifest.snapshot, manifest.files))
+    if manifest.adapter:
+        _state(manifest.adapter.snapshot, manifest.adapter.files)
     if manifest.template:
         try:
             jinja = in_jinja(manifest.template)
@@ -174,13 +176,13 @@ def _describe_snapshot(snapshot: Path, state: object) -> ModelDescription:
     )
 
 
-def _state(manifest: Manifest) -> tuple[tuple[str, int, int], ...]:
+def _state(snapshot: Path, files: Iterable[ManifestFile]) -> tuple[tuple[str, int, int], ...]:
     """Return size and time of each file, and of the directory: equal as long as nothing was changed."""
     try:
         return tuple(
             (path, stat.st_size, stat.st_mtime_ns)
-            for path in (".", *(file.path for file in manifest.files))
-            for stat in (os.stat(f"{manifest.snapshot}/{path}"),)  # noqa: PTH116 - at every request, and a fifth of the time
+            for path in (".", *(file.path for file in files))
+            for stat in (os.stat(f"{snapshot}/{path}"),)  # noqa: PTH116 - at every request, and a fifth of the time
         )
     except OSError as error:
         raise ManifestCorrupt(f"{error.filename} is missing; pull the model again") from error

@@ -77,17 +77,22 @@ def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False, 
 
 
 def delete(store: ModelStore, name: ModelName) -> None:
-    """Forget the name, and remove its snapshot where no other name needs it. Raises ModelNotFound or StoreError.
+    """Forget the name, and remove its snapshots where no other name needs them. Raises ModelNotFound or StoreError.
 
     Files that a worker has open stay readable for it. A snapshot that is just being given another name stays.
     """
     try:
-        identity = store.identity(store.get(name).snapshot)
+        snapshots = list(store.get(name).snapshots)
     except ManifestCorrupt:
-        identity = None  # it cannot be told which; `collect` finds it
+        snapshots = []  # it cannot be told which; `collect` finds them
     store.remove(name)
-    if identity is None:
-        return
+    for snapshot in snapshots:
+        if (identity := store.identity(snapshot)) is not None:
+            _delete_unneeded(store, name, identity)
+
+
+def _delete_unneeded(store: ModelStore, name: ModelName, identity: str) -> None:
+    """Remove a snapshot of a name that is gone. Raises StoreError."""
     try:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (taken := _take(store, identity)) is _BUSY and time.monotonic() < deadline:
@@ -106,18 +111,20 @@ def referenced(store: ModelStore) -> set[str]:
 
     Raises ManifestCorrupt where a manifest does not tell: no snapshot may be taken for unused then.
     """
-    found = set()
+    found: set[str] = set()
     for path in (store.root / "names").glob("*/*/*/*.json"):
         try:
-            snapshot = Path(orjson.loads(path.read_bytes())["snapshot"])
+            record = orjson.loads(path.read_bytes())
+            adapter = record.get("adapter")
+            snapshots = [record["snapshot"], *([adapter["snapshot"]] if adapter else [])]
+            named = [store.identity(store.root / Path(snapshot)) for snapshot in snapshots]
         except FileNotFoundError:
             continue  # removed since the directory was listed
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManifestCorrupt(
                 f"damaged manifest {path}: {error!r}; no snapshot is removed before it is: remove it or pull it again"
             ) from error
-        if (identity := store.identity(store.root / snapshot)) is not None:
-            found.add(identity)
+        found.update(identity for identity in named if identity is not None)
     return found
 
 

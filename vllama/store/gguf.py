@@ -31,8 +31,15 @@ def convert(source: Path, destination: Path) -> None:
     where the disk has no room, else with the last lines of the converter.
     """
     _check_room(source, destination.parent)
+    how, last = run_converter("vllama.store.gguf", source, destination)
+    if how:
+        raise StoreError(f"cannot convert {source.name} to safetensors (converter ended with {how}):\n{last}")
+
+
+def run_converter(module: str, *arguments: Path) -> tuple[str, str]:
+    """Run a converter in a process of its own; return how it ended, "" for well, and its last lines."""
     # -P: nothing in the working directory may stand in for a module.
-    command = [sys.executable, "-P", "-m", "vllama.store.gguf", str(source), str(destination)]
+    command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
     done = subprocess.run(
         command,
         env=os.environ | _QUIET_AND_OFFLINE,
@@ -43,10 +50,10 @@ def convert(source: Path, destination: Path) -> None:
         errors="replace",
         check=False,
     )
-    if done.returncode != 0:
-        last = "\n".join(done.stdout.strip().splitlines()[-_LAST_LINES:])
-        how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        raise StoreError(f"cannot convert {source.name} to safetensors (converter ended with {how}):\n{last}")
+    last = "\n".join(done.stdout.strip().splitlines()[-_LAST_LINES:])
+    if done.returncode == 0:
+        return "", last
+    return (f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"), last
 
 
 def _check_room(source: Path, directory: Path) -> None:

@@ -3,6 +3,7 @@
 A layer's digest is the sha256 of its bytes, and equal parts of two models have equal digests:
 
     model      the JSON list of all files' paths, sizes and checksums; also the name of the snapshot's directory
+    adapter    the same of the LoRA adapter's files
     template   the text                  system     the text                license    the text
     params     a JSON object             messages   a JSON list of objects
 
@@ -30,7 +31,8 @@ _ESCAPED = (
 
 def layers(manifest: Manifest) -> list[str]:
     """Return the digests, "sha256:<64 hex>", in the order of the table; a part that is empty has none."""
-    return [f"sha256:{content_digest(manifest.files)}", *(_sha256(data) for data in _parts(manifest) if data)]
+    files = [f"sha256:{content_digest(files)}" for files in manifest.snapshots.values()]
+    return [*files, *(_sha256(data) for data in _parts(manifest) if data)]
 
 
 def _parts(manifest: Manifest) -> Iterator[bytes]:

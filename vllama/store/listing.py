@@ -113,6 +113,8 @@ def _modelfile(manifest: Manifest, description: ModelDescription, system: str, o
         "",
         f"FROM {name}",
     ]
+    if manifest.adapter:
+        lines.append(f"ADAPTER {manifest.adapter.snapshot}")
     if description.template:
         lines.append(f"TEMPLATE {quote_if_needed(description.template)}")
     if system:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from vllama.errors import StoreError, VllamaError
+from vllama.errors import RequestError, StoreError, VllamaError
 from vllama.names import ModelName
+from vllama.store import adapter
 from vllama.store.bundle import FILES, open_inside, read_bundle, read_manifest, size_of, stored_as
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.description import describe
-from vllama.store.manifest import Manifest, ManifestFile
+from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 
@@ -33,14 +35,18 @@ def load(
     for manifest in manifests:
         groups.setdefault(manifest.weights_digest, []).append(manifest)
     if not link:
-        _check_room(store, groups)
-    for identity, group in groups.items():
-        with store.session() as session, session.staging(_key(identity), resume=True) as staging:
-            session.hold(store.snapshot_directory(identity))
-            place = yield from _snapshot(session, directory, group[0], staging, link=link)
+        _check_room(store, manifests)
+    for group in groups.values():
+        with store.session() as session:
+            bring = partial(_snapshot, session, directory, link=link)
+            place = yield from bring(group[0].name, group[0].files)
             for manifest in group:
+                brought = replace(manifest, snapshot=place, modified_at=datetime.now(UTC))
+                if manifest.adapter:
+                    there = yield from bring(manifest.name, manifest.adapter.files)
+                    brought = replace(brought, adapter=replace(manifest.adapter, snapshot=there))
                 yield Progress(f"writing manifest of {manifest.name}")
-                _put(session, replace(manifest, snapshot=place, modified_at=datetime.now(UTC)))
+                _put(session, brought)
     yield Progress("success")
 
 
@@ -48,35 +54,37 @@ def _key(identity: str) -> str:
     return f"bundle-{identity}"
 
 
-def _check_room(store: ModelStore, groups: dict[str, list[Manifest]]) -> None:
+def _check_room(store: ModelStore, manifests: Iterable[Manifest]) -> None:
+    snapshots = {content_digest(files): files for each in manifests for files in each.snapshots.values()}
     needed = 0
-    for identity, (manifest, *_) in groups.items():
+    for identity, files in snapshots.items():
         begun = store.root / "staging" / f"{_key(identity)}@resume" / "snapshot"
         places = (store.snapshot_directory(identity), begun)
-        needed += sum(
-            file.size for file in manifest.files if all(size_of(place / file.path) != file.size for place in places)
-        )
+        needed += sum(file.size for file in files if all(size_of(place / file.path) != file.size for place in places))
     check_room(store.root, needed, "remove models that are not needed, or set OLLAMA_MODELS to a larger disk")
 
 
 def _snapshot(
-    store: ModelStore, directory: Path, manifest: Manifest, staging: Path, *, link: bool
+    store: ModelStore, directory: Path, name: ModelName, files: tuple[ManifestFile, ...], *, link: bool
 ) -> Generator[Progress, None, Path]:
-    """Have the files of the manifest in the store, and return their directory."""
-    identity = manifest.weights_digest
-    place, part, growing = store.snapshot_directory(identity), staging / "part", staging / "snapshot"
-    for file in manifest.files:
-        if (yield from is_whole(place / file.path, file)) or (yield from is_whole(growing / file.path, file)):
-            continue
-        target = growing / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield from _bring(directory, file, part, target, link=link)
-        except OSError as error:
-            raise StoreError(f"'{manifest.name}' cannot be loaded: {file.path}: {error.strerror}") from error
-        except StoreError as error:
-            raise StoreError(f"'{manifest.name}' cannot be loaded from the bundle: {error}") from error
-    return store.adopt(growing, identity) if growing.exists() else place
+    """Have these files of a model in the store, and return their directory."""
+    identity = content_digest(files)
+    place = store.snapshot_directory(identity)
+    with store.staging(_key(identity), resume=True) as staging:
+        part, growing = staging / "part", staging / "snapshot"
+        store.hold(place)
+        for file in files:
+            if (yield from is_whole(place / file.path, file)) or (yield from is_whole(growing / file.path, file)):
+                continue
+            target = growing / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield from _bring(directory, file, part, target, link=link)
+            except OSError as error:
+                raise StoreError(f"'{name}' cannot be loaded: {file.path}: {error.strerror}") from error
+            except StoreError as error:
+                raise StoreError(f"'{name}' cannot be loaded from the bundle: {error}") from error
+        return store.adopt(growing, identity) if growing.exists() else place
 
 
 def _bring(
@@ -94,6 +102,10 @@ def _bring(
 def _put(store: ModelStore, manifest: Manifest) -> None:
     """Store the manifest, unless the name is that already; one that could not be served is refused."""
     describe(manifest)
+    try:
+        adapter.check(manifest)
+    except RequestError as error:
+        raise StoreError(f"'{manifest.name}' cannot be loaded from the bundle: {error}") from error
     try:
         stored = store.get(manifest.name)
         if (stored.digest, stored.snapshot) == (manifest.digest, manifest.snapshot):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,8 +16,14 @@ import orjson
 from vllama.errors import InvalidName, ManifestCorrupt
 from vllama.names import ModelName
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the JSON; raised when an older reader would misunderstand it."""
+
+_PLAIN_VERSION = 1
+"""Of a manifest without an adapter, which older readers understand."""
+
+HIGHEST_RANK = 512
+"""Of a LoRA adapter; the most that vLLM takes (`vllm/config/lora.py: MaxLoRARanks`)."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
@@ -55,6 +61,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter over a model's weights: a directory in PEFT's layout, its files, the largest rank in it."""
+
+    snapshot: Path
+    files: tuple[ManifestFile, ...]
+    rank: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of its files, 64 hex."""
+        return content_digest(self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What is served under a name.
 
@@ -62,7 +87,8 @@ class Manifest:
     PARAMETER values given with the model; `system`, `template` (Jinja or Go), `license` and `messages`
     are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone. `asked` is the
     name that was pulled, "" where none was: a copy, or a model made of this one, keeps it. `parent` is the name of the
-    model that this one was made of, "" where it was made of files.
+    model that this one was made of, "" where it was made of files. `adapter` is None where the weights are served as
+    they are; its files are not among `files`.
     """
 
     name: ModelName
@@ -78,6 +104,7 @@ class Manifest:
     modified_at: datetime
     asked: str = ""
     parent: str = ""
+    adapter: Adapter | None = None
 
     @property
     def basename(self) -> str:
@@ -97,27 +124,48 @@ class Manifest:
                 "license": self.license,
                 "messages": [[message.role, message.content] for message in self.messages],
                 "engine_flags": list(self.engine_flags),
+                **({"adapter": _canonical(self.adapter.files)} if self.adapter else {}),
             }
         )
 
     @cached_property
     def weights_digest(self) -> str:
-        """Identity of the files alone, 64 hex: equal for a model and those derived from it."""
+        """Identity of the files without the adapter's, 64 hex: equal for a model and those derived from it."""
         return content_digest(self.files)
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in self.files) + (self.adapter.size if self.adapter else 0)
+
+    @property
+    def adapter_rank(self) -> int:
+        """The rank that a worker must have room for; 0 without an adapter."""
+        return self.adapter.rank if self.adapter else 0
+
+    @property
+    def snapshots(self) -> dict[Path, tuple[ManifestFile, ...]]:
+        """All directories that the model needs, with their files."""
+        return {self.snapshot: self.files, **({self.adapter.snapshot: self.adapter.files} if self.adapter else {})}
+
+    def moved(self, place_of: Callable[[Path], Path]) -> Manifest:
+        """Return the same with its directories elsewhere."""
+        adapter = self.adapter and replace(self.adapter, snapshot=place_of(self.adapter.snapshot))
+        return replace(self, snapshot=place_of(self.snapshot), adapter=adapter)
 
     def damaged_files(self) -> list[str]:
         """Return the paths of files that are missing or have another size; contents are not read."""
-        return [file.path for file in self.files if _size_on_disk(self.snapshot / file.path) != file.size]
+        return [
+            file.path
+            for directory, files in self.snapshots.items()
+            for file in files
+            if _size_on_disk(directory / file.path) != file.size
+        ]
 
     def to_json(self) -> bytes:
         """Return the manifest as JSON with sorted keys; `from_json` reads it back unchanged."""
         record = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.adapter else _PLAIN_VERSION,
             "name": self.name.full,
             "snapshot": str(self.snapshot),
             "files": self.files,
@@ -132,6 +180,9 @@ class Manifest:
             "asked": self.asked,
             "parent": self.parent,
         }
+        if self.adapter:
+            directory, files, rank = str(self.adapter.snapshot), self.adapter.files, self.adapter.rank
+            record["adapter"] = {"snapshot": directory, "files": files, "rank": rank}
         return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
@@ -144,9 +195,9 @@ class Manifest:
         if not isinstance(record, dict):
             raise ManifestCorrupt("not a JSON object")
         version = record.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (_PLAIN_VERSION, FORMAT_VERSION):
             raise ManifestCorrupt(
-                f"format version {version!r}; this vllama reads version {FORMAT_VERSION}"
+                f"format version {version!r}; this vllama reads versions {_PLAIN_VERSION} and {FORMAT_VERSION}"
                 + (": update vllama" if isinstance(version, int) and version > FORMAT_VERSION else "")
             )
         return cls(
@@ -166,6 +217,7 @@ class Manifest:
             modified_at=_parse_time(_field(record, "modified_at", str)),
             asked=_field({"asked": "", **record}, "asked", str),  # older manifests have none
             parent=_field({"parent": "", **record}, "parent", str),
+            adapter=_parse_adapter(_field(record, "adapter", dict)) if "adapter" in record else None,
         )
 
 
@@ -228,6 +280,14 @@ def _parse_file(entry: dict[str, Any]) -> ManifestFile:
 
 def _parse_source(entry: dict[str, Any]) -> Source:
     return Source(*(_field(entry, key, str) for key in ("kind", "locator", "revision")))
+
+
+def _parse_adapter(entry: dict[str, Any]) -> Adapter:
+    rank = _field(entry, "rank", int)
+    if not 0 < rank <= HIGHEST_RANK:
+        raise ManifestCorrupt(f"'rank' is {rank}, which is not one of 1 to {HIGHEST_RANK}")
+    files = tuple(_parse_file(file) for file in _objects(entry, "files"))
+    return Adapter(Path(_field(entry, "snapshot", str)), files, rank)
 
 
 def _parse_flags(entries: list[Any]) -> tuple[str, ...]:

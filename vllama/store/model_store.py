@@ -71,6 +71,11 @@ class ModelStore:
             self._held.enter_context(self._shared(identity))
         return snapshot.is_dir()
 
+    def hold_all(self, manifest: Manifest) -> None:
+        """Hold all directories of a model."""
+        for snapshot in manifest.snapshots:
+            self.hold(snapshot)
+
     def identity(self, snapshot: Path) -> str | None:
         """Return the identity of one of the store's own snapshots; None for a directory elsewhere."""
         place = self.root / snapshot
@@ -117,16 +122,15 @@ class ModelStore:
 
         Raises StoreError, also where the store's own snapshot that it names was removed.
         """
-        identity = self.identity(manifest.snapshot)
         path = self._path(manifest.name)
         try:
             with ExitStack() as lock:
-                if identity is not None:
-                    lock.enter_context(self._shared(identity))
-                    if not manifest.snapshot.is_dir():
-                        raise FileNotFoundError(errno.ENOENT, "its files were removed; get it again", identity)
-                if manifest.snapshot.is_relative_to(self.root):  # so that the whole store can be moved
-                    manifest = replace(manifest, snapshot=manifest.snapshot.relative_to(self.root))
+                for place in manifest.snapshots:
+                    if (identity := self.identity(place)) is not None:
+                        lock.enter_context(self._shared(identity))
+                        if not place.is_dir():
+                            raise FileNotFoundError(errno.ENOENT, "its files were removed; get it again", identity)
+                manifest = manifest.moved(self._relative)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, manifest.to_json())
         except OSError as error:
@@ -135,7 +139,7 @@ class ModelStore:
     def copy(self, source: ModelName, destination: ModelName) -> None:
         """Make `destination` another name for the same files. Raises ModelNotFound."""
         with self.session() as session:
-            session.hold(self.get(source).snapshot)
+            session.hold_all(self.get(source))
             session.put(replace(self.get(source), name=destination, modified_at=datetime.now(UTC)))
 
     def remove(self, name: ModelName) -> None:
@@ -274,7 +278,11 @@ class ModelStore:
             raise ManifestCorrupt(f"damaged manifest {path}: {error}; pull the model again") from error
         if self._path(manifest.name) != path:
             raise ManifestCorrupt(f"damaged manifest {path}: it is that of '{manifest.name.display}'")
-        return replace(manifest, snapshot=self.root / manifest.snapshot)
+        return manifest.moved(self.root.joinpath)
+
+    def _relative(self, snapshot: Path) -> Path:
+        """The directory as the store's own manifests name it, so that the whole store can be moved."""
+        return snapshot.relative_to(self.root) if snapshot.is_relative_to(self.root) else snapshot
 
 
 def write_atomically(path: Path, data: bytes) -> None:

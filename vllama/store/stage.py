@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from vllama.errors import StoreError
@@ -25,9 +26,18 @@ from vllama.store.bundle import (
     write_bundle,
 )
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
-from vllama.store.manifest import Manifest, ManifestFile
+from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore, sync, write_atomically
 from vllama.store.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file that the bundle needs, the directory that it is in, and a model that has it."""
+
+    name: ModelName
+    snapshot: Path
+    file: ManifestFile
 
 
 def stage(store: ModelStore, names: Iterable[ModelName], directory: Path) -> Generator[Progress, None, None]:
@@ -43,10 +53,15 @@ def stage(store: ModelStore, names: Iterable[ModelName], directory: Path) -> Gen
         check_is_data(manifest)
     with _only_writer(directory):
         kept = _kept(directory, set(manifests))
-        wanted = {file.sha256: (manifest, file) for manifest in manifests.values() for file in manifest.files}
+        wanted = {
+            file.sha256: _Wanted(manifest.name, snapshot, file)
+            for manifest in manifests.values()
+            for snapshot, files in manifest.snapshots.items()
+            for file in files
+        }
         check_room(directory, _bytes_to_copy(store, directory, wanted.values()), "use a larger disk")
-        for manifest, file in wanted.values():
-            yield from _bring(store, manifest, file, directory / FILES)
+        for each in wanted.values():
+            yield from _bring(store, each, directory / FILES)
         sync(directory / FILES)
         entries = [*kept, *(_entry(manifest) for manifest in manifests.values())]
         for _, data in entries:
@@ -82,7 +97,7 @@ def _kept(directory: Path, replaced: set[str]) -> list[tuple[Manifest, bytes]]:
     kept = [model for model in bundle.models if model.name.key not in replaced]
     manifests = [read_manifest(directory, bundle, model) for model in kept]
     for manifest in manifests:
-        for file in manifest.files:
+        for file in chain(*manifest.snapshots.values()):
             if size_of(directory / FILES / stored_as(file.sha256)) != file.size:
                 raise StoreError(
                     f"the bundle in {directory} has '{manifest.name}' too, whose {file.path} is damaged or missing: "
@@ -92,8 +107,8 @@ def _kept(directory: Path, replaced: set[str]) -> list[tuple[Manifest, bytes]]:
 
 
 def _entry(manifest: Manifest) -> tuple[Manifest, bytes]:
-    """A manifest as it is in the bundle; on the other side its snapshot gets another place."""
-    portable = replace(manifest, snapshot=Path("snapshots") / manifest.weights_digest)
+    """A manifest as it is in the bundle; on the other side its snapshots get other places."""
+    portable = manifest.moved(lambda snapshot: Path("snapshots") / content_digest(manifest.snapshots[snapshot]))
     return portable, portable.to_json()
 
 
@@ -105,40 +120,41 @@ def _bundle(entries: Iterable[tuple[Manifest, bytes]]) -> Bundle:
     models: list[BundledModel] = []
     files: dict[str, int] = {}
     for manifest, data in entries:
-        files |= {file.sha256: file.size for file in manifest.files}
+        files |= {file.sha256: file.size for file in chain(*manifest.snapshots.values())}
         files[_sha256(data)] = len(data)
         models.append(BundledModel(manifest.name, _sha256(data), manifest.size))
     return Bundle(tuple(sorted(models, key=lambda model: model.name.key)), files)
 
 
-def _bytes_to_copy(store: ModelStore, directory: Path, wanted: Iterable[tuple[Manifest, ManifestFile]]) -> int:
+def _bytes_to_copy(store: ModelStore, directory: Path, wanted: Iterable[_Wanted]) -> int:
     links = store.root.exists() and store.root.stat().st_dev == directory.stat().st_dev
     return sum(
-        file.size
-        for manifest, file in wanted
-        if size_of(directory / FILES / stored_as(file.sha256)) != file.size
-        and not (links and manifest.snapshot.is_relative_to(store.root))
+        each.file.size
+        for each in wanted
+        if size_of(directory / FILES / stored_as(each.file.sha256)) != each.file.size
+        and not (links and each.snapshot.is_relative_to(store.root))
     )
 
 
-def _bring(store: ModelStore, manifest: Manifest, file: ManifestFile, folder: Path) -> Generator[Progress, None, None]:
+def _bring(store: ModelStore, wanted: _Wanted, folder: Path) -> Generator[Progress, None, None]:
     """Have the file in the bundle, its content checked."""
+    file = wanted.file
     place = folder / stored_as(file.sha256)
     part = place.with_name(f"{place.name}.part")
     if size_of(place) is not None and (yield from is_whole(place, file)):
         return
-    path = (manifest.snapshot / file.path).resolve()  # of the user's snapshots, the Hub's cache is made of links
+    path = (wanted.snapshot / file.path).resolve()  # of the user's snapshots, the Hub's cache is made of links
     try:
-        if manifest.snapshot.is_relative_to(store.root):  # what a user has elsewhere may be written to
+        if wanted.snapshot.is_relative_to(store.root):  # what a user has elsewhere may be written to
             linked = yield from link_checked(path, file, part, place, "staging")
             if linked:
                 return
         with path.open("rb") as source:
             yield from copy_checked(source, file, part, place, "staging")
     except OSError as error:
-        raise StoreError(f"'{manifest.name}' cannot be staged: {path}: {error.strerror}") from error
+        raise StoreError(f"'{wanted.name}' cannot be staged: {path}: {error.strerror}") from error
     except StoreError as error:
-        raise StoreError(f"'{manifest.name}' cannot be staged: {error}") from error
+        raise StoreError(f"'{wanted.name}' cannot be staged: {error}") from error
 
 
 def _prune(directory: Path, bundle: Bundle) -> None:

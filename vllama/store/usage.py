@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.names import ModelName
 from vllama.store import caches
+from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 
 _Sizes = dict[tuple[int, int], int]
@@ -45,21 +46,18 @@ class Usage:
 def measure(store: ModelStore) -> Usage:
     """Return what is on disk now; files that are missing count nothing."""
     manifests = store.list()
-    files = {m.name: _sizes(m.snapshot / file.path for file in m.files) for m in manifests}
-    inside = {m.name for m in manifests if store.identity(m.snapshot) is not None}
+    held, outside = ({m.name: _sizes(_paths(store, m, held=held)) for m in manifests} for held in (True, False))
     names: dict[tuple[int, int], set[ModelName]] = defaultdict(set)
-    for name in inside:
-        for inode in files[name]:
+    for name, sizes in held.items():
+        for inode in sizes:
             names[inode].add(name)
 
-    def usage(name: ModelName, sizes: _Sizes) -> ModelUsage:
-        size = sum(sizes.values())
-        if name not in inside:
-            return ModelUsage(name, 0, 0, size)
-        own = sum(bytes_ for inode, bytes_ in sizes.items() if len(names[inode]) == 1)
-        return ModelUsage(name, own, size - own, 0)
+    def usage(name: ModelName) -> ModelUsage:
+        size = sum(held[name].values())
+        own = sum(bytes_ for inode, bytes_ in held[name].items() if len(names[inode]) == 1)
+        return ModelUsage(name, own, size - own, sum(outside[name].values()))
 
-    models = [usage(name, sizes) for name, sizes in files.items()]
+    models = [usage(manifest.name) for manifest in manifests]
     everything = _sizes(Path(folder) / name for folder, _, found in os.walk(store.root) for name in found)
     manifests_apart = _sizes((store.root / "names").glob("*/*/*/*.json"))
     compiled = _sizes(
@@ -73,6 +71,13 @@ def measure(store: ModelStore) -> Usage:
         unused=unused,
         caches=sum(compiled.values()),
     )
+
+
+def _paths(store: ModelStore, manifest: Manifest, *, held: bool) -> Iterator[Path]:
+    """The files of the model that are in the store, or those that are elsewhere."""
+    for snapshot, files in manifest.snapshots.items():
+        if (store.identity(snapshot) is not None) is held:
+            yield from (snapshot / file.path for file in files)
 
 
 def _sizes(paths: Iterable[Path]) -> _Sizes:

@@ -60,15 +60,16 @@ def verify(store: ModelStore, names: Iterable[ModelName] = ()) -> Generator[Prog
 
 def _verdict(manifest: Manifest, known: dict[tuple[Path, ManifestFile], str]) -> Generator[Progress, None, Verdict]:
     problems = {}
-    for file in manifest.files:
-        key = (manifest.snapshot, file)
+    placed = [(place, file) for place, files in manifest.snapshots.items() for file in files]
+    for place, file in placed:
+        key = (place, file)
         if key not in known:
             yield Progress(f"reading {file.path}", f"sha256:{file.sha256}", file.size, 0)
-            known[key] = yield from _problem(manifest.snapshot, file)
+            known[key] = yield from _problem(place, file)
             yield Progress(f"reading {file.path}", f"sha256:{file.sha256}", file.size, file.size)
         if known[key]:
             problems[file.path] = known[key]
-    return Verdict(manifest.name.display, len(manifest.files), manifest.size, problems)
+    return Verdict(manifest.name.display, len(placed), manifest.size, problems)
 
 
 def _problem(snapshot: Path, file: ManifestFile) -> Generator[Progress, None, str]:

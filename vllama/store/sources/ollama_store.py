@@ -34,7 +34,8 @@ PLACES = ("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/olla
 
 _PREFIX = "application/vnd.ollama.image."
 _REFUSED = {
-    "adapter": "it has a LoRA adapter (ADAPTER), which is not supported: merge it into the weights",
+    "adapter": "it has a LoRA adapter (ADAPTER) in GGUF, which vLLM cannot read: import its base, and create a "
+    "model of that and of the adapter as PEFT saves it",
     "projector": "it has a projector for images, which cannot be converted",
     "tensor": "its weights are single tensors, not GGUF",
     "draft": "it has a draft model (DRAFT), which is not supported",
