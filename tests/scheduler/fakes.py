@@ -12,6 +12,7 @@ from typing import Any
 
 from tiny_snapshot import make_manifest
 
+from vllama.scheduler.devices import HostMemory
 from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import Room, anywhere
@@ -258,7 +259,10 @@ class Scene:
         self.launcher = launch(settings.resident_limit())
         self.launcher.can_sleep = can_sleep
         self.loop = asyncio.get_running_loop()
-        self.scheduler = Scheduler(settings, self.launcher, clock=lambda: EPOCH + self.loop.time())
+        self.host_memory = HostMemory(2**40, 2**40)
+        self.scheduler = Scheduler(
+            settings, self.launcher, clock=lambda: EPOCH + self.loop.time(), host_memory=lambda: self.host_memory
+        )
         self.clients: list[Client] = []
 
     def ask(self, name: str, keep_alive: int | None = None, *, version: int = 1) -> Client:

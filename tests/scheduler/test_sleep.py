@@ -9,6 +9,7 @@ from virtual_time import later, now
 
 from vllama.durations import FOREVER
 from vllama.errors import EngineError, LoadFailed
+from vllama.scheduler.devices import HostMemory
 from vllama.scheduler.policy import State
 
 from .conftest import MakeScene
@@ -206,6 +207,27 @@ async def test_without_a_budget_a_model_stops(make_scene: MakeScene) -> None:
     await scene.serve("a", 1 * SECOND)
     await later(1.1)
     assert states(scene) == {}
+
+
+async def test_a_budget_is_no_more_than_the_memory_that_is_there(make_scene: MakeScene) -> None:
+    size = manifest("a").size
+    scene = make_scene(max_loaded_models=1, can_sleep=True, sleep_budget=9 * size)
+    scene.host_memory = HostMemory(total=20 * size, free=2 * size)  # one is left alone
+    await scene.serve("a")
+    await scene.serve("b")
+    assert states(scene) == {"a": State.ASLEEP, "b": State.READY}
+    scene.host_memory = HostMemory(total=20 * size, free=size)
+    await scene.serve("c")
+    assert states(scene) == {"b": State.ASLEEP, "c": State.READY}  # it took the place of the first
+
+
+async def test_a_share_is_of_all_of_the_host_s_memory(make_scene: MakeScene) -> None:
+    size = manifest("a").size
+    scene = make_scene(max_loaded_models=1, can_sleep=True, sleep_budget=0.1)
+    scene.host_memory = HostMemory(total=15 * size, free=9 * size)
+    for name in "abc":
+        await scene.serve(name)
+    assert states(scene) == {"b": State.ASLEEP, "c": State.READY}
 
 
 async def test_where_the_budget_is_full_the_longest_asleep_stops(make_scene: MakeScene) -> None:

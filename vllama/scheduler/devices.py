@@ -40,6 +40,23 @@ def read_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     return Machine(found) if found else Machine((host(),), reason)
 
 
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """RAM in bytes: in all, and what is available now."""
+
+    total: int
+    free: int
+
+
+def host_memory() -> HostMemory:
+    """The machine's RAM, or what its control group leaves of it."""
+    facts = _numbers(_PROC / "meminfo")
+    total, free = facts.get("MemTotal", 0) * 1024, facts.get("MemAvailable", 0) * 1024
+    for limit, used, reclaimable in _limits():
+        total, free = min(total, limit), min(free, limit - used + reclaimable)
+    return HostMemory(total, max(free, 0))
+
+
 def held_by(processes: Collection[int], environ: Mapping[str, str] = os.environ) -> dict[int, int] | None:
     """The bytes that these processes hold together on each GPU, by its index.
 
@@ -192,12 +209,8 @@ def _text(value: str | bytes) -> str:
 
 def host() -> Device:
     """The machine: its RAM, or what its control group leaves of it."""
-    facts = _numbers(_PROC / "meminfo")
-    total, free = facts.get("MemTotal", 0) * 1024, facts.get("MemAvailable", 0) * 1024
-    for limit, used, reclaimable in _limits():
-        total, free = min(total, limit), min(free, limit - used + reclaimable)
-    cores = len(os.sched_getaffinity(0))
-    return Device(0, _processor(), total, max(free, 0), kind="cpu", cores=cores)
+    ram = host_memory()
+    return Device(0, _processor(), ram.total, ram.free, kind="cpu", cores=len(os.sched_getaffinity(0)))
 
 
 def _limits() -> list[tuple[int, int, int]]:

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vllama.errors import EngineError, LoadFailed, NoRoom, WorkerDied
+from vllama.scheduler.devices import HostMemory, host_memory
 from vllama.scheduler.failures import Failures
 from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import (
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 STOP_GRACE_SECONDS = 10.0
+_LEFT_OF_HOST = 20
+"""What part of the host's memory is left alone by those that go to sleep."""
+
 _LOOK_LASTS = 1.0
 """Seconds for which a look at the machine counts, while nothing moves on it that is ours."""
 
@@ -71,7 +74,10 @@ class WorkerLauncher(Protocol):
 
 
 class Residency:
-    """Who is resident. `on_rest` is told of each resident whose load or wake has ended; `clock` tells Unix seconds."""
+    """Who is resident. `on_rest` is told of each resident whose load or wake has ended; `clock` tells Unix seconds.
+
+    `host_memory` tells what those that go to sleep can have.
+    """
 
     def __init__(
         self,
@@ -79,11 +85,13 @@ class Residency:
         launcher: WorkerLauncher,
         clock: Callable[[], float],
         on_rest: Callable[[Resident], None],
+        host_memory: Callable[[], HostMemory] = host_memory,
     ) -> None:
         self.settings = settings
         self._launcher = launcher
         self._clock = clock
         self._on_rest = on_rest
+        self._host_memory = host_memory
         self._residents: dict[str, Resident] = {}
         self._stopping: dict[asyncio.Task[None], Resident] = {}
         self._failures = Failures()
@@ -335,10 +343,13 @@ class Residency:
             resident.expiry = None
 
     def _limits(self, room: Room = anywhere) -> Limits:
-        budget = self.settings.sleep_budget
+        stated, ram = self.settings.sleep_budget, self._host_memory()
+        budget = stated if isinstance(stated, int) else int(stated * ram.total)
+        asleep = sum(other.host_bytes for other in self._all() if other.state in {State.SLEEPING, State.ASLEEP})
+        available = asleep + max(0, ram.free - ram.total // _LEFT_OF_HOST)
         return Limits(
             awake=self.settings.resident_limit(room.gpus if isinstance(room, PlannedRoom) else 1),
-            sleep_budget=budget if isinstance(budget, int) else int(budget * _host_memory()),
+            sleep_budget=min(budget, available),
             min_residency=self.settings.min_residency,
             yield_after=self.settings.yield_after,
         )
@@ -358,10 +369,6 @@ async def _unless_it_exits(worker: Worker, work: Awaitable[_T]) -> _T:
         return doing.result()
     finally:
         doing.cancel()
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _retrieve(move: asyncio.Task[None]) -> None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from vllama.durations import FOREVER, NS_PER_SECOND
 from vllama.errors import InvalidName, Overloaded, ServerStopping
 from vllama.names import ModelName
+from vllama.scheduler.devices import HostMemory, host_memory
 from vllama.scheduler.policy import State
 from vllama.scheduler.residency import STOP_GRACE_SECONDS, Residency, WorkerLauncher
 from vllama.scheduler.resident import Resident, ResidentView
@@ -27,10 +28,17 @@ log = logging.getLogger(__name__)
 class Scheduler:
     """Gives out leases on residents, and lets go of residents that nobody uses. `clock` tells Unix seconds."""
 
-    def __init__(self, settings: Settings, launcher: WorkerLauncher, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        launcher: WorkerLauncher,
+        *,
+        clock: Callable[[], float] = time.time,
+        host_memory: Callable[[], HostMemory] = host_memory,
+    ) -> None:
         self._launcher = launcher
         self._clock = clock
-        self._residency = Residency(settings, launcher, clock, self._rest)
+        self._residency = Residency(settings, launcher, clock, self._rest, host_memory)
         self._waiting = 0  # requests that have no lease yet
         self._closed = False
         self.adopt(settings)
