@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from virtual_time import later, now
 
 from vllama.durations import FOREVER
+from vllama.settings import Settings
 
 from .conftest import MakeScene
 from .fakes import EPOCH, LOADING, Scene, manifest
@@ -204,3 +207,25 @@ async def test_residents_are_listed_longest_to_stay_first(scene: Scene) -> None:
     await scene.serve("b", FOREVER)
     await scene.serve("c", DAY)
     assert scene.resident_names == ["b", "c", "a"]
+
+
+async def test_new_settings_do_not_begin_the_time_anew(scene: Scene, settings: Settings) -> None:
+    await scene.serve("a", 10 * SECOND)
+    await later(6)
+    scene.scheduler.adopt(replace(settings, keep_alive=MINUTE))
+    await later(4.1)
+    assert scene.resident_names == []
+
+
+async def test_what_is_pinned_from_now_on_stays_and_what_is_not_any_more_goes_after_its_time(
+    scene: Scene, settings: Settings
+) -> None:
+    await scene.serve("a", 10 * SECOND)
+    scene.scheduler.adopt(replace(settings, pin=("a",)))
+    await later(3600)
+    assert scene.resident_names == ["a"]
+    scene.scheduler.adopt(settings)
+    await later(299)
+    assert scene.resident_names == ["a"]
+    await later(2)
+    assert scene.resident_names == []

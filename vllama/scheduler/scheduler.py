@@ -48,10 +48,12 @@ class Scheduler:
         self._settings = self._residency.settings = settings
         self._pins = frozenset(_keys(settings.pin))
         for resident in self._residency:
-            if resident.is_pinned:
+            was_pinned = resident.is_pinned
+            if was_pinned:
                 resident.is_pinned, resident.keep_alive = False, settings.keep_alive
             self._pin(resident)
-            self._rest(resident)
+            if resident.is_pinned != was_pinned:
+                self._rest(resident)
         self._residency.notify()
 
     def lease(self, manifest: Manifest, keep_alive: int | None) -> AbstractAsyncContextManager[Resident]:
