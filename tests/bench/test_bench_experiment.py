@@ -25,6 +25,7 @@ QUICK = Script(first=0.01, per_token=0.002)
 @pytest.fixture(autouse=True)
 def short_look_at_the_idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(experiment, "SETTLE_SECONDS", 0.05)
 
 
 @pytest.fixture

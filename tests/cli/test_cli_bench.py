@@ -29,6 +29,7 @@ FEW = ("--concurrency", "1,4", "--iterations", "8", "--tokens", "5")
 @pytest.fixture(autouse=True)
 def short_look_at_the_idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(experiment, "SETTLE_SECONDS", 0.05)
 
 
 @pytest.fixture

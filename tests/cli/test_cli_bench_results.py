@@ -190,6 +190,7 @@ def test_a_limit_that_is_no_share_is_refused(vllama: Vllama, file: str, share: s
 def measured(vllama: Vllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The file of a bench that ran, against a server that is still there."""
     monkeypatch.setattr(experiment, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(experiment, "SETTLE_SECONDS", 0.05)
     path = tmp_path / "measured.json"
     with serving_beside(Script(first=0.01, per_token=0.002)) as url:
         options = ("--url", url, "--concurrency", "1,2", "--iterations", "4", "--tokens", "5", "--seed", "3")

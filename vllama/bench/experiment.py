@@ -45,6 +45,8 @@ from vllama.errors import ServerError
 
 IDLE_SECONDS = 1.0
 """How long the machine is watched before the first run."""
+SETTLE_SECONDS = 1.2
+"""How long a server is left alone before that, and before another one's run: vLLM's workers spin for a second more."""
 
 _NS = 10**9
 _CHECKED_TEXTS = 20  # replies of a run whose tokens are counted again
@@ -199,6 +201,7 @@ class _Experiment:
         for system in self._systems:
             self._recorders[system.name] = self._stack.enter_context(Recorder(system.url))
         self._progress("watching the idle machine", 0.0)
+        time.sleep(SETTLE_SECONDS)
         begin = time.monotonic_ns()
         time.sleep(IDLE_SECONDS)
         for recorder in self._recorders.values():
@@ -210,6 +213,8 @@ class _Experiment:
         """Let the systems take turns, so that a drift of the machine hits all alike."""
         turns = list(self._turns())
         for number, (level, repetition, system) in enumerate(turns):
+            if number and len(self._systems) > 1:
+                time.sleep(SETTLE_SECONDS)
             what = f"{system.name} {_words(level)}" + (f" #{repetition + 1}" if self._plan.repetitions > 1 else "")
             run, interrupted = self._run(system, level, repetition, what, (number / len(turns), 1 / len(turns)))
             if run.samples:

@@ -38,7 +38,7 @@ APIS = ("ollama", "ollama-generate", "openai", "openai-completions")
 
 POSITIVE = click.FloatRange(0, min_open=True)
 
-BUDGET_SECONDS = 45.0
+BUDGET_SECONDS = 40.0
 """What all runs take together where neither --iterations nor --duration is given."""
 
 LEAST_SECONDS = 2.0
@@ -137,7 +137,7 @@ Of results that are there already:
 )
 @click.option("--arrivals", type=click.Choice(("constant", "poisson")), default="constant", show_default=True)
 @click.option("--iterations", type=click.IntRange(1), help="Requests a run.")
-@click.option("--duration", type=POSITIVE, help="Seconds a run.  [default: all runs share 45]")
+@click.option("--duration", type=POSITIVE, help="Seconds a run.  [default: all runs share 40]")
 @click.option("--repetitions", type=click.IntRange(1), help="Runs of each kind.  [default: 1; with --against 3]")
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests a client, not counted.")
 @click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Seconds that a request may take.")
