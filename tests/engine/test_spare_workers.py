@@ -23,7 +23,9 @@ def spares(server: Server) -> list[Process]:
 def spare_of(server: Server) -> Process:
     """The spare, once it has imported."""
     output = server.store / "logs" / "spare.log"
-    wait_for(lambda: any(f"spare {spare.pid} waits" in output.read_text() for spare in spares(server)), "a spare waits")
+    wait_for(
+        lambda: any(f"spare {spare.pid} waits" in output.read_text() for spare in spares(server)), "a spare waits", 120
+    )
     return spares(server)[0]
 
 

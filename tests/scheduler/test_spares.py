@@ -229,8 +229,8 @@ async def test_spares_that_die_again_and_again_come_ever_more_slowly(
     scene = make_scene()
     pauses: list[float] = []
 
-    def replenish_now() -> None:
-        pauses.append(scene.spares._pause)
+    def replenish_now(seconds: float) -> None:
+        pauses.append(seconds)
         scene.spares._replenish()
 
     monkeypatch.setattr(scene.spares, "_replenish_later", replenish_now)
@@ -257,6 +257,10 @@ async def test_none_is_prepared_where_memory_is_short(make_scene: MakeScene, mon
     scene.spares.open()
     await within((await scene.load()).become_ready(PATIENCE))
     assert not scene.output.exists()
+    monkeypatch.setattr(spares_module, "_LOOK_AGAIN_SECONDS", 0.01)
+    scene.spares.open()  # which looks again, and again
+    monkeypatch.setattr(spares_module, "host", lambda: machine(LEAST_FREE_BYTES))
+    await scene.spare()
 
 
 async def test_closing_ends_them(make_scene: MakeScene) -> None:

@@ -41,6 +41,9 @@ _MOST_PAUSE_SECONDS = 300.0
 """Between two spares of which the first died: the pause doubles with each."""
 
 
+_LOOK_AGAIN_SECONDS = 30.0
+"""Where memory was short."""
+
 LEAST_FREE_BYTES = 4 * 1024**3
 """Of the machine's memory; none is prepared while less is free."""
 
@@ -111,18 +114,19 @@ class Spares:
     async def _after_load(self, worker: WorkerProcess) -> None:
         await worker.settled.wait()
         self._loads -= 1
-        self._replenish_later()
+        self._replenish_later(self._pause)
 
-    def _replenish_later(self) -> None:
+    def _replenish_later(self, seconds: float) -> None:
         if self._next:
             self._next.cancel()
-        self._next = asyncio.get_running_loop().call_later(self._pause, self._replenish)
+        self._next = asyncio.get_running_loop().call_later(seconds, self._replenish)
 
     def _replenish(self) -> None:
         if not self._is_open or self._loads or self._preparing + len(self._spares) >= self._count:
             return
         if host().free < LEAST_FREE_BYTES:
-            log.info("no spare worker is prepared: less than %s of memory are free", gib(LEAST_FREE_BYTES))
+            log.debug("no spare worker is prepared: less than %s of memory are free", gib(LEAST_FREE_BYTES))
+            self._replenish_later(_LOOK_AGAIN_SECONDS)
         else:
             self._preparing += 1
             self._in_background(self._keeping, self._keep_one())
@@ -142,7 +146,7 @@ class Spares:
         if self._spares.pop(spare, None):
             log.warning("a spare worker ended by itself (exit status %d); its output is in %s", status, self._output)
             self._pause = min(2 * self._pause, _MOST_PAUSE_SECONDS)
-            self._replenish_later()
+            self._replenish_later(self._pause)
 
     async def _start_spare(self) -> _Spare:
         environment = dict(self._environment())
