@@ -27,6 +27,7 @@ from vllama.store.manifest import Manifest
 
 pytestmark = pytest.mark.anyio
 
+MACHINE = Machine((Device(0, "Xeon", 16 * GIB, 12 * GIB, kind="cpu"),))
 BERT = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512}
 F32 = {"embeddings.word_embeddings.weight": ("F32", [32, 8])}
 RANKER = {**BERT, "architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}

@@ -42,8 +42,8 @@ class Device:
 
     @property
     def headroom(self) -> int:
-        """Bytes that are never planned for: the estimates are estimates."""
-        return max(512 * MIB, self.total // 50) if self.kind == "gpu" else self.total // 50
+        """Bytes that are never planned for: the estimates are estimates. RAM can be swapped, a GPU's memory cannot."""
+        return max(512 * MIB, self.total // 50) if self.kind == "gpu" else 0
 
 
 @dataclass(frozen=True, slots=True)
