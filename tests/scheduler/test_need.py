@@ -101,6 +101,11 @@ def test_a_model_that_is_held_alone_shares_nothing(tmp_path: Path) -> None:
     assert not need(tmp_path / "2", settings=replace(SETTINGS, max_loaded_models=1)).shares
 
 
+def test_without_a_budget_for_sleep_nothing_is_left_for_sleepers(tmp_path: Path) -> None:
+    assert need(tmp_path).has_sleepers
+    assert not need(tmp_path / "2", settings=replace(SETTINGS, sleep_budget=0)).has_sleepers
+
+
 def test_what_was_learned_comes_along(tmp_path: Path) -> None:
     manifest = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
     assert need_of(manifest, SETTINGS, learned={"H100": Learned(5)}).learned == {"H100": Learned(5)}

@@ -116,6 +116,10 @@ def test_what_would_be_of_no_use_to_others_is_not_left_over() -> None:
 def test_a_part_is_left_for_what_models_hold_while_they_sleep() -> None:
     first = placed(replace(QWEN_7B, kv=KvShape(full=28 * 2 * 28 * 128, kv_heads=28)), gpu(40, free=39.5))
     assert room(first.devices[0]) - first.claim >= 40 * GIB // 32
+    alone = placed(replace(first.need, shares=False), *first.devices)  # others are not awake then, but asleep
+    assert room(first.devices[0]) - alone.claim > 40 * GIB // 32 - MIB
+    never_asleep = placed(replace(first.need, shares=False, has_sleepers=False), *first.devices)
+    assert room(first.devices[0]) - never_asleep.claim < MIB
 
 
 def test_a_model_that_fits_only_without_the_others_is_told_so() -> None:

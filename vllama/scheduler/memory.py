@@ -117,8 +117,8 @@ class Need:
 
     `weights` are bytes on all devices together, in `bits` bits each on the whole. `kv_item` is the bytes of one value
     in the KV cache. `context` is tokens, `is_context_stated` where the user wants just that. `requests` are the
-    requests that the KV cache should hold; `shares` says that there may be other models on the device. `learned` is by
-    the device's name. `notes` say what is a guess.
+    requests that the KV cache should hold; `shares` says that there may be other models awake on the device,
+    `has_sleepers` that some may sleep there. `learned` is by the device's name. `notes` say what is a guess.
     """
 
     name: str
@@ -134,6 +134,7 @@ class Need:
     pools: bool = False
     eager: bool = False
     shares: bool = True
+    has_sleepers: bool = True
     stated: Stated = Stated()
     learned: Mapping[str, Learned] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

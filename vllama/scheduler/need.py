@@ -71,6 +71,7 @@ def need_of(
         pools="completion" not in description.capabilities,
         eager=is_given(flags, "--enforce-eager"),
         shares=settings.resident_limit() > 1,
+        has_sleepers=bool(settings.sleep_budget),
         stated=stated_by(flags),
         learned=learned or {},
         notes=shape.notes,

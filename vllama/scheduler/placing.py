@@ -197,9 +197,9 @@ def _kv(need: Need, device: Device, context: int, most: int, size: int) -> int:
     preferred = need.requests * need.kv_bytes(min(context, COMFORTABLE), size)
     if device.kind == "cpu":
         preferred = min(preferred, device.free // _CPU_KV_SHARE, _CPU_KV_MOST)
-    elif need.shares:
+    else:
         usable = max(most - _for_sleepers(need, device), 0)
-        leaves_enough = usable // 2 >= device.total // _LEFT_FOR_OTHERS
+        leaves_enough = need.shares and usable // 2 >= device.total // _LEFT_FOR_OTHERS
         preferred = min(preferred, usable // 2 if leaves_enough else usable)
     least = need.kv_bytes(context, size)
     return min(max(math.ceil(max(preferred, least, _SMALLEST_KV) / MIB) * MIB, MIB), most)
@@ -223,7 +223,7 @@ def _context(need: Need, kv: int, reserve: int, size: int) -> int:
 
 def _for_sleepers(need: Need, device: Device) -> int:
     """The bytes that stay free for what other models hold of the device while they sleep."""
-    return device.total // _LEFT_FOR_SLEEPERS if need.shares and device.kind == "gpu" else 0
+    return device.total // _LEFT_FOR_SLEEPERS if need.has_sleepers and device.kind == "gpu" else 0
 
 
 def _explain(need: Need, devices: Sequence[Device], claims: Sequence[Claim], context: int = 0) -> Unfit:
