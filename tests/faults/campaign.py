@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,15 +56,28 @@ def drawn(number: int, dice: random.Random) -> list[Kind]:
 
 
 def run(
-    store: Path, number: int, seed: int, on_result: Callable[[Result], None], only: Sequence[str] = ()
+    store: Path,
+    number: int,
+    seed: int,
+    on_result: Callable[[Result], None],
+    *,
+    only: Sequence[str] = (),
+    skip: int = 0,
+    seconds: float = inf,
 ) -> list[Result]:
-    """Inject so many faults into a server of this store, which `scene.stock` has filled."""
+    """Inject so many faults into a server of this store, which `scene.stock` has filled.
+
+    The first `skip` of them are left out, and what would come after so many seconds.
+    """
     dice = random.Random(seed)
     kinds = drawn(number, dice) if not only else [kind for kind in KINDS if kind.name in only] * number
     server = Server(store, environ=ENVIRONMENT)
-    results = []
+    results: list[Result] = []
+    end = time.monotonic() + seconds
     try:
-        for kind in kinds[:number]:
+        for kind in kinds[skip:number]:
+            if time.monotonic() > end:
+                break
             results.append(_one(server, kind, dice))
             on_result(results[-1])
     finally:

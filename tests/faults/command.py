@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 import click
@@ -28,6 +29,8 @@ from vllama.store.model_store import ModelStore
 @click.option(
     "--only", multiple=True, type=click.Choice([kind.name for kind in KINDS]), help="This kind alone; repeatable."
 )
+@click.option("--skip", default=0, help="Leave out so many of them: those that an earlier run of this seed had.")
+@click.option("--minutes", type=float, help="Inject no more after so long.")
 @click.option("--snapshot", type=click.Path(exists=True, path_type=Path), help="Model to serve; default: the tiny one.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results to this file.")
 @click.option(
@@ -37,6 +40,8 @@ def command(
     number: int,
     seed: int,
     only: tuple[str, ...],
+    skip: int,
+    minutes: float | None,
     snapshot: Path | None,
     json_file: Path | None,
     files: tuple[Path, ...],
@@ -52,31 +57,36 @@ def command(
     if files:
         results = [result for file in files for result in from_json(json.loads(file.read_text())["faults"])]
     else:
-        results = _inject(number, seed, only, snapshot, json_file)
+        report = _Report(seed, json_file)
+        with tempfile.TemporaryDirectory(prefix="vllama-faults-") as directory:
+            store = ModelStore(Path(directory) / "models")
+            stock(store, snapshot or _tiny(Path(directory) / "tiny"))
+            seconds = minutes * 60 if minutes else inf
+            results = run(store.root, number, seed, report.add, only=only, skip=skip, seconds=seconds)
     click.echo("\n".join(table(results)))
     sys.exit(0 if all(result.is_fine for result in results) else 1)
 
 
-def _inject(number: int, seed: int, only: tuple[str, ...], snapshot: Path | None, file: Path | None) -> list[Result]:
-    done = 0
-    began = time.monotonic()
+class _Report:
+    """Tells of each result as it comes, and keeps a file with all of them."""
 
-    def tell(result: Result) -> None:
-        nonlocal done
-        done += 1
+    def __init__(self, seed: int, file: Path | None) -> None:
+        self._about = {"seed": seed, **_environment()}
+        self._file = file
+        self._began = time.monotonic()
+        self._results: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        self._results.append(result)
+        verdict = "ok " if result.is_fine else "BAD"
         back = f"back after {result.recovery:.1f} s" if result.recovery is not None else "NOT BACK"
-        click.echo(f"{done:4d} {'ok ' if result.is_fine else 'BAD'} {result.kind}: {result.outcomes}, {back}", err=True)
+        click.echo(f"{len(self._results):4d} {verdict} {result.kind}: {result.outcomes}, {back}", err=True)
         if not result.is_fine:
             click.echo(f"     {result}", err=True)
-
-    with tempfile.TemporaryDirectory(prefix="vllama-faults-") as directory:
-        store = ModelStore(Path(directory) / "models")
-        stock(store, snapshot or _tiny(Path(directory) / "tiny"))
-        results = run(store.root, number, seed, tell, only)
-    if file is not None:
-        about = {"seed": seed, "seconds": round(time.monotonic() - began), **_environment()}
-        file.write_text(json.dumps({**about, "faults": as_json(results)}, indent=1) + "\n")
-    return results
+        if self._file is not None:
+            seconds = round(time.monotonic() - self._began)
+            content = {**self._about, "seconds": seconds, "faults": as_json(self._results)}
+            self._file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _tiny(directory: Path) -> Path:
