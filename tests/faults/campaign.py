@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -64,14 +64,15 @@ def run(
     only: Sequence[str] = (),
     skip: int = 0,
     seconds: float = inf,
+    environ: Mapping[str, str] | None = None,
 ) -> list[Result]:
     """Inject so many faults into a server of this store, which `scene.stock` has filled.
 
-    The first `skip` of them are left out, and what would come after so many seconds.
+    The first `skip` of them are left out, and what would come after so many seconds. `environ` is for the server.
     """
     dice = random.Random(seed)
     kinds = drawn(number, dice) if not only else [kind for kind in KINDS if kind.name in only] * number
-    server = Server(store, environ=ENVIRONMENT)
+    server = Server(store, environ={**ENVIRONMENT, **(environ or {})})
     results: list[Result] = []
     end = time.monotonic() + seconds
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults.clients import Ask, some_asks
-from faults.scene import DAMAGED, HUNGRY, LOGLESS, SHARDLESS, Scene
+from faults.scene import DAMAGED, HUNGRY, LOGLESS, SHARDLESS, STARVED, Scene
 
 _FEW_TOKENS = 16
 
@@ -102,7 +102,7 @@ def _spare_killed(scene: Scene) -> None:
 
 def _out_of_memory(scene: Scene) -> None:
     scene.injected()
-    scene.send(some_asks(scene.dice, 3, _FEW_TOKENS), HUNGRY)
+    scene.send(some_asks(scene.dice, 3, _FEW_TOKENS), scene.dice.choice([HUNGRY, STARVED]))
 
 
 def _disk_full(scene: Scene) -> None:

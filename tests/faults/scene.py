@@ -23,8 +23,8 @@ from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
 
 MODEL = "tiny:latest"
-HUNGRY = "hungry:latest"
-"""Asks for more KV cache than any machine has."""
+HUNGRY, STARVED = "hungry:latest", "starved:latest"
+"""One asks for more KV cache than any machine has, the other gets less than a single request needs."""
 LOGLESS = "logless:latest"
 """Its worker's log is on a full disk, or cannot be opened."""
 DAMAGED, SHARDLESS = "damaged:latest", "shardless:latest"
@@ -45,8 +45,9 @@ GONE = 20.0
 def stock(store: ModelStore, snapshot: Path) -> None:
     """Put the models of a campaign into a store: a snapshot that works, and what becomes of it in worse hands."""
     sound = _take_in(store, MODEL, snapshot)
-    kv_cache = ("--kv-cache-memory-bytes", str(10**14))
-    store.put(replace(sound, name=ModelName.parse(HUNGRY), engine_flags=kv_cache))
+    for name, kv_cache in ((HUNGRY, 10**14), (STARVED, 10**5)):
+        flags = ("--kv-cache-memory-bytes", str(kv_cache), "--max-model-len", "2048")
+        store.put(replace(sound, name=ModelName.parse(name), engine_flags=flags))
     store.put(replace(sound, name=ModelName.parse(LOGLESS), engine_flags=("--seed", "7")))
     for name, file in ((DAMAGED, "config.json"), (SHARDLESS, "model.safetensors")):
         copy = store.root / "broken" / name.partition(":")[0]
@@ -71,7 +72,7 @@ class Scene:
         self.server = server
         self.dice = dice
         self.crowds: list[Crowd] = []
-        self.injected_at = 0.0
+        self.injected_at = time.monotonic()
         self._segments: set[Path] = set()
 
     def loaded(self) -> Worker:
@@ -110,8 +111,9 @@ class Scene:
 
     def engine_of(self, worker: Worker) -> Process | None:
         """The worker's EngineCore; None where it has none yet."""
-        members = self.server.tree.living()
-        return next((p for p in members if p.session == worker.main.session and "EngineCore" in p.title), None)
+        members = self.server.tree.living()  # a worker that was seen as it started may have led no session yet
+        session = next((p.session for p in members if p.pid == worker.main.pid), None)
+        return next((p for p in members if p.session == session and "EngineCore" in p.title), None)
 
     def wait_for_engine(self, worker: Worker) -> Process:
         """EngineCore, as soon as it is there."""

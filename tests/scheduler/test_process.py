@@ -246,7 +246,7 @@ async def test_a_worker_that_could_not_write_its_log_tells_of_the_full_disk(
 async def test_a_log_that_cannot_be_written_is_an_error_with_its_cause(tmp_path: Path) -> None:
     (tmp_path / "logs").touch()
     spec = WorkerSpec([], {}, tmp_path / "1.sock", tmp_path / "logs" / "m.log", Memory(0, 0), command("silent"))
-    with pytest.raises(LoadFailed, match=r"^the worker's log cannot be written: .*File exists"):
+    with pytest.raises(LoadFailed, match=r"^the worker's log cannot be written: .*File exists.*; check the dir"):
         await WorkerProcess.start(spec)
 
 

@@ -91,8 +91,9 @@ def diagnose(log: str, status: int | None = None) -> Diagnosis:
 
 
 def diagnose_error(error: OSError) -> Diagnosis:
-    """The cause of an error of our own."""
-    return diagnose(f"{type(error).__name__}: {error}")
+    """The cause of an error of our own with a file."""
+    text = f"{type(error).__name__}: {error}"
+    return diagnose(text).known_or(Diagnosis("", text, "check the directory and who may write to it"))
 
 
 def cleaned(log: str) -> str:
