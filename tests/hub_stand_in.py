@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import threading
 from collections import deque
@@ -73,11 +72,18 @@ class HubStandIn:
         self.faults: dict[str, deque[Fault]] = {}
         self.url = ""
 
-    def environment(self, home: Path) -> dict[str, str]:
-        """Return this process's environment with the stand-in as the only Hub there is, and `home` for HF_HOME."""
-        unset = {"HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN_PATH"}
-        kept = {key: value for key, value in os.environ.items() if key not in unset}
-        return {**kept, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_ENDPOINT": self.url}
+    def variables(self, home: Path) -> dict[str, str]:
+        """Return the variables with which the stand-in is the only Hub there is, and `home` has all that is kept."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN": "",
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
 
     def misbehave(self, path: str, *faults: Fault) -> None:
         """Let the next requests for the bytes of this file fail, one after another."""

