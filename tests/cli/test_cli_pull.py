@@ -29,14 +29,20 @@ class Pulled:
 
     def __init__(self) -> None:
         self.store: ModelStore | None = None
-        self.asked: list[tuple[ModelName, Path | None, bool]] = []
+        self.asked: list[tuple[ModelName, Path | None, bool, bool]] = []
         self.error: Exception | None = None
 
     def __call__(
-        self, store: ModelStore, name: ModelName, *, from_path: Path | None = None, force: bool = False
+        self,
+        store: ModelStore,
+        name: ModelName,
+        *,
+        from_path: Path | None = None,
+        force: bool = False,
+        trust_remote_code: bool = False,
     ) -> Iterator[Progress]:
         self.store = store
-        self.asked.append((name, from_path, force))
+        self.asked.append((name, from_path, force, trust_remote_code))
         yield from STEPS[:2]
         if self.error:
             raise self.error
@@ -53,7 +59,7 @@ def pulled(monkeypatch: pytest.MonkeyPatch) -> Pulled:
 def test_pull_needs_no_server(vllama: Vllama, pulled: Pulled, no_server: str) -> None:
     result = vllama("pull", "smollm2:135m")
     assert result.exit_code == 0
-    assert pulled.asked == [(ModelName.parse("smollm2:135m"), None, False)]
+    assert pulled.asked == [(ModelName.parse("smollm2:135m"), None, False, False)]
 
 
 def test_pull_writes_plain_lines_where_there_is_no_terminal(vllama: Vllama, pulled: Pulled) -> None:
@@ -70,7 +76,12 @@ def test_pull_as_json_prints_one_record_a_line(vllama: Vllama, pulled: Pulled) -
 
 def test_pull_takes_a_path_and_can_be_forced(vllama: Vllama, pulled: Pulled, tmp_path: Path) -> None:
     assert vllama("pull", "mine", "--from", str(tmp_path), "--force").exit_code == 0
-    assert pulled.asked == [(ModelName.parse("mine"), tmp_path, True)]
+    assert pulled.asked == [(ModelName.parse("mine"), tmp_path, True, False)]
+
+
+def test_pull_trusts_code_only_where_that_is_said(vllama: Vllama, pulled: Pulled) -> None:
+    assert vllama("pull", "mine", "--trust-remote-code").exit_code == 0
+    assert pulled.asked == [(ModelName.parse("mine"), None, False, True)]
 
 
 def test_pull_writes_into_the_store_that_the_settings_name(
@@ -202,7 +213,7 @@ def test_a_path_is_pulled_under_its_last_part(vllama: Vllama, pulled: Pulled, tm
     directory.mkdir()
     path = spelling.format(directory)
     assert vllama("pull", path).exit_code == 0
-    assert pulled.asked == [(ModelName.parse("Qwen2.5-7B"), Path(path), False)]
+    assert pulled.asked == [(ModelName.parse("Qwen2.5-7B"), Path(path), False, False)]
 
 
 def test_a_path_that_is_not_there_is_named(vllama: Vllama, pulled: Pulled) -> None:

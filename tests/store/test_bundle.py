@@ -230,8 +230,8 @@ class TestStage:
     def test_a_model_that_passes_flags_to_vllm_is_refused(
         self, store: ModelStore, one: Manifest, tmp_path: Path
     ) -> None:
-        store.put(replace(one, engine_flags=("--trust-remote-code",)))
-        with pytest.raises(StoreError, match=r"passes flags to vLLM .--trust-remote-code"):
+        store.put(replace(one, engine_flags=("--trust-remote-code", "--seed=1")))
+        with pytest.raises(StoreError, match=r"passes flags to vLLM .--seed=1"):
             run(stage(store, [ONE], tmp_path / "bundle"))
 
     def test_a_disk_without_room_is_told_before_anything_is_copied(
@@ -389,7 +389,8 @@ class TestLoad:
             (lambda it: it["files"][0].update(path="./" + it["files"][1]["path"]), "names a file twice"),
             (lambda it: it["files"][0].update(size=1), "has not in that size"),
             (lambda it: it["files"][0].update(sha256="0" * 64), "has not in that size"),
-            (lambda it: it.update(engine_flags=["--trust-remote-code"]), "passes flags to vLLM"),
+            (lambda it: it.update(engine_flags=["--seed=1"]), "passes flags to vLLM"),
+            (lambda it: it.update(engine_flags=["--trust-remote-code"]), "brings code of its own"),
             (lambda it: it.update(name="other:latest"), "is that of 'other:latest'"),
             (lambda it: it.update(format_version=99), "format version 99"),
         ],

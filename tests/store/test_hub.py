@@ -196,15 +196,6 @@ class TestAPull:
             sha256(files["model.safetensors"])
         }
 
-    def test_code_of_the_repository_is_left_out_and_said_so(
-        self, store: ModelStore, repository: Repository, files: dict[str, bytes]
-    ) -> None:
-        config = json.loads(files["config.json"]) | {"auto_map": {"AutoConfig": "modeling_tiny.TinyConfig"}}
-        repository.files = files | {"config.json": json.dumps(config).encode()}
-        statuses = [step.status for step in _pull(store)]
-        assert "left out the repository's own code (modeling_tiny.py), which is never run" in statuses
-        assert not list(store.get(NAME).snapshot.rglob("*.py"))
-
     def test_nothing_but_a_name_a_version_and_the_token_is_told(
         self, store: ModelStore, repository: Repository, hub: HubStandIn
     ) -> None:

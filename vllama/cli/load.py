@@ -21,8 +21,13 @@ Examples:
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("names", nargs=-1)
 @click.option("--link", is_flag=True, help="Share the files with the bundle, on one disk, instead of copying them.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the workers of models that were pulled with this option run the Python code that came with them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
-def command(directory: Path, names: tuple[str, ...], *, link: bool, as_json: bool) -> None:
+def command(directory: Path, names: tuple[str, ...], *, link: bool, trust_remote_code: bool, as_json: bool) -> None:
     """Take models out of a bundle, which `vllama stage` wrote, into the store (OLLAMA_MODELS).
 
     All of them, or those of these NAMES. Every file is checked; a name is stored when it is whole. A running server
@@ -31,4 +36,5 @@ def command(directory: Path, names: tuple[str, ...], *, link: bool, as_json: boo
     models = [ModelName.parse(name) for name in names]
     from vllama.store.load import load
 
-    report(load(open_store(), directory, models, link=link), as_json=as_json)
+    steps = load(open_store(), directory, models, link=link, trust_remote_code=trust_remote_code)
+    report(steps, as_json=as_json)

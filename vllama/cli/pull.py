@@ -33,8 +33,13 @@ Examples:
     help="Take the model from this directory or file instead of downloading it.",
 )
 @click.option("--force", is_flag=True, help="Fetch it again even if it is stored already.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the model's worker run the Python code that its repository brings. Without this, code is left out.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
-def command(name: str, from_path: Path | None, *, force: bool, as_json: bool) -> None:
+def command(name: str, from_path: Path | None, *, force: bool, trust_remote_code: bool, as_json: bool) -> None:
     """Put a model into the store (OLLAMA_MODELS).
 
     NAME is one of Ollama's library, org/repo on the Hugging Face Hub, or the path of a snapshot directory or
@@ -52,5 +57,5 @@ def command(name: str, from_path: Path | None, *, force: bool, as_json: bool) ->
     from vllama.store.pull import pull
 
     store = ModelStore(settings_file.load(os.environ).models)
-    steps = pull(store, model, from_path=from_path, force=force)
+    steps = pull(store, model, from_path=from_path, force=force, trust_remote_code=trust_remote_code)
     report(steps, as_json=as_json)

@@ -84,6 +84,7 @@ def _model_rows(info: Record) -> list[list[str]]:
         "asked for": metadata.get("vllama.asked"),
         "served": metadata.get("vllama.served"),
         "difference": metadata.get("vllama.difference"),
+        "remote code": metadata.get("vllama.remote_code"),
         "tool parser": metadata.get("vllama.tool_parser"),
         "reasoning parser": metadata.get("vllama.reasoning_parser"),
     }

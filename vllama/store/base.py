@@ -120,9 +120,9 @@ def from_path(store: ModelStore, name: ModelName, path: Path) -> Steps:
     return (yield from from_gguf(store, name, file.sha256, path))
 
 
-def in_place(name: ModelName, directory: Path) -> Steps:
-    """Make a manifest of a snapshot directory, which is not copied. Raises StoreError."""
-    paths = find_files(directory)
+def in_place(name: ModelName, directory: Path, *, code: bool = False) -> Steps:
+    """Make a manifest of a snapshot directory, which is not copied; with `code`, of its code too. Raises StoreError."""
+    paths = find_files(directory, code=code)
     started = datetime.now(UTC)  # a file that changes while it is hashed is newer than this
     files = yield from hash_files(directory, paths)
     manifest = plain_manifest(name, directory, files, Source("local", str(directory), ""), started)

@@ -29,6 +29,7 @@ from vllama.names import ModelName
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import write_atomically
 from vllama.store.peft import CONFIG, WEIGHTS
+from vllama.store.remote_code import TRUST, is_code, is_trusted
 from vllama.store.snapshot import counts
 
 FORMAT_VERSION = 1
@@ -127,8 +128,11 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
     write_atomically(directory / INDEX, bundle.to_json())
 
 
-def read_manifest(directory: Path, bundle: Bundle, model: BundledModel) -> Manifest:
-    """Return the manifest of the name, checked against everything that bundle.json says. Raises StoreError."""
+def read_manifest(directory: Path, bundle: Bundle, model: BundledModel, *, trusted: bool) -> Manifest:
+    """Return the manifest of the name, checked against everything that bundle.json says. Raises StoreError.
+
+    `trusted` says that the model may bring code, which its worker will run.
+    """
     called = f"the manifest of '{model.name}'"
     try:
         with open_inside(directory, MANIFESTS, stored_as(model.manifest)) as file:
@@ -146,18 +150,28 @@ def read_manifest(directory: Path, bundle: Bundle, model: BundledModel) -> Manif
     for entry in chain(*manifest.snapshots.values()):
         if bundle.files.get(entry.sha256) != entry.size:
             raise StoreError(f"{called} in the bundle names {entry.path}, which {INDEX} has not in that size")
-    check_is_data(manifest)
+    check_is_data(manifest, trusted=trusted)
     return manifest
 
 
-def check_is_data(manifest: Manifest) -> None:
-    """Raise StoreError where a model is more than weights, settings and texts: a bundle brings no code and no flags."""
-    if manifest.engine_flags:
-        flags = " ".join(manifest.engine_flags)
+def check_is_data(manifest: Manifest, *, trusted: bool) -> None:
+    """Raise StoreError where a model is more than weights, settings and texts: a bundle brings no flags, and no code.
+
+    Code is let through where it is `trusted`.
+    """
+    if others := [flag for flag in manifest.engine_flags if flag != TRUST]:
+        flags = " ".join(others)
         raise StoreError(f"'{manifest.name}' passes flags to vLLM ({flags}); pass them to `vllama serve` instead")
+    has_code = is_trusted(manifest.engine_flags)
+    if has_code and not trusted:
+        code = ", ".join(sorted(file.path for file in manifest.files if is_code(file.path)))
+        raise StoreError(
+            f"'{manifest.name}' brings code of its own, which its worker would run ({code}): load it with {TRUST} if "
+            "you trust who wrote it and the bundle, or name the other models"
+        )
     for files in manifest.snapshots.values():
         paths = [file.path for file in files]
-        if strange := sorted(path for path in paths if not counts(path)):
+        if strange := sorted(path for path in paths if not counts(path, code=has_code)):
             raise StoreError(f"'{manifest.name}' has files that are none of a model's: {', '.join(strange)}")
         if len({Path(path) for path in paths}) != len(paths):
             raise StoreError(f"'{manifest.name}' names a file twice")

@@ -20,17 +20,23 @@ from vllama.store.progress import Progress
 
 
 def load(
-    store: ModelStore, directory: Path, names: Iterable[ModelName] = (), *, link: bool = False
+    store: ModelStore,
+    directory: Path,
+    names: Iterable[ModelName] = (),
+    *,
+    link: bool = False,
+    trust_remote_code: bool = False,
 ) -> Generator[Progress, None, None]:
     """Bring these models of the bundle, or all, into the store; the last step is "success".
 
     A name is stored when all its files are there and checked: until then it stays as it was, and so after a kill; the
     next run goes on with the files that were copied. With `link` files are not copied but shared with the bundle, on
-    one file system. Raises StoreError, which names the file, where the bundle is damaged or is not to be trusted.
+    one file system. With `trust_remote_code` models may bring code, which their workers will run.
+    Raises StoreError, which names the file, where the bundle is damaged or is not to be trusted.
     """
     yield Progress("reading the bundle")
     bundle = read_bundle(directory)
-    manifests = [read_manifest(directory, bundle, model) for model in bundle.choose(names)]
+    manifests = [read_manifest(directory, bundle, model, trusted=trust_remote_code) for model in bundle.choose(names)]
     groups: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         groups.setdefault(manifest.weights_digest, []).append(manifest)

@@ -6,18 +6,22 @@ from vllama.errors import InvalidName
 from vllama.names import ModelName
 from vllama.store.family import BITS, bits_asked, quantisation_asked
 from vllama.store.manifest import Manifest, Source
+from vllama.store.remote_code import is_code, is_trusted
 
 _COMMIT_DIGITS = 12
 
 
 def provenance(manifest: Manifest, quantization: str) -> dict[str, str]:
-    """Return what `/api/show` tells of a model that was pulled, as entries of `model_info`; nothing of others.
+    """Return what `/api/show` tells of a model that was pulled, as entries of `model_info`.
 
-    `quantization` is that of the weights. `vllama.difference` is there only where the tag asked for another one.
+    `quantization` is that of the weights. `vllama.difference` is there only where the tag asked for another one,
+    `vllama.remote_code` where the model's own code is run.
     """
+    code = ", ".join(file.path for file in manifest.files if is_code(file.path))
+    told = {"vllama.remote_code": f"trusted, run by the worker: {code}"} if is_trusted(manifest.engine_flags) else {}
     if not manifest.asked:
-        return {}
-    told = {"vllama.asked": manifest.asked, "vllama.served": f"{_origin(manifest.source)} ({quantization})"}
+        return told
+    told |= {"vllama.asked": manifest.asked, "vllama.served": f"{_origin(manifest.source)} ({quantization})"}
     asked, served = bits_asked(_quantisation(manifest.asked)), BITS.get(quantization.lower(), 0)
     if asked and served and asked != served:
         told["vllama.difference"] = f"{asked} bits a weight were asked for, {served} are served"

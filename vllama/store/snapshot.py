@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from vllama.errors import ManifestCorrupt, StoreError
+from vllama.store.remote_code import is_code
 
 _SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
 _LICENSES = ("license", "notice")
@@ -23,8 +24,8 @@ _TOKENIZERS = {
 INDEX = "model.safetensors.index.json"
 
 
-def find_files(directory: Path) -> list[str]:
-    """Return the paths, relative and sorted, of the files that a worker may read.
+def find_files(directory: Path, *, code: bool = False) -> list[str]:
+    """Return the paths, relative and sorted, of the files that a worker may read; with `code`, and run.
 
     Raises StoreError where the directory cannot be served, saying what is missing.
     """
@@ -42,7 +43,7 @@ def find_files(directory: Path) -> list[str]:
         raise StoreError(f"{directory} is not whole: {INDEX} names {', '.join(sorted(lacking))}, not there")
     if not top & _TOKENIZERS and not any(path.endswith(".tiktoken") for path in top):
         raise StoreError(f"{directory} has no tokenizer (tokenizer.json, tokenizer.model, vocab.txt, …)")
-    return [path for path in present if counts(path)]
+    return [path for path in present if counts(path, code=code)]
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -56,9 +57,11 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def counts(path: str) -> bool:
-    """Whether a worker may read a file of this name: settings, weights, tokenizer, templates, licence."""
+def counts(path: str, *, code: bool = False) -> bool:
+    """Whether a worker may read a file of this name: settings, weights, tokenizer, templates, licence; or `code`."""
     name = Path(path).name.lower()
+    if is_code(name):
+        return code
     return Path(name).suffix in _SUFFIXES or name.startswith(_LICENSES)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from vllama.errors import ManifestCorrupt, ModelNotFound
@@ -11,6 +12,7 @@ from vllama.names import ModelName
 from vllama.store.manifest import Manifest, ManifestFile
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
+from vllama.store.remote_code import TRUST, check_can_run, is_code, own_modules
 
 
 class PullSource(Protocol):
@@ -57,3 +59,20 @@ def put(store: ModelStore, manifest: Manifest) -> Iterator[Progress]:
     """Store the manifest with the name that was asked for, and say so."""
     yield Progress("writing manifest")
     store.put(replace(manifest, asked=manifest.name.display))
+
+
+def tell_of_code(
+    name: ModelName, origin: str, snapshot: Path, files: Collection[str], *, trusted: bool
+) -> Iterator[Progress]:
+    """Say what becomes of the code that the snapshot brings: left out, or one of the `files` that are taken.
+
+    Raises SourceUnavailable where code is trusted that is not there.
+    """
+    if trusted:
+        check_can_run(origin, snapshot, files)
+        yield Progress(f"the model's worker will run its own code: {', '.join(sorted(filter(is_code, files)))}")
+    elif code := own_modules(snapshot):
+        yield Progress(
+            f"left out its own code ({', '.join(code)}), which is never run; if the model does not load without it, "
+            f"and you trust {origin}: vllama pull {TRUST} {name.display}"
+        )

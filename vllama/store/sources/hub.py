@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,15 +12,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vllama.errors import ManifestCorrupt, StoreError
+from vllama.errors import SourceUnavailable, StoreError
 from vllama.names import ModelName
 from vllama.store.base import from_path, held_file, plain_manifest
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
+from vllama.store.remote_code import TRUST, is_trusted
 from vllama.store.snapshot import find_files
-from vllama.store.sources.base import bars, progress_of, put, stored_whole
+from vllama.store.sources.base import bars, progress_of, put, stored_whole, tell_of_code
 from vllama.store.sources.hub_listing import (
     Listing,
     RemoteFile,
@@ -49,32 +49,36 @@ class HubSource:
     """One repository. `revision` is a branch, tag or commit, or the quantisation of a GGUF file ("Q4_K_M").
 
     `license` is told where neither a file nor the repository's card tells one; `gated` is what the catalogue knows.
+    `trusted` takes the repository's own code along, and lets the model's worker run it.
     """
 
     repository: str
     revision: str = MAIN
     license: str = ""
     gated: bool = False
+    trusted: bool = False
     patience: Patience = field(default=Patience())
 
     def pull(self, store: ModelStore, name: ModelName, *, force: bool) -> Generator[Progress, None, None]:
         """See PullSource."""
         is_pinned = _COMMIT.fullmatch(self.revision) is not None
         pinned = Source("hub", self.repository, self.revision)
-        if is_pinned and not force and (stored := _current(store, name, pinned)):
+        if is_pinned and not force and (stored := self._current(store, name, pinned)):
             yield from bars(stored)  # nobody need be asked
             return
         label = label_of(self.revision)
         with HubProcess(self.patience, gated=self.gated) as hub:
             listing = hub.list_files(self.repository, MAIN if label else self.revision)
             gguf = gguf_file(listing, label) if label or _is_gguf_only(listing) else None
-            wanted = [gguf] if gguf else snapshot_files(listing)
+            if gguf and self.trusted:
+                raise SourceUnavailable(f"a GGUF file brings no code: leave out {TRUST}")
+            wanted = [gguf] if gguf else snapshot_files(listing, code=self.trusted)
             locator = f"{self.repository}/{gguf.path}" if gguf else self.repository
             source = Source("hub", locator, listing.commit)
             key = _staging_key(locator)
             yield from _wait_for_others(store, key)
             with store.staging(key, resume=True) as staging:
-                if not force and (stored := _current(store, name, source)):
+                if not force and (stored := self._current(store, name, source)):
                     yield from bars(stored)
                     return
                 if gguf and not force and (twin := _converted(store, source)):
@@ -89,15 +93,37 @@ class HubSource:
                 if gguf:
                     manifest = yield from from_path(store, name, staging / "files" / gguf.key)
                 else:
-                    manifest = yield from _make_snapshot(store, name, files, wanted, staging)
+                    manifest = yield from self._make_snapshot(store, name, files, wanted, staging)
                 described = describe(manifest)  # damaged settings are refused now, not when a client asks
                 stated = "" if described.license else listing.license or self.license
                 yield from put(store, replace(manifest, source=source, license=stated))
 
+    def _current(self, store: ModelStore, name: ModelName, source: Source) -> Manifest | None:
+        """Return what is stored, if it is this. Who trusted its code need not say so again."""
+        stored = stored_whole(store, name)
+        is_enough = stored and stored.source == source and (is_trusted(stored.engine_flags) or not self.trusted)
+        return stored if is_enough else None
 
-def _current(store: ModelStore, name: ModelName, source: Source) -> Manifest | None:
-    stored = stored_whole(store, name)
-    return stored if stored and stored.source == source else None
+    def _make_snapshot(
+        self, store: ModelStore, name: ModelName, files: list[ManifestFile], wanted: list[RemoteFile], staging: Path
+    ) -> Generator[Progress, None, Manifest]:
+        """Give the files their paths, by links: what a kill interrupts here is done again."""
+        snapshot = staging / "snapshot"
+        shutil.rmtree(snapshot, ignore_errors=True)
+        for file in wanted:
+            target = snapshot / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(staging / "files" / file.key, target)
+        yield Progress("verifying sha256 digest")
+        try:
+            usable = set(find_files(snapshot, code=self.trusted))
+            yield from tell_of_code(name, self.repository, snapshot, usable, trusted=self.trusted)
+        except StoreError as error:
+            raise type(error)(str(error).replace(str(snapshot), "the repository")) from None
+        kept = tuple(file for file in files if file.path in usable)
+        place = store.adopt(snapshot, content_digest(kept))
+        plain = plain_manifest(name, place, kept, Source("hub", "", ""), datetime.now(UTC))
+        return replace(plain, engine_flags=(TRUST,) if self.trusted else ())
 
 
 def _converted(store: ModelStore, source: Source) -> Manifest | None:
@@ -153,39 +179,6 @@ def _check_room(wanted: list[RemoteFile], directory: Path) -> None:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _make_snapshot(
-    store: ModelStore, name: ModelName, files: list[ManifestFile], wanted: list[RemoteFile], staging: Path
-) -> Generator[Progress, None, Manifest]:
-    """Give the files their paths, by links: what a kill interrupts here is done again."""
-    snapshot = staging / "snapshot"
-    shutil.rmtree(snapshot, ignore_errors=True)
-    for file in wanted:
-        target = snapshot / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(staging / "files" / file.key, target)
-    yield Progress("verifying sha256 digest")
-    try:
-        usable = set(find_files(snapshot))
-    except StoreError as error:
-        raise StoreError(str(error).replace(str(snapshot), "the repository")) from None
-    if code := _own_code(snapshot):
-        yield Progress(f"left out the repository's own code ({code}), which is never run")
-    kept = tuple(file for file in files if file.path in usable)
-    place = store.adopt(snapshot, content_digest(kept))
-    return plain_manifest(name, place, kept, Source("hub", "", ""), datetime.now(UTC))
-
-
-def _own_code(snapshot: Path) -> str:
-    """Return the modules that config.json would run if it were trusted; "" where it names none."""
-    try:
-        modules = json.loads((snapshot / "config.json").read_bytes()).get("auto_map")
-    except (ValueError, AttributeError) as error:
-        raise ManifestCorrupt(f"the repository's config.json is no JSON object: {error}") from error
-    if not isinstance(modules, dict):
-        return ""
-    return ", ".join(sorted({f"{str(path).partition('.')[0]}.py" for path in modules.values()}))
 
 
 def _wait_for_others(store: ModelStore, key: str) -> Iterator[Progress]:

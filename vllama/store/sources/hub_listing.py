@@ -58,12 +58,12 @@ def label_of(tag: str) -> str:
     return match[1].upper() if match else ""
 
 
-def snapshot_files(listing: Listing) -> list[RemoteFile]:
+def snapshot_files(listing: Listing, *, code: bool = False) -> list[RemoteFile]:
     """Return the files that make a snapshot: weights as safetensors, settings, tokenizer, templates, licence.
 
-    Never pickle and never code. Raises SourceUnavailable where there is no such model, saying what there is.
+    Never pickle; code only with `code`. Raises SourceUnavailable where there is no such model, saying what there is.
     """
-    files = [file for file in listing.files if _is_wanted(file.path)]
+    files = [file for file in listing.files if _is_wanted(file.path, code=code)]
     top = {file.path for file in files if "/" not in file.path}
     if not any(path.endswith(".safetensors") for path in top):
         raise SourceUnavailable(_why_no_weights(listing))
@@ -116,12 +116,13 @@ def has_gguf(listing: Listing) -> bool:
     return any(is_gguf(file.path) for file in listing.files)
 
 
-def _is_wanted(path: str) -> bool:
+def _is_wanted(path: str, *, code: bool) -> bool:
     """Whether a worker may read it. Listings come from elsewhere: a path that leads out of a directory is left out."""
     parts = path.split("/")
     if "\\" in path or "\0" in path or any(part.startswith(".") or not part for part in parts):
         return False
-    return counts(path) and (len(parts) == 1 or (len(parts) == 2 and _SUBFOLDERS.fullmatch(parts[0]) is not None))
+    is_in_place = len(parts) == 1 or (len(parts) == 2 and _SUBFOLDERS.fullmatch(parts[0]) is not None)
+    return is_in_place and counts(path, code=code)
 
 
 def _repeated_weights(top: Iterable[str]) -> set[str]:
