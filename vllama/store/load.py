@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 from vllama.errors import RequestError, StoreError, VllamaError
 from vllama.names import ModelName
 from vllama.store import adapter
-from vllama.store.bundle import FILES, open_inside, read_bundle, read_manifest, size_of, stored_as
+from vllama.store.bundle import FILES, WHEELS, Bundle, open_inside, read_bundle, read_manifest, size_of, stored_as
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
@@ -53,7 +53,24 @@ def load(
                     brought = replace(brought, adapter=replace(manifest.adapter, snapshot=there))
                 yield Progress(f"writing manifest of {manifest.name}")
                 _put(session, brought)
+    yield from _check_wheels(directory, bundle)
     yield Progress("success")
+
+
+def _check_wheels(directory: Path, bundle: Bundle) -> Iterator[Progress]:
+    """Read the wheels, which are there to be installed by pip. Raises StoreError where one is not as it was staged."""
+    for wheel in bundle.wheels:
+        yield Progress(f"checking {WHEELS}/{wheel.path}", f"sha256:{wheel.sha256}", wheel.size)
+        try:
+            open_inside(directory, WHEELS, wheel.path).close()
+            whole = yield from is_whole(directory / WHEELS / wheel.path, wheel)
+        except OSError as error:
+            raise StoreError(f"cannot read {WHEELS}/{wheel.path} in the bundle: {error.strerror}") from error
+        if not whole:
+            raise StoreError(
+                f"{WHEELS}/{wheel.path} in the bundle is damaged; the models are loaded, but do not install it: "
+                "stage the wheels again"
+            )
 
 
 def _key(identity: str) -> str:

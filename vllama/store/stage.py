@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import shutil
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vllama.store.bundle import (
     FILES,
     INDEX,
     MANIFESTS,
+    WHEELS,
     Bundle,
     BundledModel,
     check_is_data,
@@ -29,6 +31,7 @@ from vllama.store.copying import check_room, copy_checked, is_whole, link_checke
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore, sync, write_atomically
 from vllama.store.progress import Progress
+from vllama.store.wheelhouse import UNFINISHED, collect, installed, is_ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,15 @@ class _Wanted:
     file: ManifestFile
 
 
-def stage(store: ModelStore, names: Iterable[ModelName], directory: Path) -> Generator[Progress, None, None]:
+def stage(
+    store: ModelStore, names: Iterable[ModelName], directory: Path, *, wheels: bool = False
+) -> Generator[Progress, None, None]:
     """Add these models to the bundle in `directory`, which is made; the last step is "success".
 
     Names that the bundle has already are replaced, its others stay; files that are there are not written again. Files
-    of the store's own snapshots are linked where the file system can. A kill leaves the bundle that was there before,
-    or none. Raises ModelNotFound, or StoreError where a file is damaged or the disk has no room.
+    of the store's own snapshots are linked where the file system can. `wheels` adds what the installed vllama runs on,
+    or replaces what there is of it. A kill leaves the bundle that was there before, or none. Raises ModelNotFound,
+    SourceUnavailable where pip cannot get a wheel, or StoreError where a file is damaged or the disk has no room.
     """
     yield Progress("reading manifests")
     manifests = {name.key: store.get(name) for name in names}
@@ -63,11 +69,15 @@ def stage(store: ModelStore, names: Iterable[ModelName], directory: Path) -> Gen
         for each in wanted.values():
             yield from _bring(store, each, directory / FILES)
         sync(directory / FILES)
+        if wheels:
+            software = yield from collect(directory / WHEELS, installed())
+        else:
+            software = read_bundle(directory).wheels if (directory / INDEX).exists() else ()
         entries = [*kept, *(_entry(manifest) for manifest in manifests.values())]
         for _, data in entries:
             write_atomically(directory / MANIFESTS / stored_as(_sha256(data)), data)
         yield Progress(f"writing {INDEX}")
-        bundle = _bundle(entries)
+        bundle = _bundle(entries, software)
         write_bundle(directory, bundle)
         _prune(directory, bundle)
     yield Progress("success")
@@ -78,6 +88,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
     try:
         for folder in (FILES, MANIFESTS):
             (directory / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (FILES, MANIFESTS, WHEELS):
             if (directory / folder).is_symlink():
                 raise StoreError(f"{directory / folder} is a link; a bundle has none")
         with (directory / ".stage.lock").open("w") as lock:
@@ -116,14 +127,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _bundle(entries: Iterable[tuple[Manifest, bytes]]) -> Bundle:
+def _bundle(entries: Iterable[tuple[Manifest, bytes]], wheels: tuple[ManifestFile, ...]) -> Bundle:
     models: list[BundledModel] = []
     files: dict[str, int] = {}
     for manifest, data in entries:
         files |= {file.sha256: file.size for file in chain(*manifest.snapshots.values())}
         files[_sha256(data)] = len(data)
         models.append(BundledModel(manifest.name, _sha256(data), manifest.size))
-    return Bundle(tuple(sorted(models, key=lambda model: model.name.key)), files)
+    return Bundle(tuple(sorted(models, key=lambda model: model.name.key)), files, wheels=wheels)
 
 
 def _bytes_to_copy(store: ModelStore, directory: Path, wanted: Iterable[_Wanted]) -> int:
@@ -166,3 +177,9 @@ def _prune(directory: Path, bundle: Bundle) -> None:
                 path.unlink()
     for path in directory.glob(f".{INDEX}.*.tmp"):
         path.unlink()
+    named = {wheel.path for wheel in bundle.wheels}
+    for path in (directory / WHEELS).glob("*"):
+        if is_ours(path.name) and path.name not in named:
+            path.unlink()
+        elif path.name.startswith(UNFINISHED):
+            shutil.rmtree(path)

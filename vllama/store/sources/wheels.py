@@ -11,8 +11,8 @@ import subprocess
 import sys
 import zipfile
 from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from vllama.errors import SourceUnavailable
 
 _LAST_LINES = 8
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_PIP_STEP = re.compile(r"(?:Collecting|Processing|Downloading|Using cached|Building wheel for) (\S+)")
 
 
 def download(package: str, version: str, directory: Path) -> Generator[tuple[int, int], None, None]:
@@ -30,8 +31,35 @@ def download(package: str, version: str, directory: Path) -> Generator[tuple[int
     SourceUnavailable with pip's last lines.
     """
     requirement = f"{package}=={version}"
+    with closing(_run(f"cannot download {requirement}", _pip_command(requirement, directory))) as lines:
+        for line in lines:
+            if progress := _RAW_PROGRESS.match(line):
+                yield int(progress[1]), int(progress[2])
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    yield size, size
+
+
+def pip_wheel(requirements: Path, directory: Path, *options: str) -> Generator[tuple[str, int, int], None, None]:
+    """Leave a wheel of each line of the file in the empty `directory`, without what these need; some may be built.
+
+    Yields what pip is at, bytes fetched of it and bytes in all, as far as it tells. Closing the generator stops it.
+    Raises SourceUnavailable with pip's last lines.
+    """
+    command = _pip("wheel", "--no-deps", "--wheel-dir", str(directory), *options, "--requirement", str(requirements))
+    what = ""
+    with closing(_run("cannot collect wheels", command)) as lines:
+        for line in lines:
+            if progress := _RAW_PROGRESS.match(line):
+                yield what, int(progress[1]), int(progress[2])
+            elif step := _PIP_STEP.match(line.strip()):
+                what = step[1].rpartition("/")[2]
+                yield what, 0, 0
+
+
+def _run(problem: str, command: Sequence[str]) -> Generator[str, None, None]:
+    """Yield the lines that pip prints; closing the generator stops it. Raises SourceUnavailable with its last lines."""
     process = subprocess.Popen(
-        _pip_command(requirement, directory),
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -41,14 +69,11 @@ def download(package: str, version: str, directory: Path) -> Generator[tuple[int
     last: deque[str] = deque(maxlen=_LAST_LINES)
     try:
         for line in process.stdout or ():
-            if progress := _RAW_PROGRESS.match(line):
-                yield int(progress[1]), int(progress[2])
-            elif line.strip():
+            yield line
+            if line.strip() and not _RAW_PROGRESS.match(line):
                 last.append(line.rstrip())
         if process.wait() != 0:
-            raise SourceUnavailable(f"cannot download {requirement} with pip:\n" + "\n".join(last))
-        size = sum(path.stat().st_size for path in directory.iterdir())
-        yield size, size
+            raise SourceUnavailable(f"{problem} with pip:\n" + "\n".join(last))
     finally:  # also where the puller lost interest
         if process.stdout:
             process.stdout.close()
@@ -111,15 +136,18 @@ def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, destination: Path) ->
 
 
 def _pip_command(requirement: str, directory: Path) -> list[str]:
+    return _pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(directory), requirement)
+
+
+def _pip(action: str, *arguments: str) -> list[str]:
     try:
         pip = metadata.version("pip")
     except metadata.PackageNotFoundError as error:
         raise SourceUnavailable(
-            f"cannot download {requirement}: this Python has no pip; run {sys.executable} -m ensurepip"
+            f"cannot fetch wheels: this Python has no pip; run {sys.executable} -m ensurepip"
         ) from error
     major, minor = (int(part) for part in [*re.findall(r"\d+", pip), "0"][:2])
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--dest", str(directory)]
+    command = [sys.executable, "-P", "-m", "pip", action, "--no-input", "--disable-pip-version-check"]
     if (major, minor) >= (24, 1):
         command += ["--progress-bar", "raw"]
-    return [*command, requirement]
+    return [*command, *arguments]
