@@ -11,8 +11,9 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllama.errors import VllamaError
@@ -32,14 +33,14 @@ PROCESSES = 3
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Rounds whose processes live up to `seconds`. Pulls over HTTP need longer lives to get anywhere."""
+    """Rounds whose processes live up to `seconds`, or twice as long as a pull from the Hub takes here."""
 
     rounds: int
     seconds: float
     pulls_from_hub: bool
 
 
-PHASES = (Phase(rounds=62, seconds=0.2, pulls_from_hub=False), Phase(rounds=8, seconds=2.5, pulls_from_hub=True))
+PHASES = (Phase(rounds=62, seconds=0.2, pulls_from_hub=False), Phase(rounds=8, seconds=2.0, pulls_from_hub=True))
 KILLS = PROCESSES * sum(phase.rounds for phase in PHASES)
 
 
@@ -87,7 +88,11 @@ def kill_some(number: int, phase: Phase, store: ModelStore, repository: ModelNam
 def main(root: str, repository: str, *snapshots: str) -> None:
     """Kill in rounds, and check all names after each."""
     store = ModelStore(Path(root))
-    rounds: Sequence[Phase] = [phase for phase in PHASES for _ in range(phase.rounds)]
+    started = time.monotonic()
+    list(pull(store, ModelName.parse(repository)))
+    of_a_pull = time.monotonic() - started
+    phases = [replace(it, seconds=max(it.seconds, 2 * of_a_pull)) if it.pulls_from_hub else it for it in PHASES]
+    rounds: Sequence[Phase] = [phase for phase in phases for _ in range(phase.rounds)]
     kills = 0
     for number, phase in enumerate(rounds):
         kills += kill_some(number, phase, store, ModelName.parse(repository), [Path(path) for path in snapshots])

@@ -301,8 +301,8 @@ def test_kills_at_any_instant_leave_whole_names_and_nothing_after_a_collection(
             timeout=250,
             env={**os.environ, **hub.variables(store.root.parent / "huggingface")},
         )
-        # How many get so far depends on how busy the machine is.
-        assert hub.bytes_requests() > 2, "pulls from the Hub came as far as the bytes"
+        whole = len(hub.repositories["acme/tiny"].files)
+        assert hub.bytes_requests() > whole, "not only the first pull from the Hub came as far as the bytes"
     assert json.loads(done.stdout)["kills"] == KILLS
     report = collect(store, partial=True)
     assert report.failed == []
