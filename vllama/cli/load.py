@@ -26,8 +26,15 @@ Examples:
     is_flag=True,
     help="Let the workers of models that were pulled with this option run the Python code that came with them.",
 )
+@click.option(
+    "--compile-cache",
+    is_flag=True,
+    help="Take what engines have compiled for the models, too. It is code: only from a bundle that you trust.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
-def command(directory: Path, names: tuple[str, ...], *, link: bool, trust_remote_code: bool, as_json: bool) -> None:
+def command(
+    directory: Path, names: tuple[str, ...], *, link: bool, trust_remote_code: bool, compile_cache: bool, as_json: bool
+) -> None:
     """Take models out of a bundle, which `vllama stage` wrote, into the store (OLLAMA_MODELS).
 
     All of them, or those of these NAMES. Every file is checked; a name is stored when it is whole. A running server
@@ -36,5 +43,7 @@ def command(directory: Path, names: tuple[str, ...], *, link: bool, trust_remote
     models = [ModelName.parse(name) for name in names]
     from vllama.store.load import load
 
-    steps = load(open_store(), directory, models, link=link, trust_remote_code=trust_remote_code)
+    steps = load(
+        open_store(), directory, models, link=link, trust_remote_code=trust_remote_code, compile_cache=compile_cache
+    )
     report(steps, as_json=as_json)

@@ -31,8 +31,13 @@ Examples:
     is_flag=True,
     help="Add the wheels of vllama and of all that it runs on, as installed here; pip fetches them.",
 )
+@click.option(
+    "--compile-cache",
+    is_flag=True,
+    help="Add what engines have compiled for these models, for machines like this one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
-def command(names: tuple[str, ...], directory: Path, *, wheels: bool, as_json: bool) -> None:
+def command(names: tuple[str, ...], directory: Path, *, wheels: bool, compile_cache: bool, as_json: bool) -> None:
     """Write models of the store (OLLAMA_MODELS) as a bundle.
 
     A bundle is a directory with all their files and checksums. On the machine that it is carried to, `vllama load`
@@ -43,4 +48,5 @@ def command(names: tuple[str, ...], directory: Path, *, wheels: bool, as_json: b
 
     store = open_store()
     with with_hint(store):
-        report(stage(store, models, directory, wheels=wheels), as_json=as_json)
+        steps = stage(store, models, directory, wheels=wheels, compile_cache=compile_cache)
+        report(steps, as_json=as_json)

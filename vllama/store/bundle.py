@@ -17,7 +17,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ import orjson
 from vllama import __version__
 from vllama.errors import InvalidName, ManifestCorrupt, StoreError
 from vllama.names import ModelName
-from vllama.store.manifest import Manifest, ManifestFile
+from vllama.store.manifest import Manifest, ManifestFile, parse_file
 from vllama.store.model_store import write_atomically
 from vllama.store.peft import CONFIG, WEIGHTS
 from vllama.store.remote_code import TRUST, is_code, is_trusted
@@ -58,13 +58,15 @@ class BundledModel:
 class Bundle:
     """What bundle.json says. `files` maps the sha256 of every file, those of the manifests too, to its bytes.
 
-    `wheels` are the files in the directory of that name, where there are any.
+    `wheels` are the files in the directory of that name, `caches` what engines have compiled for models, by the
+    `weights_digest` of these, where there are any.
     """
 
     models: tuple[BundledModel, ...]
     files: Mapping[str, int]
     vllama_version: str = __version__
     wheels: tuple[ManifestFile, ...] = ()
+    caches: Mapping[str, tuple[ManifestFile, ...]] = field(default_factory=dict)
 
     def choose(self, names: Iterable[ModelName]) -> list[BundledModel]:
         """Return the models of these names, all where there are none. Raises StoreError where one is not here."""
@@ -86,6 +88,7 @@ class Bundle:
             ],
             "files": [{"sha256": sha256, "size": size} for sha256, size in sorted(self.files.items())],
             "wheels": self.wheels,
+            "caches": [{"weights": weights, "files": files} for weights, files in sorted(self.caches.items())],
         }
         return orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -112,8 +115,12 @@ class Bundle:
                 ManifestFile(_wheel_name(entry["path"]), _size(entry["size"]), _checksum(entry))
                 for entry in record.get("wheels", ())  # older bundles have none
             )
-            return cls(models, files, str(record["vllama_version"]), wheels)
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidName) as error:
+            caches = {
+                _digest(entry["weights"]): tuple(_cached(file, files) for file in entry["files"])
+                for entry in record.get("caches", ())
+            }
+            return cls(models, files, str(record["vllama_version"]), wheels, caches)
+        except (ManifestCorrupt, KeyError, TypeError, ValueError, AttributeError, InvalidName) as error:
             raise StoreError(f"{INDEX} is damaged: {error!r}") from error
 
 
@@ -228,10 +235,20 @@ def _read_json(file: BinaryIO) -> bytes:
 
 
 def _checksum(entry: dict[str, Any]) -> str:
-    sha256: str = entry["sha256"]
-    if not _SHA256.fullmatch(sha256):
-        raise ValueError(sha256)
-    return sha256
+    return _digest(entry["sha256"])
+
+
+def _digest(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def _cached(entry: dict[str, Any], files: Mapping[str, int]) -> ManifestFile:
+    file = parse_file(entry)
+    if files.get(file.sha256) != file.size:
+        raise ValueError(file.path)
+    return file
 
 
 def _wheel_name(path: object) -> str:

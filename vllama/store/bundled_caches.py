@@ -1,0 +1,69 @@
+"""What engines have compiled for a model (`vllama.store.caches`), in a bundle.
+
+It is code that engines run: staged and loaded only where that is asked for, and who loads it trusts the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from vllama.errors import StoreError
+from vllama.store import caches
+from vllama.store.bundle import FILES, open_inside, stored_as
+from vllama.store.copying import check_room, copy_checked, is_whole
+from vllama.store.hashing import hash_file
+from vllama.store.manifest import ManifestFile
+from vllama.store.progress import Progress
+
+
+def stage_cache(root: Path, weights: str, directory: Path) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
+    """Have the cache of the model with these weights in the bundle, and return its files; `root` is the store's.
+
+    Copied and not linked: engines write to it. Raises StoreError, also where one does so now.
+    """
+    listed = sorted(caches.files(root, weights))
+    check_room(directory, sum(path.stat().st_size for _, path in listed), "use a larger disk")
+    files: list[ManifestFile] = []
+    for path, place in listed:
+        found = yield from hash_file(place.parent, place.name)
+        file = ManifestFile(path, found.size, found.sha256)
+        target = directory / FILES / stored_as(file.sha256)
+        if not (yield from is_whole(target, file)):
+            with place.open("rb") as source:
+                yield from copy_checked(source, file, target.with_name(f"{target.name}.part"), target, "staging")
+        files.append(file)
+    return tuple(files)
+
+
+def load_cache(
+    root: Path, weights: str, files: Sequence[ManifestFile], directory: Path, part: Path
+) -> Generator[Progress, None, None]:
+    """Put the files of the bundle into the cache of the model; what is there already stays as it is.
+
+    `part` is where a file grows. Raises StoreError where a file is damaged, or others than its owner can write to the
+    cache.
+    """
+    cache = caches.use(root, weights)
+    if cache is None:
+        raise StoreError(f"{caches.directory(root, weights)} is no safe place for compiled code: see the warning above")
+    with closing(cache):
+        top = caches.directory(root, weights)
+        within = top.parent.resolve()
+        check_room(top, sum(file.size for file in files), "set OLLAMA_MODELS to a larger disk")
+        for file in files:
+            target = top / file.path
+            if target.exists():
+                continue
+            _make_folder(target.parent, within)
+            with open_inside(directory, FILES, stored_as(file.sha256)) as source:
+                yield from copy_checked(source, file, part, target, "loading")
+
+
+def _make_folder(folder: Path, within: Path) -> None:
+    """Make the folder, unless a link leads it out of the caches. Raises StoreError."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.resolve().is_relative_to(within):
+        raise StoreError(f"{folder} leads out of {within}")
+    folder.mkdir(parents=True, exist_ok=True)
