@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,21 @@ class TestCollect:
         place = f"file://{tmp_path / 'shelf'}/stranger-1-py3-none-any.whl"
         files = finish(collect(house, [Pin("stranger", "0.9.dev1", place)]))
         assert files[0].path == "stranger-1-py3-none-any.whl"
+
+    def test_what_needs_more_than_is_installed_is_told(
+        self, package_index_with: UsePackageIndex, house: Path, tmp_path: Path
+    ) -> None:
+        needs = (
+            b"Metadata-Version: 2.1\nName: own\nVersion: 2\nRequires-Dist: new_one>=1\nRequires-Dist: x; extra == 'y'\n"
+        )
+        package_index_with("own", "1", {})
+        place = tmp_path / "shelf" / "own-2-py3-none-any.whl"
+        with zipfile.ZipFile(place, "w") as wheel:
+            wheel.writestr("own-2.dist-info/METADATA", needs)
+            wheel.writestr("own-2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr("own-2.dist-info/RECORD", "")
+        with pytest.raises(StoreError, match=r"own-2-py3-none-any\.whl needs new-one, not installed here"):
+            finish(collect(house, [Pin("own", "1", f"file://{place}")]))
 
     def test_a_wheel_that_cannot_be_had_is_told_in_the_words_of_pip(self, shelf: UsePackageIndex, house: Path) -> None:
         with pytest.raises(SourceUnavailable, match=r"(?s)cannot collect wheels with pip:.*c==9"):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+import zipfile
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from email.parser import Parser
 from importlib import metadata
 from pathlib import Path
 
@@ -106,10 +108,25 @@ def collect(directory: Path, pins: Iterable[Pin]) -> Generator[Progress, None, t
     }
     if lacking := sorted(wanted.keys() - kept.keys()):
         raise SourceUnavailable(f"pip left no wheel of {', '.join(lacking)}")
+    for pin in pins:
+        if pin.place:
+            _check_up_to_date(kept[pin.name], wanted)
     files = yield from hash_files(directory, sorted(path.name for path in kept.values()))
     write_atomically(directory / REQUIREMENTS, _requirements(files))
     listed = yield from hash_files(directory, [REQUIREMENTS])
     return (*files, *listed)
+
+
+def _check_up_to_date(built: Path, wanted: Container[str]) -> None:
+    """Raise StoreError where a wheel that was just built needs more than did what is installed of it."""
+    with zipfile.ZipFile(built) as archive:
+        [path] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = Parser().parsestr(archive.read(path).decode()).get_all("Requires-Dist", [])
+    lacking = [name for name, _ in _needed((line for line in lines if ";" not in line), None) if name not in wanted]
+    if lacking:
+        raise StoreError(
+            f"{built.name} needs {', '.join(lacking)}, not installed here: install vllama again, then stage"
+        )
 
 
 def _fetch(directory: Path, pins: list[Pin]) -> Iterator[Progress]:
