@@ -286,7 +286,7 @@ def _parse_adapter(entry: dict[str, Any]) -> Adapter:
     rank = _field(entry, "rank", int)
     if not 0 < rank <= HIGHEST_RANK:
         raise ManifestCorrupt(f"'rank' is {rank}, which is not one of 1 to {HIGHEST_RANK}")
-    files = tuple(_parse_file(file) for file in _objects(entry, "files"))
+    files = tuple(parse_file(file) for file in _objects(entry, "files"))
     return Adapter(Path(_field(entry, "snapshot", str)), files, rank)
 
 
