@@ -56,7 +56,7 @@ async def test_what_can_change_does_and_what_cannot_is_said(
     async with serve(reread=lambda: new, prepare=launcher.append) as serving:
         await hang_up(serving, caplog)
         assert "max_queue is 0 now, was 512; it takes effect at once" in caplog.text
-        assert "keep_alive is 7000000000 now" in caplog.text
+        assert "keep_alive is 7 s now, was 300 s; it takes effect for models" in caplog.text
         assert "it takes effect for models that are loaded from now on" in caplog.text
         assert f"host is 0.0.0.0:1 now, was {settings.host}; it takes effect after a restart" in caplog.text
         assert launcher[0].settings == replace(new, host=settings.host, models=settings.models)

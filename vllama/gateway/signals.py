@@ -14,7 +14,7 @@ import uvicorn
 
 from vllama.durations import FOREVER, NS_PER_SECOND
 from vllama.errors import VllamaError
-from vllama.settings import AFTER_A_RESTART, SETTINGS, Settings
+from vllama.settings import AFTER_A_RESTART, SETTINGS, Setting, Settings
 
 log = logging.getLogger("vllama")
 
@@ -96,7 +96,8 @@ class Signals:
         for row in SETTINGS:
             before, now = getattr(self._settings, row.name), getattr(new, row.name)
             if before != now:
-                log.info("%s is %s now, was %s; it takes effect %s", row.name, now, before, row.takes_effect)
+                told = _told(row, now), _told(row, before)
+                log.info("%s is %s now, was %s; it takes effect %s", row.name, *told, row.takes_effect)
                 if row.takes_effect == AFTER_A_RESTART:
                     kept[row.name] = before
         self._settings = settings = replace(new, **kept)
@@ -104,6 +105,13 @@ class Signals:
             part.adopt(settings)
         logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
         log.info("the settings were read again")
+
+
+def _told(row: Setting, value: Any) -> Any:
+    """The value as one would say it; durations are ns where the default is an `int`, and no count is as large."""
+    if isinstance(row.default, int) and row.default >= NS_PER_SECOND:
+        return "for ever" if value == FOREVER else f"{value / NS_PER_SECOND:g} s"
+    return value
 
 
 def _has_terminal() -> bool:
