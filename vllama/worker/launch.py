@@ -14,9 +14,11 @@ from __future__ import annotations
 import os
 import sys
 
-from vllama.worker import forking, lifeline, spare
+from vllama.worker import forking, lifeline, spare, tracker
 
 lifeline.tie()
+if __name__ == "__main__":
+    tracker.start()  # the first child, and the only one that outlives its parent, by a moment
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lifeline.tie)
 
