@@ -236,6 +236,7 @@ class FakeWorker:
         self.socket = socket
         self.channels: tuple[Path, ...] = ()
         self.context_length = 0
+        self.adapter_rank = 0
         self.memory = Memory(1000, 800)
         self.sleeps = 0
         self.exchanges: asyncio.Queue[Exchange] = asyncio.Queue()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Vllama
 from scripted_server import UNLOADED, ScriptedServer, body
+from tiny_adapter import write_adapter
 from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.names import ModelName
@@ -74,6 +75,29 @@ def test_a_path_is_relative_to_the_modelfile(vllama: Vllama, store: ModelStore, 
     (mine / "My.modelfile").write_text("FROM ./weights\nSYSTEM x")
     assert vllama("create", "mine", "-f", str(mine / "My.modelfile")).exit_code == 0
     assert find(store, "mine").snapshot == mine / "weights"
+
+
+def test_an_adapter_s_path_is_relative_to_the_modelfile(vllama: Vllama, store: ModelStore, tmp_path: Path) -> None:
+    mine = tmp_path / "elsewhere"
+    write_adapter(mine / "lora", {"lm_head": (32, 8)}, rank=2)
+    (mine / "Modelfile").write_text("FROM smollm2:135m\nADAPTER lora")
+    assert vllama("create", "tuned", "-f", str(mine / "Modelfile")).exit_code == 0
+    assert find(store, "tuned").adapter_rank == 2
+    (mine / "Modelfile").write_text("FROM smollm2:135m\nADAPTER ./nowhere")
+    result = vllama("create", "tuned", "-f", str(mine / "Modelfile"))
+    assert result.exit_code == 2
+    assert "ADAPTER ./nowhere: there is no such file or directory" in result.stderr
+
+
+def test_the_modelfile_of_a_model_with_an_adapter_makes_the_same_model_again(
+    vllama: Vllama, store: ModelStore, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "lora", {"lm_head": (32, 8)}, rank=2)
+    vllama("create", "tuned", "-f", "-", stdin=f"FROM smollm2:135m\nADAPTER {tmp_path / 'lora'}")
+    tuned = find(store, "tuned")
+    shown = show_reply(tuned, describe(tuned), verbose=False)["modelfile"]
+    assert vllama("create", "again", "-f", "-", stdin=shown).exit_code == 0
+    assert find(store, "again").digest == tuned.digest
 
 
 def test_a_directory_here_comes_before_a_model_of_that_name(vllama: Vllama, store: ModelStore) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fake_worker import within
+from tiny_adapter import write_adapter
 from tiny_snapshot import write_snapshot
 
 from vllama.names import ModelName
@@ -176,6 +177,36 @@ class TestCreate:
         assert shown["system"] == "be brief"
         assert shown.get("parameters") == before.get("parameters")
         assert (await gateway.post("/api/show", {"model": MODEL})).json() == before
+
+    async def test_an_uploaded_adapter_becomes_a_part_of_a_model(self, gateway: Running, tmp_path: Path) -> None:
+        lora = write_adapter(tmp_path / "lora", {"lm_head": (32, 8)}, rank=2)
+        digests = {path.name: await upload(gateway, path.read_bytes()) for path in lora.iterdir()}
+        made = await steps(gateway, **{"from": MODEL}, adapters=digests)
+        assert (made[0], made[-1]) == ({"status": "parsing adapter"}, {"status": "success"})
+        shown = (await gateway.post("/api/show", {"model": "mario"})).json()
+        adapter = gateway.store.get(ModelName.parse("mario")).adapter
+        assert adapter
+        assert f"FROM mario:latest\nADAPTER {adapter.snapshot}\n" in shown["modelfile"]
+        assert shown["model_info"]["vllama.adapter"].startswith("LoRA, rank 2, sha256:")
+        assert blob_files(gateway) == []
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (
+                ["adapter_model.bin"],
+                "the adapter's weights are pickle only (adapter_model.bin), which can run",
+            ),
+            (["a.gguf", "b.gguf"], "only one adapter is currently supported"),
+        ],
+    )
+    async def test_an_adapter_in_another_format_has_a_status(
+        self, gateway: Running, names: list[str], message: str
+    ) -> None:
+        adapters = dict.fromkeys(names, f"sha256:{SHA256}")
+        reply = await gateway.post(CREATE, {"model": "mario", "from": MODEL, "adapters": adapters})
+        assert reply.status_code == 400
+        assert reply.json()["error"].startswith(message)
 
     async def test_a_base_that_cannot_be_found_is_told_in_the_stream(self, gateway: Running) -> None:
         """Exchange 433, in our words where Ollama names its registry."""

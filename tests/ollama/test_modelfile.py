@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllama.errors import RequestError
+from vllama.ollama.creation import Changes
 from vllama.ollama.modelfile import Modelfile, commands, decode, parse, quote_if_needed
 
 COMMANDS = (
@@ -118,8 +119,8 @@ def test_comments_stand_where_a_command_could_begin() -> None:
         ),
         ("FROM foo\nFROM bar", "(line 2): a second FROM is not supported: a model is made of one base"),
         (
-            "FROM foo\nADAPTER ./lora",
-            "(line 2): ADAPTER is not supported yet: merge the LoRA adapter into the weights of the base model",
+            "FROM foo\nADAPTER ./lora\nADAPTER ./other",
+            "(line 3): only one adapter is currently supported",
         ),
     ],
 )
@@ -183,6 +184,11 @@ def test_files_of_windows_editors_can_be_read(data: bytes) -> None:
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(RequestError, match="the Modelfile is not UTF-8"):
         decode(b"FROM \xff")
+
+
+def test_the_path_of_an_adapter_is_kept_as_it_is_written() -> None:
+    said = parse('FROM foo\nADAPTER "./my adapter"\n')
+    assert (said.base, said.adapter, said.changes) == ("foo", "./my adapter", Changes())
 
 
 @given(st.text(st.sampled_from('ab"# \n\t\\{é'), max_size=30) | st.text(max_size=20))

@@ -65,6 +65,14 @@ def test_fields_that_go_sends_empty_count_as_absent() -> None:
     assert request.changes == Changes()
 
 
+def test_the_files_of_an_adapter_are_named_as_those_of_a_model() -> None:
+    files = {"adapter_config.json": DIGEST, "adapter_model.safetensors": DIGEST}
+    request = parse(**{"from": "smollm2:135m"}, adapters=files)
+    assert (request.base, request.files, request.adapters) == ("smollm2:135m", None, files)
+    assert refusal(adapters={"../lora": DIGEST}) == "file path must be relative"
+    assert "CreateRequest.adapters" in refusal(adapters=["lora"])
+
+
 @pytest.mark.parametrize(
     ("sent", "kept"),
     [
@@ -130,7 +138,7 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize(
-    "field", [{"adapters": {"lora.safetensors": DIGEST}}, {"draft_files": {"d.gguf": DIGEST}}, {"renderer": "qwen3"},
+    "field", [{"draft_files": {"d.gguf": DIGEST}}, {"renderer": "qwen3"},
               {"parser": "qwen3"}, {"remote_host": "https://ollama.com"}, {"info": {"context_length": 1}}],
     ids=lambda field: next(iter(field)),
 )  # fmt: skip

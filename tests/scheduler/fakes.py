@@ -59,6 +59,7 @@ class ScriptedWorker:
         self.manifest = served
         self.failure = launcher.failures.popleft() if launcher.failures else None
         self.context_length = 0
+        self.adapter_rank = launcher.room_for(served)
         self.channels: tuple[Path, ...] = ()
         self.is_loading = True
         self.is_asleep = False
@@ -148,6 +149,7 @@ class ScriptedLauncher:
         self.failures: deque[Exception] = deque()
         self.workers: list[ScriptedWorker] = []
         self.violations: list[str] = []
+        self.room_for: Callable[[Manifest], int] = lambda manifest: manifest.adapter_rank
 
     @property
     def living(self) -> list[ScriptedWorker]:
@@ -266,7 +268,10 @@ class Scene:
         self.clients: list[Client] = []
 
     def ask(self, name: str, keep_alive: int | None = None, *, version: int = 1) -> Client:
-        client = Client(self.scheduler, manifest(name, version=version), keep_alive)
+        return self.ask_for(manifest(name, version=version), keep_alive)
+
+    def ask_for(self, asked: Manifest, keep_alive: int | None = None) -> Client:
+        client = Client(self.scheduler, asked, keep_alive)
         self.clients.append(client)
         return client
 

@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_adapter import write_adapter
 from tiny_snapshot import make_manifest, write_snapshot
 
-from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
+from vllama.errors import BadEngineFlags, LoadFailed, RequestError, VllamaError
+from vllama.names import ModelName
 from vllama.scheduler import engine_flags
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
 from vllama.scheduler.memory import GIB, MIB, Claim, Device, Placement
 from vllama.scheduler.policy import NoPlace, anywhere
 from vllama.settings import Settings
-from vllama.store.manifest import ChatMessage, Manifest
+from vllama.store.manifest import Adapter, ChatMessage, Manifest, ManifestFile
+from vllama.store.model_store import ModelStore
 from vllama.worker.profile import SUPERVISED
 
 from . import stand_in_worker
@@ -102,6 +105,35 @@ async def test_a_worker_serves_the_snapshot_under_every_spelling_of_its_name(
 
 async def test_the_flags_of_the_manifest_come_before_those_of_the_user(told: dict[str, Any]) -> None:
     assert told["arguments"][-4:] == ["--max-model-len", "64", "--seed", "1"]
+
+
+async def test_a_worker_has_room_for_the_adapters_of_the_store_and_none_without_any(
+    launcher: MakeLauncher, manifest: Manifest, settings: Settings, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    assert "--enable-lora" not in told["arguments"]
+    layers = {"model.layers.0.self_attn.q_proj": (8, 8)}
+    place = write_adapter(tmp_path / "adapter", layers, rank=12)
+    files = tuple(ManifestFile(path.name, path.stat().st_size, "0" * 64) for path in place.iterdir())
+    tuned = replace(manifest, name=ModelName.parse("tuned"), adapter=Adapter(place, files, 12))
+    unservable = replace(tuned, name=ModelName.parse("wide"), engine_flags=("--max-lora-rank", "1"))
+    store = ModelStore(settings.models)
+    for model in (manifest, tuned, unservable):
+        store.put(model)
+    async with asyncio.timeout(PATIENCE):
+        worker = await launcher().start(manifest)
+        await worker.become_ready(PATIENCE)
+        arguments = json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())["arguments"]
+        await worker.stop(PATIENCE)
+    assert arguments[arguments.index("--enable-lora") :][:3] == ["--enable-lora", "--max-lora-rank", "16"]
+    assert worker.adapter_rank == 16
+
+
+async def test_a_worker_is_not_started_for_an_adapter_that_it_could_not_serve(
+    launcher: MakeLauncher, manifest: Manifest, tmp_path: Path
+) -> None:
+    place = write_adapter(tmp_path / "adapter", {"model.layers.0.self_attn.q_proj": (8, 8)}, rank=12)
+    with pytest.raises(RequestError, match="--no-enable-lora"):
+        await launcher(user_flags=["--no-enable-lora"]).start(replace(manifest, adapter=Adapter(place, (), 12)))
 
 
 async def test_a_worker_is_told_that_a_gateway_talks_to_it(told: dict[str, Any]) -> None:

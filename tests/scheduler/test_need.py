@@ -38,6 +38,14 @@ def test_quantised_weights_take_what_they_are_stored_in(tmp_path: Path) -> None:
     assert (found.weights, found.bits) == (4000 + 20 + 32, 4)
 
 
+def test_room_for_adapters_is_a_pair_of_matrices_for_each_layer_and_each_adapter_at_once(tmp_path: Path) -> None:
+    tensors = {"w.weight": ("BF16", [16, 8]), "experts": ("BF16", [4, 10, 6]), "norm.weight": ("F32", [8])}
+    without = need(tmp_path, tensors=tensors).weights
+    flags = ("--enable-lora", "--max-lora-rank", "32", "--max-loras", "4")
+    assert need(tmp_path / "2", *flags, tensors=tensors).weights - without == 4 * 32 * (16 + 8 + 4 * (10 + 6)) * 2
+    assert need(tmp_path / "3", *flags[1:], tensors=tensors).weights == without
+
+
 def test_float32_doubles_weights_and_kv_cache(tmp_path: Path) -> None:
     found = need(tmp_path, "--dtype", "float32")
     assert (found.weights, found.kv_item, found.bits) == ((32 * 8 + 8) * 4, 4, 32)

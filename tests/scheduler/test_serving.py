@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_adapter import write_adapter
 from tiny_snapshot import make_manifest, write_snapshot
 
+from vllama.errors import RequestError
 from vllama.scheduler.serving import Serving, ServingPlan
+from vllama.store.manifest import Adapter, Manifest, ManifestFile
 from vllama.store.parsers import ParserChoice
+from vllama.worker.profile import AdapterPart
 from vllama.worker.registry import Parsers
 
 INSTALLED = Parsers(
@@ -141,6 +146,48 @@ def test_the_template_for_tools_tells_where_there_are_several(tmp_path: Path) ->
     )
     found = Serving((), INSTALLED).describe(make_manifest(snapshot=snapshot))
     assert (found.template, found.capabilities) == ("plain", ("completion", "tools"))
+
+
+TUNED = {"model.layers.0.self_attn.q_proj": (8, 8)}
+
+
+def with_adapter(tmp_path: Path, manifest: Manifest, *, seed: int = 0) -> Manifest:
+    place = write_adapter(tmp_path / f"adapter-{seed}", TUNED, rank=4, seed=seed)
+    files = tuple(ManifestFile(path.name, path.stat().st_size, f"{seed:064}") for path in sorted(place.iterdir()))
+    return replace(manifest, adapter=Adapter(place, files, 4))
+
+
+def test_a_model_with_an_adapter_has_the_engine_of_its_base(tmp_path: Path) -> None:
+    base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
+    serving = Serving((), INSTALLED)
+    tuned = with_adapter(tmp_path, base)
+    assert tuned.digest != base.digest
+    assert serving.engine_of(tuned) == serving.engine_of(base)
+
+
+def test_a_worker_is_told_of_the_adapter_under_a_number_that_no_other_has(tmp_path: Path) -> None:
+    base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
+    serving = Serving((), INSTALLED)
+    first, second = (with_adapter(tmp_path, base, seed=seed) for seed in (1, 2))
+    told = [serving.profile(model, serving.plan(model)).adapter for model in (first, second, first, base)]
+    assert first.adapter
+    assert told[0] == AdapterPart(1, first.adapter.digest, str(first.adapter.snapshot)) == told[2]
+    assert told[1]
+    assert (told[1].number, told[3]) == (2, None)
+
+
+def test_an_adapter_that_cannot_be_served_is_refused_when_it_is_asked(tmp_path: Path) -> None:
+    tuned = with_adapter(tmp_path, make_manifest(snapshot=write_snapshot(tmp_path / "snapshot")))
+    serving = Serving(("--no-enable-lora",), INSTALLED)
+    with pytest.raises(RequestError, match="--no-enable-lora"):
+        serving.profile(tuned, serving.plan(tuned))
+
+
+def test_the_description_tells_of_the_adapter(tmp_path: Path) -> None:
+    tuned = with_adapter(tmp_path, make_manifest(snapshot=write_snapshot(tmp_path / "snapshot")))
+    assert tuned.adapter
+    told = Serving((), INSTALLED).describe(tuned).model_info["vllama.adapter"]
+    assert told == f"LoRA, rank 4, sha256:{tuned.adapter.digest[:12]}"
 
 
 def sees(tmp_path: Path, *flags: str, architecture: str = "LlavaForConditionalGeneration", **config: Any) -> bool:

@@ -81,7 +81,8 @@ def test_the_engine_client_has_what_the_adapter_asks_of_it() -> None:
     assert {"renderer", "model_config", "vllm_config"} <= inspect.get_annotations(client).keys()
     parameters = list(inspect.signature(client.generate).parameters)
     assert parameters[:4] == ["self", "prompt", "sampling_params", "request_id"]
-    assert {"reasoning_ended", "reasoning_parser_kwargs"} <= set(parameters)
+    assert {"lora_request", "reasoning_ended", "reasoning_parser_kwargs"} <= set(parameters)
+    assert list(inspect.signature(client.add_lora).parameters) == ["self", "lora_request"]
 
 
 def test_the_renderer_renders_chats_and_texts_as_the_adapter_calls_it() -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllama.worker.profile import AdapterPart
 from vllama.worker.spoken import HEADER, SpokenModel
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@given(texts, texts, st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)))
-def test_a_header_carries_any_model(name: str, template: str, sampling: dict[str, float]) -> None:
-    spoken = SpokenModel(name, template, sampling)
+adapters = st.none() | st.builds(AdapterPart, st.integers(1, 2**31 - 1), texts, texts)
+
+
+@given(texts, texts, st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False)), adapters)
+def test_a_header_carries_any_model(
+    name: str, template: str, sampling: dict[str, float], adapter: AdapterPart | None
+) -> None:
+    spoken = SpokenModel(name, template, sampling, adapter)
     header, value = spoken.to_header()
     assert header == HEADER
     assert value.isascii()

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from starlette.datastructures import State
 
+from vllama.errors import RequestError
+from vllama.worker.profile import AdapterPart
 from vllama.worker.spoken import SpokenModel
 
 pytestmark = [
@@ -37,6 +39,9 @@ class Messages:
         name = next(name for name in adapter()._CONVERSIONS if hasattr(self.own, name))
         return getattr(self.own, name)(request)
 
+    def _maybe_get_adapters(self, *_: Any, **__: Any) -> str:
+        return "vLLM's own"
+
 
 def adapter() -> Any:
     return importlib.import_module("vllama.worker.vllm_routes")
@@ -59,6 +64,15 @@ def _unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "build_tok_params", kind.build_tok_params)
 
 
+class Adapters:
+    """What an engine makes of adapters, without one."""
+
+    async def load(self, adapter: AdapterPart | None) -> Any:
+        if adapter is not None and not adapter.path:
+            raise RequestError("vLLM cannot serve it")
+        return adapter and f"loaded {adapter.digest}"
+
+
 async def within(spoken: SpokenModel | None, look: Any) -> Any:
     """What `look` sees in a request that says this."""
     seen = []
@@ -67,7 +81,7 @@ async def within(spoken: SpokenModel | None, look: Any) -> Any:
         seen.append(look())
 
     headers = [(b"host", b"x"), *([spoken.to_header()] if spoken else [])]
-    await adapter().HeedHeader(app)({"type": "http", "headers": headers}, None, None)
+    await adapter().HeedHeader(app, Adapters())({"type": "http", "headers": headers}, None, None)
     return seen[0]
 
 
@@ -76,8 +90,35 @@ async def test_replies_name_the_model_as_the_client_did(state: State) -> None:
     adapter().heed(state)
     named = state.openai_serving_models.model_name
     assert await within(SpokenModel("M:x"), named) == "M:x"
-    assert await within(SpokenModel("M:x"), lambda: named("an adapter")) == "first an adapter"
+    assert await within(SpokenModel("M:x"), lambda: named("an adapter")) == "M:x"
     assert await within(None, named) == "first None"
+
+
+@pytest.mark.anyio
+async def test_texts_are_made_with_the_adapter_of_the_request_s_model(state: State) -> None:
+    adapter().heed(state)
+
+    def asked() -> Any:
+        return state.anthropic_serving_messages._maybe_get_adapters("request", supports_default_mm_loras=True)
+
+    assert await within(SpokenModel("m", adapter=AdapterPart(1, "abc", "/a")), asked) == "loaded abc"
+    assert await within(SpokenModel("m"), asked) == "vLLM's own"
+    assert await within(None, asked) == "vLLM's own"
+
+
+@pytest.mark.anyio
+async def test_an_adapter_that_the_engine_refuses_ends_the_request() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pytest.fail("the request went on")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    header = SpokenModel("m", adapter=AdapterPart(1, "abc", "")).to_header()
+    await adapter().HeedHeader(app, Adapters())({"type": "http", "headers": [header]}, None, send)
+    assert (sent[0]["status"], sent[1]["body"]) == (400, b'{"error":"vLLM cannot serve it"}')
 
 
 @pytest.mark.anyio
@@ -125,6 +166,18 @@ def test_vllm_has_what_the_adapter_changes() -> None:
     assert list(inspect.signature(models.model_name).parameters) == ["self", "lora_request"]
     messages = of_vllm("entrypoints.anthropic.serving", "AnthropicServingMessages")
     assert any(hasattr(messages, name) for name in adapter()._CONVERSIONS)
+    serving = of_vllm("entrypoints.serve.engine.serving", "BaseServing")
+    parameters = list(inspect.signature(serving._maybe_get_adapters).parameters)
+    assert parameters == ["self", "request", "supports_default_mm_loras"]
+    for module, name in (
+        ("chat_completion", "OpenAIServingChat"),
+        ("completion", "OpenAIServingCompletion"),
+        ("responses", "OpenAIServingResponses"),
+    ):
+        kind = of_vllm(f"entrypoints.openai.{module}.serving", name)
+        assert issubclass(kind, serving)
+        assert "self._maybe_get_adapters(" in inspect.getsource(importlib.import_module(kind.__module__))
+    assert issubclass(of_vllm("entrypoints.anthropic.serving", "AnthropicServingMessages"), serving)
     for module, name in (
         ("renderers.online_renderer", "OnlineRenderer"),
         ("entrypoints.serve.tokenize.serving", "ServingTokenization"),

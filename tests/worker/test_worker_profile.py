@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllama.ollama.infill import Infill
-from vllama.worker.profile import Profile
+from vllama.worker.profile import AdapterPart, Profile
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _PROFILES = st.builds(
@@ -22,6 +22,7 @@ _PROFILES = st.builds(
     messages=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), _TEXT), max_size=3).map(tuple),
     chat_template=_TEXT,
     infill=st.none() | st.builds(Infill, _TEXT, _TEXT, _TEXT, st.booleans()),
+    adapter=st.none() | st.builds(AdapterPart, st.integers(1, 2**31 - 1), _TEXT, _TEXT),
 )  # fmt: skip
 
 
@@ -33,4 +34,4 @@ def test_a_profile_arrives_as_it_was_sent(profile: Profile) -> None:
 def test_what_a_model_does_not_say_is_empty() -> None:
     profile = Profile("name", ("completion",))
     assert (profile.parameters, profile.system, profile.messages) == ({}, "", ())
-    assert (profile.chat_template, profile.infill) == ("", None)
+    assert (profile.chat_template, profile.infill, profile.adapter) == ("", None, None)

@@ -24,7 +24,8 @@ Examples:
 A Modelfile:
   FROM smollm2:135m
   PARAMETER temperature 0
-  SYSTEM You are Mario.""",
+  SYSTEM You are Mario.
+  ADAPTER ./a-lora-adapter""",
 )
 @click.argument("name")
 @click.option(
@@ -41,12 +42,14 @@ A Modelfile:
 def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None:
     """Make a model in the store (OLLAMA_MODELS) of another one and a Modelfile.
 
-    FROM names a model, which is pulled if it is not there, or a GGUF file or Hugging Face snapshot directory, relative
-    to the Modelfile. Needs no server; a running server with the same store knows the model at once.
+    FROM names a model, which is pulled if it is not there, or a GGUF file or Hugging Face snapshot directory, ADAPTER
+    the directory of a LoRA adapter; paths are relative to the Modelfile. Needs no server; a running server with the
+    same store knows the model at once.
     """
     from dataclasses import replace
 
     from vllama.ollama.modelfile import decode, parse
+    from vllama.scheduler.serving import Serving
     from vllama.store.create import create
     from vllama.store.model_store import ModelStore
 
@@ -55,10 +58,22 @@ def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None
         said = parse(decode(file.read()))
     for warning in said.warnings:
         click.echo(f"warning: {warning}", err=True)
-    path = _local(said.base, Path() if str(modelfile) == "-" else modelfile.parent)
+    directory = Path() if str(modelfile) == "-" else modelfile.parent
+    path = _local(said.base, directory)
+    adapter = directory / Path(said.adapter).expanduser() if said.adapter else None
+    if adapter and not adapter.exists():
+        raise RequestError(f"ADAPTER {said.adapter}: there is no such file or directory ({adapter})")
     store = ModelStore(settings_file.load(os.environ).models)
     changes = replace(said.changes, quantize=quantize)
-    steps = create(store, model, changes, base="" if path else said.base, path=path)
+    steps = create(
+        store,
+        model,
+        changes,
+        base="" if path else said.base,
+        path=path,
+        adapter_path=adapter,
+        check=Serving().check_adapter,
+    )
     report(steps, as_json=as_json)
 
 

@@ -85,7 +85,7 @@ def _plan(names: Sequence[ModelName], flags: Sequence[str]) -> tuple[Machine, li
     from vllama.scheduler.serving import Serving
 
     settings = settings_file.load(os.environ)
-    planner = Planner(settings, Serving(flags), flags)
+    planner = Planner(settings, Serving(flags))
     store = open_store()
     with with_hint(store):
         manifests = [store.get(name) for name in names]

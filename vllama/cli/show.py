@@ -85,6 +85,7 @@ def _model_rows(info: Record) -> list[list[str]]:
         "served": metadata.get("vllama.served"),
         "difference": metadata.get("vllama.difference"),
         "remote code": metadata.get("vllama.remote_code"),
+        "adapter": metadata.get("vllama.adapter"),
         "tool parser": metadata.get("vllama.tool_parser"),
         "reasoning parser": metadata.get("vllama.reasoning_parser"),
     }

@@ -51,7 +51,7 @@ class Gateway:
             OpenAI(self._workers, serving),
             Models(store, scheduler, serving),
             Library(store),
-            Create(store),
+            Create(store, serving.check_adapter),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

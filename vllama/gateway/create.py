@@ -13,7 +13,7 @@ from vllama.gateway.steps import send_steps
 from vllama.ollama.creation import CreateRequest
 from vllama.store.base import has_content
 from vllama.store.blobs import Blobs, parse_digest
-from vllama.store.create import Puller, create
+from vllama.store.create import Check, Puller, create
 from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
 
@@ -24,15 +24,25 @@ _PIECE = 1 << 20
 class Create:
     """The routes that make models."""
 
-    def __init__(self, store: ModelStore, puller: Puller = pull) -> None:
+    def __init__(self, store: ModelStore, check: Check, puller: Puller = pull) -> None:
         self._store = store
+        self._check = check
         self._puller = puller
         self._blobs = Blobs(store.root)
 
     async def create(self, request: Request) -> None:
         """`POST /api/create`: steps as NDJSON; what goes wrong after the first step is said in the stream."""
         asked = CreateRequest.parse(await read_body(request.receive))
-        steps = create(self._store, asked.name, asked.changes, base=asked.base, files=asked.files, puller=self._puller)
+        steps = create(
+            self._store,
+            asked.name,
+            asked.changes,
+            base=asked.base,
+            files=asked.files,
+            adapters=asked.adapters,
+            puller=self._puller,
+            check=self._check,
+        )
         await send_steps(request, steps, stream=asked.stream)
 
     async def has_blob(self, request: Request) -> None:

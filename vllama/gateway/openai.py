@@ -156,7 +156,7 @@ class OpenAI:
 
 
 def _spoken(call: Call, profile: Profile) -> SpokenModel:
-    return SpokenModel(call.model, profile.chat_template, call.beyond_the_api(profile))
+    return SpokenModel(call.model, profile.chat_template, call.beyond_the_api(profile), profile.adapter)
 
 
 def _dumped(body: dict[str, Any]) -> bytes:

@@ -24,7 +24,6 @@ _MESSAGE = known_fields("role", "content", "thinking", "images", "tool_calls", "
 _SEMVER = re.compile(r"v?(\d{1,9})(?:\.(\d{1,9}))?(?:\.(\d{1,9}))?(?:[-+][0-9A-Za-z.+-]+)?")
 
 REFUSED = {
-    "adapters": "ADAPTER is not supported yet: merge the LoRA adapter into the weights of the base model",
     "draft_files": "DRAFT is not supported: speculative decoding is set up with vLLM's flags",
     "remote_host": "remote_host is not supported: this server never calls another one",
     "info": "info is not supported: what a model is, its files say",
@@ -53,7 +52,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """A request of `/api/create`. `files` maps paths inside the model to digests as the client spelled them.
+    """A request of `/api/create`. `files` and `adapters` map paths inside the model, or the LoRA adapter, to digests.
 
     Where `base`, a model's name, is "" and `files` is None, neither was given.
     """
@@ -62,13 +61,14 @@ class CreateRequest:
     stream: bool
     base: str
     files: Mapping[str, str] | None
+    adapters: Mapping[str, str] | None
     changes: Changes
 
     @classmethod
     def parse(cls, body: bytes) -> CreateRequest:
         """Decode and check a body. Raises RequestError."""
         fields = Fields(decode(body), "CreateRequest", _CREATE)
-        files = _files(fields)
+        files, adapters = _files(fields, "files"), _files(fields, "adapters")
         if fields.string("draft_quantize") and not fields.raw("draft_files"):
             raise RequestError("--draft-quantize requires a DRAFT model")
         name = ModelName.parse(fields.string("model") or fields.string("name"))
@@ -83,6 +83,7 @@ class CreateRequest:
             stream=fields.boolean("stream") is not False,
             base=fields.string("from"),
             files=files,
+            adapters=adapters,
             changes=Changes(
                 parameters=_parameters(fields),
                 system=fields.string("system"),
@@ -94,15 +95,15 @@ class CreateRequest:
         )
 
 
-def _files(fields: Fields) -> Mapping[str, str] | None:
-    value = fields.raw("files")
+def _files(fields: Fields, name: str) -> Mapping[str, str] | None:
+    value = fields.raw(name)
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise fields.mismatch("files", value, "map[string]string")
+        raise fields.mismatch(name, value, "map[string]string")
     for path, digest in value.items():
         if not isinstance(digest, str):
-            raise fields.mismatch("files", digest, "string")
+            raise fields.mismatch(name, digest, "string")
         if not is_inner_path(path):
             raise RequestError("file path must be relative")
     return value

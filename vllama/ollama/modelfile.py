@@ -29,7 +29,7 @@ _DEPRECATED = (
     "penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau",
     "mirostat_eta",
 )  # fmt: skip
-_REFUSED = {"adapter": "adapters", "draft": "draft_files", "renderer": "renderer", "parser": "parser"}
+_REFUSED = {"draft": "draft_files", "renderer": "renderer", "parser": "parser"}
 
 _BETWEEN = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
 _WORD = re.compile(r"([A-Za-z]+)[ \t]+")
@@ -42,11 +42,12 @@ _LINE_END = re.compile(r"\r\n?|\n")
 class Modelfile:
     """What a Modelfile says. `base` is the value of FROM: a model's name or a path.
 
-    `warnings` name parameters that are dropped.
+    `adapter` is the path of ADAPTER, "" where there is none; `warnings` name parameters that are dropped.
     """
 
     base: str
     changes: Changes
+    adapter: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -97,6 +98,7 @@ def parse(text: str) -> Modelfile:
             license="\n".join(found.licenses),
             messages=tuple(found.messages),
         ),
+        adapter=found.values.get("adapter", ""),
         warnings=tuple(found.warnings),
     )
 
@@ -113,6 +115,8 @@ def _collect(command: Command, found: _Collected) -> None:
         check_requires(value)
     elif name == "from" and "from" in found.values:
         raise RequestError("a second FROM is not supported: a model is made of one base")
+    elif name == "adapter" and "adapter" in found.values:
+        raise RequestError("only one adapter is currently supported")  # Ollama's words
     elif name != "parameter":
         found.values[name] = value
     elif command.subject in _DEPRECATED:

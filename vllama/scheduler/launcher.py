@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vllama.errors import LoadFailed, VllamaError
 from vllama.scheduler import engine_flags
+from vllama.scheduler.adapters import room_given
 from vllama.scheduler.memory import Placement, Unfit, flags
 from vllama.scheduler.memory import environment as memory_environment
 from vllama.scheduler.planner import Look, Planner
@@ -28,6 +29,7 @@ from vllama.settings import Settings
 from vllama.store import caches
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
+from vllama.store.model_store import ModelStore
 from vllama.worker.profile import SUPERVISED
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class Launcher:
         self._command = tuple(command)
         self._user_flags = tuple(user_flags)
         self.serving = Serving(user_flags)
-        self.planner = Planner(settings, self.serving, user_flags, look=look)
+        self.planner = Planner(settings, self.serving, look=look)
         self._compiled = compiled
         self._on_cpu = not engine_flags.has_gpu()
         self._numbers = itertools.count(1)
@@ -94,12 +96,14 @@ class Launcher:
         return PlannedRoom(machine, planned, asleep or self.planner.need(manifest, machine))
 
     async def start(self, manifest: Manifest, placement: Placement | None = None) -> WorkerProcess:
-        """Start a worker for this model; it is not ready yet.
+        """Start a worker for this model, and for those that have an adapter on it; it is not ready yet.
 
         Without a placement it takes one as if no other worker were there. Raises LoadFailed where there is none.
         """
         placement = placement or await self._place_alone(manifest)
         description = describe(manifest)
+        self.serving.check_adapter(manifest)
+        rank = self.serving.adapter_rank(manifest, ModelStore(self._settings.models).list())
         served = self.serving.plan(manifest)
         trial = next((trial for what, trial in _TRIALS.items() if what in served.capabilities), produce_one_token)
         name = manifest.name
@@ -109,7 +113,7 @@ class Launcher:
             list(dict.fromkeys([name.display, name.display.removesuffix(":latest"), name.full])),
             socket,
             self._settings,
-            user_flags=[*served.flags, *manifest.engine_flags, *self._user_flags],
+            user_flags=self.serving.flags(manifest, rank),
             on_cpu=self._on_cpu,
             compiled=self._compiled,
             pools=trial is not produce_one_token,
@@ -129,6 +133,7 @@ class Launcher:
             command=self._command,
             trial=trial,
             hang_timeout=self._settings.hang_timeout,
+            adapter_rank=room_given([*manifest.engine_flags, *self._user_flags], rank),
         )
         with ExitStack() as held:
             if cache is not None:

@@ -28,6 +28,9 @@ _BITS_WHEN_LOADED = {"bitsandbytes": 4}
 _STRETCHED_ALREADY = ("su", "longrope", "llama3")
 """Kinds of rope whose factor the positions in config.json have in them."""
 
+_PACKED = {"I32": 4, "U8": 2}
+"""How much larger than its packed weights a layer is, on the mean of its two extents."""
+
 _UNKNOWN_CONTEXT = 8192
 _VLLM_UTILIZATION = 0.92
 _SPREAD_ELSEWHERE = ("--nnodes", "--node-rank", "--data-parallel-address", "--data-parallel-backend")
@@ -59,7 +62,7 @@ def need_of(
     wanted = stated_context or min(settings.context_length or own, own)
     return Need(
         name=manifest.name.display,
-        weights=weights,
+        weights=weights + _adapter_room(description.tensors, flags, item),
         kv=shape,
         context=wanted,
         bits=bits,
@@ -131,6 +134,23 @@ def _weights(
     loaded = sum(tensor.elements * (item if size > 1 else 1) for tensor, size in zip(tensors, sizes, strict=True))
     bits = min(item * 8, _BITS_WHEN_LOADED.get(quantised_by, 8)) if quantised_by else item * 8
     return math.ceil(loaded * bits / (item * 8)), bits
+
+
+def _adapter_room(tensors: Sequence[Tensor], flags: Sequence[str], item: int) -> int:
+    """The bytes that vLLM sets aside for LoRA adapters: for each layer as many pairs of matrices as are served at once.
+
+    Packed weights hide a part of their layers' extents, and stacked ones have a pair for each expert.
+    """
+    if not is_given(flags, "--enable-lora"):
+        return 0
+    rank = _whole(given_value(flags, "--max-lora-rank")) or 16  # vLLM's own values
+    at_once = _whole(given_value(flags, "--max-loras")) or 1
+    extents = sum(
+        math.prod(tensor.shape[:-2]) * sum(tensor.shape[-2:]) * _PACKED.get(tensor.dtype, 1)
+        for tensor in tensors
+        if len(tensor.shape) > 1
+    )
+    return at_once * rank * extents * item
 
 
 def _kv_item(stated: str, item: int) -> int:

@@ -17,6 +17,7 @@ from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest
+from vllama.store.model_store import ModelStore
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,10 @@ Look = Callable[[], Machine]
 class Planner:
     """Plans loads with the settings and flags of one server."""
 
-    def __init__(
-        self, settings: Settings, serving: Serving, user_flags: Sequence[str] = (), *, look: Look | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, serving: Serving, *, look: Look | None = None) -> None:
         """Take what the server has; what was learned is in its store. `look` is `read_machine` unless given."""
         self._settings = settings
         self._serving = serving
-        self._user_flags = tuple(user_flags)
         self._look = look or read_machine
         self._learned = LearnedMemory(settings.models)
 
@@ -56,11 +54,11 @@ class Planner:
 
     def need(self, manifest: Manifest, machine: Machine) -> Need:
         """What the model needs on this machine. Raises ManifestCorrupt where a file is damaged or missing."""
-        served = self._serving.plan(manifest)
+        rank = self._serving.adapter_rank(manifest, ModelStore(self._settings.models).list())
         return need_of(
             manifest,
             self._settings,
-            [*served.flags, *manifest.engine_flags, *self._user_flags],
+            self._serving.flags(manifest, rank),
             dtype=engine_flags.computing_type(describe(manifest), on_cpu=not machine.has_gpu),
             learned=self._learned.of(self._serving.engine_of(manifest)),
         )

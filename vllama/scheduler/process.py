@@ -63,7 +63,8 @@ class WorkerSpec:
     """All that a worker's start needs.
 
     `socket` is where it will listen, `log` gets its output, and it is ready once it passes the `trial`. Once it is,
-    it is killed where it does not answer for `hang_timeout` seconds; None for never.
+    it is killed where it does not answer for `hang_timeout` seconds; None for never. LoRA
+    adapters up to `adapter_rank` can be served by it, none where that is 0.
     """
 
     arguments: Sequence[str]
@@ -74,6 +75,7 @@ class WorkerSpec:
     command: Sequence[str] = COMMAND
     trial: Trial = produce_one_token
     hang_timeout: float | None = None
+    adapter_rank: int = 0
 
 
 class WorkerProcess:
@@ -117,6 +119,11 @@ class WorkerProcess:
     def memory(self) -> Memory:
         """What it holds."""
         return self._spec.memory
+
+    @property
+    def adapter_rank(self) -> int:
+        """The highest rank of LoRA adapters that it has room for; 0 for none."""
+        return self._spec.adapter_rank
 
     async def become_ready(self, stall_timeout: float | None) -> None:
         """Return when it has passed its trial; `context_length` and `channels` are known then.

@@ -37,6 +37,10 @@ class Worker(Protocol):
         """What it holds while it is awake."""
 
     @property
+    def adapter_rank(self) -> int:
+        """The highest rank of LoRA adapters that it has room for; 0 for none."""
+
+    @property
     def can_sleep(self) -> bool:
         """Whether it was started so that it can sleep."""
 
@@ -59,8 +63,9 @@ class Worker(Protocol):
 class Resident:
     """One engine. `keep_alive` is ns, or negative for ever; `leases` counts requests at work, `waiting` those to come.
 
-    `manifest` is the model that asked last: those that differ in system, parameters, template or messages share it.
-    `move` is the load or the wake under way, or the last one. `yields`: a newcomer has waited long enough for it.
+    `manifest` is the model that asked last: those that differ in system, parameters, template, messages or adapter
+    share it. `move` is the load or the wake under way, or the last one. `yields`: a newcomer has waited long enough for
+    it. `is_outgrown`: a model waits for it to go, because its worker has no room for that one's adapter.
     `goes_at` is when it goes if nobody asks, in seconds of the loop, and `expiry` the timer for that.
     """
 
@@ -77,6 +82,7 @@ class Resident:
         self.leases = 0
         self.waiting = 0
         self.yields = False
+        self.is_outgrown = False
         self.worker: Worker | None = None
         self.move: asyncio.Task[None] | None = None
         self.goes_at: float | None = None
@@ -93,6 +99,15 @@ class Resident:
     def channels(self) -> tuple[Path, ...]:
         """The sockets of its worker's channels. Raises WorkerDied where it has none any more."""
         return self._living_worker().channels
+
+    def has_room_for(self, manifest: Manifest) -> bool:
+        """Whether its worker takes the model's adapter; one that is not started yet will."""
+        return self.worker is None or manifest.adapter_rank <= self.worker.adapter_rank
+
+    def serves(self, manifest: Manifest) -> bool:
+        """Whether the model can have a lease at once."""
+        is_ready = self.state is State.READY and not self.yields
+        return is_ready and not self.is_outgrown and self.has_room_for(manifest)
 
     def _living_worker(self) -> Worker:
         if self.worker is None or self.worker.exited.done():

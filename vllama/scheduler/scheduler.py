@@ -99,7 +99,7 @@ class Scheduler:
         """Find or make the resident, and take a lease on it; see `lease`, which gives it back."""
         engine = self._launcher.engine_of(manifest)
         resident = self._residency.get(engine)
-        if resident is None or resident.state is not State.READY or resident.yields or self._closed:
+        if resident is None or not resident.serves(manifest) or self._closed:
             with self._queued():
                 return await self._wait_for(engine, manifest, keep_alive)
         self._ask(resident, manifest, keep_alive)
@@ -115,20 +115,20 @@ class Scheduler:
         """Wait for a resident that can be had, however often that changes.
 
         1. closed → refuse       2. ready → lease       3. ready, but it yields to a newcomer, or just goes → wait
-        4. the name had another engine → that goes when idle       5. nothing → load; asleep → wake; wait, lease
+        4. the name had another engine, or there is no room for its adapter → that goes when idle
+        5. nothing → load; asleep → wake; wait, lease
         """
         while not self._closed:  # 1
             resident = self._residency.get(engine)
-            if resident is None:
-                outdated = self._outdated(manifest)
-                if outdated is None:
-                    resident = self._residency.load(engine, manifest)  # 5
-                    self._pin(resident)
-                elif outdated.is_at_rest:  # 4
-                    self._residency.drop(outdated, "its files changed")
-                    continue
-            if resident is not None:
-                if resident.state is State.READY and not resident.yields:  # 2
+            outdated = self._outdated(manifest, resident)
+            if outdated is None and resident is None:
+                resident = self._residency.load(engine, manifest)  # 5
+                self._pin(resident)
+            elif outdated is not None and outdated.is_at_rest:  # 4
+                self._residency.drop(outdated, f"{manifest.name} needs another worker in its place")
+                continue
+            if resident is not None and outdated is None:
+                if resident.serves(manifest):  # 2
                     self._ask(resident, manifest, keep_alive)
                     resident.leases += 1
                     return resident
@@ -136,12 +136,23 @@ class Scheduler:
                     self._residency.wake(resident)
                 if resident.state in {State.LOADING, State.WAKING}:
                     self._ask(resident, manifest, keep_alive)
-                    return await self._wait_for_move(resident)
+                    await self._wait_for_move(resident)
+                    if resident.has_room_for(manifest):
+                        return resident
+                    self.release(resident)  # its load had begun before the adapter was there
+                    continue
             await self._residency.change()  # 3, 4
         raise ServerStopping
 
-    def _outdated(self, manifest: Manifest) -> Resident | None:
-        """What is resident under the model's name with another engine: its files or flags were changed since."""
+    def _outdated(self, manifest: Manifest, resident: Resident | None) -> Resident | None:
+        """What has to go before the model can be loaded; `resident` is what its engine has now.
+
+        That is a worker without room for its adapter, which nobody gets any more, so that it becomes idle; or what is
+        resident under the model's name with another engine: its files or flags were changed since.
+        """
+        if resident is not None:
+            resident.is_outgrown |= not resident.has_room_for(manifest)
+            return resident if resident.is_outgrown else None
         return next((r for r in self._residency if r.manifest.name.key == manifest.name.key), None)
 
     @contextmanager
@@ -155,7 +166,7 @@ class Scheduler:
         finally:
             self._waiting -= 1
 
-    async def _wait_for_move(self, resident: Resident) -> Resident:
+    async def _wait_for_move(self, resident: Resident) -> None:
         """Wait for the load and take a lease. If the client leaves the load goes on: a retry finds it advanced."""
         assert resident.move is not None  # noqa: S101 - who is loading has a load
         resident.waiting += 1
@@ -170,7 +181,6 @@ class Scheduler:
         finally:
             resident.waiting -= 1
             self._rest(resident)
-        return resident
 
     def _ask(self, resident: Resident, manifest: Manifest, keep_alive: int | None) -> None:
         if resident.manifest is not manifest:

@@ -6,20 +6,24 @@ One answer for the worker's command line, for the checks of requests and for wha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import orjson
 
+from vllama.errors import VllamaError
 from vllama.ollama import options
 from vllama.ollama.infill import Infill, infill_of
 from vllama.ollama.templates import fills_gaps, in_jinja
+from vllama.scheduler.adapters import adapter_flags, check_servable, room_for
 from vllama.scheduler.engine_flags import given_value, is_given
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.store.parsers import ParserChoice, Traits, choose_reasoning_parser, choose_tool_parser
-from vllama.worker.profile import Profile
+from vllama.store.peft import read_layers
+from vllama.worker.adapter_support import adapter_support
+from vllama.worker.profile import AdapterPart, Profile
 from vllama.worker.registry import Parsers, installed_parsers, plugin_flags
 
 _TOOL_PARSER = "--tool-call-parser"
@@ -123,13 +127,19 @@ class Serving:
         self._user_flags = tuple(user_flags)
         self._installed = installed
         self._engines: dict[str, str] = {}  # by the manifest's digest
+        self._adapter_numbers: dict[str, int] = {}  # by the adapter's digest
+        self._checked: set[str] = set()  # digests of manifests
 
     def plan(self, manifest: Manifest) -> ServingPlan:
         """Raises ManifestCorrupt where a file is damaged or missing."""
         return self._plan(manifest, describe(manifest))
 
     def profile(self, manifest: Manifest, served: ServingPlan) -> Profile:
-        """What the worker is told with each request. Raises OptionTypeError where a parameter has the wrong type."""
+        """What the worker is told with each request.
+
+        Raises OptionTypeError where a parameter has the wrong type, RequestError where the adapter cannot be served.
+        """
+        self.check_adapter(manifest)
         return Profile(
             full_name=manifest.name.full,
             capabilities=served.capabilities,
@@ -138,7 +148,43 @@ class Serving:
             messages=tuple((message.role, message.content) for message in manifest.messages),
             chat_template=in_jinja(manifest.template),
             infill=served.infill,
+            adapter=self._adapter_part(manifest),
         )
+
+    def flags(self, manifest: Manifest, rank: int) -> list[str]:
+        """vLLM's flags for a worker with room for adapters up to this rank: ours, the manifest's, the user's."""
+        given = [*manifest.engine_flags, *self._user_flags]
+        return [*self.plan(manifest).flags, *adapter_flags(given, rank), *given]
+
+    def adapter_rank(self, manifest: Manifest, stored: Iterable[Manifest]) -> int:
+        """The rank that a worker of the model needs room for, for itself and those stored models that it can serve."""
+        sharing = [other for other in stored if other.adapter and other.weights_digest == manifest.weights_digest]
+        return room_for(manifest, [other for other in sharing if self._takes_adapter(other)])
+
+    def _takes_adapter(self, manifest: Manifest) -> bool:
+        try:
+            self.check_adapter(manifest)
+        except VllamaError:
+            return False  # who asks for it is told
+        return True
+
+    def check_adapter(self, manifest: Manifest) -> None:
+        """Raise RequestError where the model has an adapter that this machine's vLLM cannot serve; ManifestCorrupt."""
+        if manifest.adapter and manifest.digest not in self._checked:
+            description = describe(manifest)
+            layers = read_layers(manifest.adapter.snapshot)
+            flags = (*manifest.engine_flags, *self._user_flags)
+            support = adapter_support(description.architecture)
+            check_servable(layers, manifest.adapter.rank, description, support, flags)
+            self._checked.add(manifest.digest)
+
+    def _adapter_part(self, manifest: Manifest) -> AdapterPart | None:
+        """The adapter under a number that no other has: all API servers of a worker have to mean the same by it."""
+        adapter = manifest.adapter
+        if adapter is None:
+            return None
+        number = self._adapter_numbers.setdefault(adapter.digest, len(self._adapter_numbers) + 1)
+        return AdapterPart(number, adapter.digest, str(adapter.snapshot))
 
     def engine_of(self, manifest: Manifest) -> str:
         """The identity of the engine that serves the model: models with the same can share a worker."""
@@ -155,6 +201,8 @@ class Serving:
         served = self._plan(manifest, found)
         chosen = {"vllama.tool_parser": served.tool_parser, "vllama.reasoning_parser": served.reasoning_parser}
         told = {key: f"{choice.name} ({choice.because})" for key, choice in chosen.items() if choice.name}
+        if manifest.adapter:
+            told["vllama.adapter"] = f"LoRA, rank {manifest.adapter.rank}, sha256:{manifest.adapter.digest[:12]}"
         return replace(found, capabilities=served.capabilities, model_info={**found.model_info, **told})
 
     def _plan(self, manifest: Manifest, description: ModelDescription) -> ServingPlan:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers import ChatParams, TokenizeParams
 from vllm.renderers.hf import resolve_chat_template
@@ -210,17 +211,20 @@ class Engine:
         parsed: ParsedPrompt | None = None,
         *,
         bound: bool = False,
+        adapter: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Start a request. Closing or cancelling the generator aborts it in the engine.
 
         `bound`: a constraint holds from the first token on, whatever vLLM's reasoning parser takes the prompt for.
+        `adapter` is one of `vllama.worker.adapters`.
         """
         if parsed is None or parsed.reasoning_ended is None:
-            return self._client.generate(prompt, params, request_id)  # type: ignore[no-any-return]
+            return self._client.generate(prompt, params, request_id, lora_request=adapter)  # type: ignore[no-any-return]
         return self._client.generate(  # type: ignore[no-any-return]
             prompt,
             params,
             request_id,
+            lora_request=adapter,
             reasoning_ended=bound or parsed.reasoning_ended,
             reasoning_parser_kwargs=parsed.reasoning_arguments,
         )

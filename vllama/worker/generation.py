@@ -10,12 +10,15 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from vllm.lora.request import LoRARequest
+
 from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
 from vllama.errors import EngineError, ModelNotFound, PromptTooLong, VllamaError
 from vllama.ollama import options
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
 from vllama.ollama.status import JSON
+from vllama.worker.adapters import Adapters
 from vllama.worker.after_thinking import AfterThinking, Generate, Watch
 from vllama.worker.dialects import Dialect, Rendered, Request
 from vllama.worker.engine import Engine, Prompt
@@ -33,8 +36,9 @@ class GenerationRoute:
 
     _numbers = count(1)
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, adapters: Adapters) -> None:
         self._dialect = dialect
+        self._adapters = adapters
         self._clock = Clock()
         self._engine: Engine | None = None
         self._profile = Profile("", ("completion",))
@@ -88,7 +92,8 @@ class GenerationRoute:
         if request.debug_render_only:
             await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids), rendered.images))
             return
-        outputs = self._outputs(engine, request, rendered, sampling, window)
+        adapter = await self._adapters.load(profile.adapter)
+        outputs = self._outputs(engine, request, rendered, sampling, window, adapter=adapter)
         transcript = Transcript(
             request=request,
             replies=replies,
@@ -105,7 +110,14 @@ class GenerationRoute:
                 await transcript.whole(outputs, sink)
 
     def _outputs(
-        self, engine: Engine, request: Request, rendered: Rendered, sampling: Sampling, window: Window
+        self,
+        engine: Engine,
+        request: Request,
+        rendered: Rendered,
+        sampling: Sampling,
+        window: Window,
+        *,
+        adapter: LoRARequest | None,
     ) -> AsyncGenerator[Any, None]:
         """Start the request in the engine; in two where a format has to wait for the end of thinking.
 
@@ -127,7 +139,7 @@ class GenerationRoute:
             def start(prompt: Prompt, most_tokens: int) -> AsyncGenerator[Any, None]:
                 params.max_tokens = most_tokens
                 name = request_id if constraint is request.format else f"{request_id}-thinking"
-                return engine.generate(prompt, params, name, parsed, bound=constraint is not None)
+                return engine.generate(prompt, params, name, parsed, bound=constraint is not None, adapter=adapter)
 
             return start
 

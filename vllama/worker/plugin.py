@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest, OpenAIEmbedRequest
 from vllama.worker import channel
+from vllama.worker.adapters import Adapters
 from vllama.worker.dialects import Chat, Generate
 from vllama.worker.embedding import EmbeddingRoute
 from vllama.worker.engine import Engine, api_process
@@ -34,9 +35,10 @@ class OllamaPlugin:
     required_tasks = ("generate", "embed", "classify")
 
     def __init__(self) -> None:
+        self._adapters = Adapters()
         self._generation_routes = {
-            "/api/generate": GenerationRoute(Generate()),
-            "/api/chat": GenerationRoute(Chat()),
+            "/api/generate": GenerationRoute(Generate(), self._adapters),
+            "/api/chat": GenerationRoute(Chat(), self._adapters),
         }
         self._embedding_routes = {
             "/api/embed": EmbeddingRoute(EmbedRequest),
@@ -58,7 +60,7 @@ class OllamaPlugin:
             app.router.routes.append(Route(path, endpoint, methods=["POST"]))
         app.router.routes.extend(self._identity.routes())
         if os.environ.get(SUPERVISED):
-            app.add_middleware(HeedHeader)
+            app.add_middleware(HeedHeader, adapters=self._adapters)
             app.router.routes.extend(self._sleep.routes())
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
@@ -75,6 +77,7 @@ class OllamaPlugin:
         is_supervised = bool(os.environ.get(SUPERVISED))
         names = frozenset() if is_supervised else self._identity.spellings
         profile = Profile(self._identity.full_name, capabilities, infill=infill, served_names=names)
+        self._adapters.serve(engine_client)
         for generation in self._generation_routes.values():
             generation.serve(generates, profile)
         for embedding in (*self._embedding_routes.values(), self._openai_embedding):

@@ -19,13 +19,26 @@ SUPERVISED = "VLLAMA_SUPERVISED"
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterPart:
+    """A LoRA adapter. `number`, 1 and up, tells it from others in the engine; `digest` is its identity, 64 hex.
+
+    `path` is its directory, in PEFT's layout.
+    """
+
+    number: int
+    digest: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """The model's part of every request.
 
     `full_name` is `host/namespace/model:tag`; `parameters` are Ollama PARAMETER values with their types;
     `messages` are (role, content) pairs put before the client's own. `chat_template` is Jinja, "" for the one that
     comes with the files. `infill` says how to ask for the text between a prompt and a suffix, where the model can.
-    `served_names` are the only names that requests may use; none where a gateway has resolved the name already.
+    `adapter` is None for weights as they are. `served_names` are the only names that requests may use; none where a
+    gateway has resolved the name already.
     """
 
     full_name: str
@@ -35,6 +48,7 @@ class Profile:
     messages: tuple[tuple[str, str], ...] = ()
     chat_template: str = ""
     infill: Infill | None = None
+    adapter: AdapterPart | None = None
     served_names: frozenset[str] = frozenset()
 
     def to_json(self) -> bytes:
@@ -48,6 +62,7 @@ class Profile:
                 "messages": self.messages,
                 "chat_template": self.chat_template,
                 "infill": self.infill,
+                "adapter": self.adapter,
             }
         )
 
@@ -65,4 +80,5 @@ class Profile:
             messages=tuple((role, content) for role, content in values["messages"]),
             chat_template=values["chat_template"],
             infill=Infill(**values["infill"]) if values["infill"] else None,
+            adapter=AdapterPart(**values["adapter"]) if values["adapter"] else None,
         )

@@ -36,10 +36,9 @@ class Parsers:
 @cache
 def installed_parsers() -> Parsers:
     """Read the tables; empty where no vLLM is installed or its tables have moved."""
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:
+    root = vllm_directory()
+    if root is None:
         return Parsers(frozenset(), frozenset())
-    root = Path(spec.origin).parent
     unusable = {
         name for package, names in _EXTRAS.items() if importlib.util.find_spec(package) is None for name in names
     }
@@ -50,6 +49,12 @@ def installed_parsers() -> Parsers:
         reasoning=(reasoning | OWN_REASONING_PARSERS if reasoning else reasoning) - unusable,
         multimodal=_keys(root / "model_executor" / "models" / "registry.py", "_MULTIMODAL_MODELS"),
     )
+
+
+def vllm_directory() -> Path | None:
+    """Where the installed vLLM's modules are."""
+    spec = importlib.util.find_spec("vllm")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
 def plugin_flags(tool_parser: str, reasoning_parser: str) -> tuple[str, ...]:

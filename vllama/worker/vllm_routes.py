@@ -3,8 +3,8 @@
 Several of our models can share a worker, and Ollama's clients expect habits that vLLM lacks. The gateway says what is
 needed in a header (vllama.worker.spoken); here vLLM learns to heed it. Written against vLLM 0.26 and 0.32
 (`tests/worker/test_vllm_routes.py` names them). Internal, and kept to this file: `OpenAIServingModels.model_name`,
-the attribute `chat_template` of _RENDERERS, `AnthropicServingMessages`' conversion to a chat request,
-`build_tok_params` of the request classes.
+the attribute `chat_template` of _RENDERERS, `_maybe_get_adapters` of _GENERATORS, `AnthropicServingMessages`'
+conversion to a chat request, `build_tok_params` of the request classes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from vllama.asgi import Receive, Scope, Send
+from vllama.errors import VllamaError
+from vllama.worker.adapters import Adapters
+from vllama.worker.sink import HttpSink
 from vllama.worker.spoken import SpokenModel
 
 _spoken: ContextVar[SpokenModel | None] = ContextVar("spoken", default=None)
+_adapter: ContextVar[Any] = ContextVar("adapter", default=None)
 
 _CONVERSIONS = ("to_chat_completion_request", "_convert_anthropic_to_openai_request")
 """The name in 0.32, and in 0.26."""
@@ -35,16 +39,32 @@ _RENDERERS = (
 """What in `app.state` has a `chat_template` of its own; which of them a route asks changes between versions."""
 
 
+_GENERATORS = (
+    "openai_serving_chat",
+    "openai_serving_completion",
+    "openai_serving_responses",
+    "anthropic_serving_messages",
+)
+"""What in `app.state` asks the engine for text, and chooses the LoRA adapter for it."""
+
+
 class HeedHeader:
     """ASGI middleware: the header holds for all that happens within its request."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, adapters: Adapters) -> None:
         self._app = app
+        self._adapters = adapters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Note the header and go on."""
+        """Note the header, have the engine read the model's adapter, and go on."""
         if scope["type"] == "http":
-            _spoken.set(SpokenModel.from_headers(scope["headers"]))
+            spoken = SpokenModel.from_headers(scope["headers"])
+            try:
+                _adapter.set(await self._adapters.load(spoken.adapter if spoken else None))
+            except VllamaError as error:
+                await HttpSink(send).fail(error)
+                return
+            _spoken.set(spoken)
         await self._app(scope, receive, send)
 
 
@@ -54,6 +74,9 @@ def heed(state: Any) -> None:
     for name in _RENDERERS:
         if served := getattr(state, name, None):
             _use_templates(served)
+    for name in _GENERATORS:
+        if served := getattr(state, name, None):
+            _use_adapters(served)
     if messages := getattr(state, "anthropic_serving_messages", None):
         _add_sampling(messages)
     _end_when_full(ChatCompletionRequest, "max_tokens", "max_completion_tokens")
@@ -67,7 +90,7 @@ def _repeat_names(models: Any) -> None:
 
     def model_name(lora_request: Any = None) -> str:
         spoken = _spoken.get()
-        return spoken.name if spoken and lora_request is None else first_name(lora_request)
+        return spoken.name if spoken else first_name(lora_request)
 
     models.model_name = model_name
 
@@ -82,6 +105,16 @@ def _use_templates(served: Any) -> None:
 
     kind = type(served)
     served.__class__ = type(kind.__name__, (kind,), {"chat_template": property(chat_template)})
+
+
+def _use_adapters(served: Any) -> None:
+    """Let the object's requests be answered with the request's model's adapter."""
+    of_vllm = served._maybe_get_adapters  # noqa: SLF001
+
+    def adapter_of(*arguments: Any, **named: Any) -> Any:
+        return _adapter.get() or of_vllm(*arguments, **named)
+
+    served._maybe_get_adapters = adapter_of  # noqa: SLF001
 
 
 def _add_sampling(messages: Any) -> None:
