@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "VLLAMA_HANG_TIMEOUT": f"{HANG_SECONDS}s",
     "OLLAMA_LOAD_TIMEOUT": f"{LOAD_SECONDS}s",
     "OLLAMA_KEEP_ALIVE": "1h",
+    "VLLAMA_SPARE_WORKERS": "1",
 }
 RECOVERY = 180.0
 """Seconds within which the service has to be back."""

@@ -51,7 +51,8 @@ def install(directory: Path) -> dict[str, str]:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text)
     tests = Path(__file__).parents[1]
-    return {"PYTHONPATH": os.pathsep.join(map(str, [directory, tests, tests.parent]))}
+    path = os.pathsep.join(map(str, [directory, tests, tests.parent]))
+    return {"PYTHONPATH": path, "VLLAMA_SPARE_WORKERS": "0"}  # a spare imports much that is not written
 
 
 class FlexibleArgumentParser:

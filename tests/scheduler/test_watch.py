@@ -209,3 +209,25 @@ async def test_the_members_of_a_group_are_its_leader_and_its_child(group: Group)
     leader = group("import signal; print(flush=True); signal.pause()")
     assert len(living_members(leader.pid)) == 2
     assert leader.pid in living_members(leader.pid)
+
+
+async def test_a_process_whose_main_thread_has_ended_still_counts_while_others_run(group: Group) -> None:
+    """The kernel calls it a zombie by then, but it holds its memory and its sockets."""
+    program = (
+        "import ctypes, platform, threading, time\n"
+        "threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
+        "print(flush=True)\n"
+        "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)\n"  # exit this thread alone
+    )
+    leader = group(program)
+
+    async def look() -> None:
+        while not any(_state(pid) == "Z" for pid in living_members(leader.pid)):
+            await asyncio.sleep(0.01)
+
+    await within(look())
+    assert len(living_members(leader.pid)) == 2
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

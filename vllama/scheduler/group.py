@@ -15,7 +15,7 @@ _COMPUTING = 0.1
 
 
 def living_members(group: int) -> list[int]:
-    """The processes of a process group that still hold something; a zombie does not."""
+    """The processes of a process group that still hold something; a zombie does only while it has threads."""
     return [pid for pid, _ in _members(group)]
 
 
@@ -53,7 +53,8 @@ def _members(group: int) -> Iterator[tuple[int, int]]:
         return  # the usual case, and much cheaper than a look at all processes
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # pid (name) state parent group … user and system time (proc(5)); a name may hold blanks and parentheses
+            # pid (name) state parent group … user and system time … threads (proc(5)); a name may hold anything
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] not in {"Z", "X"}:
+            is_zombie = fields[0] in {"Z", "X"}
+            if int(fields[2]) == group and (not is_zombie or int(fields[17]) > 1):
                 yield int(stat.parent.name), int(fields[11]) + int(fields[12])

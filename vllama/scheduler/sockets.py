@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from pathlib import Path
 
 _BOUND = Path("/proc/net/unix")
@@ -20,5 +21,18 @@ def remove_dead_sockets(directory: Path) -> None:
     bound = {row[_PATH_FIELD] for row in rows if len(row) > _PATH_FIELD}
     for path in directory.glob("*"):
         with contextlib.suppress(FileNotFoundError):
-            if path.is_socket() and str(path) not in bound:
+            if path.is_socket() and str(path) not in bound and _refuses(path):
                 path.unlink()
+
+
+def _refuses(path: Path) -> bool:
+    """Whether nobody listens: the table may lack a row while others come and go."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
