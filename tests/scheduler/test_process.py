@@ -290,8 +290,18 @@ async def test_without_a_limit_a_worker_may_hang(start: Start) -> None:
 async def test_an_end_that_was_asked_for_has_no_cause(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     worker = await start("ready")
     await within(worker.become_ready(PATIENCE))
-    await within(worker.stop(grace=0))
+    await within(worker.stop(grace=PATIENCE))
     assert "cause:" not in caplog.text
+
+
+async def test_a_worker_that_is_given_up_while_it_serves_leaves_its_cause_in_the_server_s_log(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    await within(worker.stop(grace=0))
+    assert f"worker {worker.pid} does not serve any more" in caplog.text
+    assert "cause: " in caplog.text
 
 
 async def test_a_load_without_progress_is_given_up(start: Start) -> None:
@@ -362,10 +372,19 @@ async def test_the_shared_memory_of_a_killed_worker_is_removed(start: Start, how
     if how != "killed while loading":
         await within(worker.become_ready(PATIENCE))
     assert segment.exists()
-    if how == "killed":
+    if how == "killed while loading":
+        with pytest.raises(LoadFailed, match="SIGKILL"):
+            await within(asyncio.gather(worker.become_ready(PATIENCE), kill_soon(worker)))
+    elif how == "killed":
         os.kill(worker.pid, signal.SIGKILL)
     await within(worker.stop(grace=0))
     assert not segment.exists()
+
+
+async def kill_soon(worker: WorkerProcess) -> None:
+    """Kill it once it has been looked at, and before it is ready."""
+    await asyncio.sleep(0.1)
+    os.kill(worker.pid, signal.SIGKILL)
 
 
 async def test_stop_may_be_called_again(start: Start) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _MOST_POLL_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 _TRIAL_SECONDS = 60.0
 """A worker that listens and fails for so long will not do better: each failure would make its log grow for ever."""
 _LOG_TAIL_LINES = 15
@@ -136,6 +137,8 @@ class WorkerProcess:
             await asyncio.wait({self.exited}, timeout=refusals.pause)
             if self.exited.done():
                 raise self._failure(self.exited.result())
+            if progress.seconds_passed(_LOOK_SECONDS):
+                self._shared_memory |= shared_memory(self.pid)  # who is killed while loading leaves it, too
             self.channels = self._find_channels()
             if self.channels:
                 if await self._spec.trial(self._spec.socket, stall_timeout):
@@ -184,6 +187,8 @@ class WorkerProcess:
 
         On return its memory is free, and its sockets and its shared memory are removed.
         """
+        if self._serves and not grace:
+            self._report(f"worker {self.pid} does not serve any more", diagnose(self._end_of_log()))
         self._serves = False
         if grace > 0 and not self.exited.done():
             self._signal(signal.SIGTERM)
@@ -354,6 +359,15 @@ class _Progress:
         self._path = path
         self._size = -1
         self._since = 0.0
+        self._looked_at = 0.0
+
+    def seconds_passed(self, seconds: float) -> bool:
+        """Whether so many have passed since it said so before."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at < seconds:
+            return False
+        self._looked_at = now
+        return True
 
     def stalled_for(self) -> float:
         """Seconds since the log last grew."""
