@@ -143,6 +143,14 @@ def crash() -> None:
     sys.exit(1)
 
 
+def wants_code() -> None:
+    """Fail as vLLM does where a model's classes are in code that it does not run."""
+    print("RuntimeError: Failed to load the model config. If the model is a custom model not yet available in the")
+    print("HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM or using the")
+    print("`--trust-remote-code` flag in the CLI.")
+    sys.exit(1)
+
+
 def full_disk() -> None:
     """Fail as Python does where the disk is full."""
     print("(EngineCore pid=1) ERROR 11-21 18:36:38 [core.py:1510] OSError: ", end="")

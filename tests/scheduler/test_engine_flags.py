@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vllama.errors import BadEngineFlags
 from vllama.scheduler import engine_flags
-from vllama.scheduler.engine_flags import REFUSED, command_line, environment, refuse_ours
+from vllama.scheduler.engine_flags import REFUSED, check_for_all, command_line, environment, refuse_ours
 from vllama.settings import Settings
 
 SETTINGS = Settings.from_environment({}, models=Path("/models"))
@@ -144,6 +144,14 @@ def test_flags_that_cut_the_gateway_off_are_refused(flag: str) -> None:
 def test_they_are_refused_however_vllm_would_let_them_be_spelled(spelled: str, meant: str) -> None:
     with pytest.raises(BadEngineFlags, match=meant):
         refuse_ours([spelled])
+
+
+@pytest.mark.parametrize("flag", ["--trust-remote-code", "--trust_remote_code", "--trust"])
+def test_trust_in_code_is_given_to_one_model_and_not_to_all(flag: str) -> None:
+    with pytest.raises(BadEngineFlags, match="name the one that you trust, vllama pull --trust-remote-code NAME"):
+        check_for_all(["--seed", "1", flag])
+    assert line("--trust-remote-code")[-1] == "--trust-remote-code", "a manifest's flags go to its worker"
+    check_for_all(["--no-trust-remote-code", "--seed", "1"])
 
 
 @pytest.mark.parametrize(

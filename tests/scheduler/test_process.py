@@ -49,7 +49,7 @@ async def start(runtime: Path) -> AsyncIterator[Start]:
     """Return a function that starts a worker with a behaviour of stand_in_worker.py."""
     workers: list[WorkerProcess] = []
 
-    async def start(behaviour: str, hang_timeout: float | None = None) -> WorkerProcess:
+    async def start(behaviour: str, hang_timeout: float | None = None, without_code: str = "") -> WorkerProcess:
         spec = WorkerSpec(
             arguments=["/model", "--uds", str(runtime / "1.sock")],
             environment=os.environ,
@@ -58,6 +58,7 @@ async def start(runtime: Path) -> AsyncIterator[Start]:
             memory=Memory(3, 2),
             command=command(behaviour),
             hang_timeout=hang_timeout,
+            without_code=without_code,
         )
         workers.append(await within(WorkerProcess.start(spec)))
         return workers[-1]
@@ -210,6 +211,25 @@ async def test_a_worker_that_ends_while_loading_brings_its_last_error_on_one_lin
         "the model could not be loaded: RuntimeError: no memory; the worker's log says more; "
         f"the worker's log: {runtime / 'worker.log'}"
     )
+
+
+@pytest.mark.parametrize(
+    ("without_code", "fix"), [("", "vllama pull --trust-remote-code NAME"), ("pull it", "pull it")]
+)
+async def test_a_worker_that_fails_for_want_of_the_model_s_own_code_says_what_to_do(
+    start: Start, without_code: str, fix: str
+) -> None:
+    worker = await start("wants_code", without_code=without_code)
+    with pytest.raises(
+        LoadFailed, match=rf"needs Python code of its own, which was left out; .*{fix}; the worker's log"
+    ):
+        await within(worker.become_ready(PATIENCE))
+
+
+async def test_other_failures_say_nothing_of_code(start: Start) -> None:
+    worker = await start("crash", without_code="pull it")
+    with pytest.raises(LoadFailed, match=r"RuntimeError: no memory; the worker's log says more"):
+        await within(worker.become_ready(PATIENCE))
 
 
 async def test_a_known_cause_brings_its_fix_and_the_server_s_log_has_both(

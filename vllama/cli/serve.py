@@ -138,10 +138,10 @@ def serve(
       --gpu-memory-utilization 0.9   --max-num-seqs 256
       --max-model-len 4096           --enable-prefix-caching
     """
-    from vllama.scheduler.engine_flags import EAGER, refuse_ours
+    from vllama.scheduler.engine_flags import EAGER, check_for_all
 
     engine_flags: list[str] = ctx.meta["engine_flags"]
-    refuse_ours(engine_flags)
+    check_for_all(engine_flags)
     if fast_start:
         if compiled:
             message = "--fast-start and --compile exclude each other"

@@ -9,6 +9,7 @@ from pathlib import Path
 from vllama.errors import BadEngineFlags
 from vllama.settings import Settings
 from vllama.store.description import ModelDescription
+from vllama.store.remote_code import TRUST
 
 _DECIDED = "is decided by vllama and cannot be passed to vLLM"
 _NOT_SPOKEN = "would cut vllama off from its own worker: put it in front of vllama, not behind"
@@ -43,6 +44,15 @@ SEVERAL_HOSTS = (
     "--kv-transfer-config",
 )
 """Flags with which a worker may have parts on other machines, to which it tells its own address."""
+
+
+def check_for_all(flags: Sequence[str]) -> None:
+    """Raise BadEngineFlags where a flag cannot be given for all models: one of REFUSED, or trust in their code."""
+    refuse_ours(flags)
+    if is_given(flags, TRUST):
+        raise BadEngineFlags(
+            f"{TRUST} is not given for all models: name the one that you trust, vllama pull {TRUST} NAME"
+        )
 
 
 def refuse_ours(flags: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from vllama.scheduler.room import Occupant, PlannedRoom
 from vllama.scheduler.serving import Serving
 from vllama.scheduler.spares import Spares
 from vllama.settings import Settings
-from vllama.store import caches
+from vllama.store import caches, remote_code
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
@@ -134,6 +134,7 @@ class Launcher:
             trial=trial,
             hang_timeout=self._settings.hang_timeout,
             adapter_rank=room_given([*manifest.engine_flags, *self._user_flags], rank),
+            without_code=remote_code.advice(manifest),
         )
         with ExitStack() as held:
             if cache is not None:

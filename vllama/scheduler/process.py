@@ -13,7 +13,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,7 +65,8 @@ class WorkerSpec:
 
     `socket` is where it will listen, `log` gets its output, and it is ready once it passes the `trial`. Once it is,
     it is killed where it does not answer for `hang_timeout` seconds; None for never. LoRA
-    adapters up to `adapter_rank` can be served by it, none where that is 0.
+    adapters up to `adapter_rank` can be served by it, none where that is 0. `without_code` is the fix where it
+    fails for want of the model's own code.
     """
 
     arguments: Sequence[str]
@@ -77,6 +78,7 @@ class WorkerSpec:
     trial: Trial = produce_one_token
     hang_timeout: float | None = None
     adapter_rank: int = 0
+    without_code: str = ""
 
 
 class WorkerProcess:
@@ -286,6 +288,8 @@ class WorkerProcess:
         if not found.key and _is_full(self._spec.log.parent):  # and so what it had to say could not be written
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._spec.log))
             return diagnose_error(full)
+        if found.key in _WANTS_CODE and self._spec.without_code:
+            return replace(found, fix=self._spec.without_code)
         return found
 
     def _end_of_log(self) -> str:
@@ -317,6 +321,9 @@ async def start_process(
         start_new_session=True,  # Ctrl-C in the terminal is for the gateway alone
     )
 
+
+_WANTS_CODE = frozenset({"architecture", "model-type", "remote-code"})
+"""The causes that the model's own code may do away with."""
 
 _HANGS = Diagnosis(
     "hung", "one of its processes hangs or was stopped", "set VLLAMA_HANG_TIMEOUT to more if it is only slow"
