@@ -77,16 +77,16 @@ def test_runs_of_two_systems_take_turns(url: str) -> None:
     assert windows == sorted(windows)
 
 
-def test_a_server_that_is_twice_as_fast_is_found_to_be() -> None:
+def test_a_server_that_is_much_faster_is_found_to_be() -> None:
     with (
         serving_beside(Script(first=0.01, per_token=0.01)) as fast,
-        serving_beside(Script(first=0.02, per_token=0.02)) as slow,
+        serving_beside(Script(first=0.05, per_token=0.05)) as slow,
     ):
         result = bench(plan(fast, slow, levels=(Level("streaming", 2),), repetitions=2))
     found = {one.metric: one for one in result.comparisons}
 
     assert found["e2e_ms"].verdict == "better"
-    assert found["e2e_ms"].ratio == pytest.approx(0.5, rel=0.3)
+    assert 0.15 <= found["e2e_ms"].ratio < 0.6  # what a busy machine adds, it adds to both
     assert found["output_tokens_per_second"].baseline == "theirs"
 
 

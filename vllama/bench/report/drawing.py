@@ -60,8 +60,8 @@ def canvas(scheme: Scheme, heights: Sequence[float]) -> tuple[Drawing, list[Axes
     """Return a figure with one plain set of axes above the other, heights in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, sum(heights)), facecolor=scheme.paper, layout="constrained")
-    figure.get_layout_engine().set(rect=(0.01, 0, 0.98, 1))
+    figure = Figure(figsize=(_WIDTH, sum(heights)), facecolor=scheme.paper)
+    _fill(figure, 1)
     rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
     for axes in rows:
         axes.set_facecolor("none")
@@ -79,10 +79,17 @@ def add_title(drawing: Drawing, title: str) -> None:
     figure = drawing.figure
     height = figure.get_figheight()
     figure.set_figheight(height + _TITLE)
-    figure.get_layout_engine().set(rect=(0.01, 0, 0.98, height / (height + _TITLE)))
+    _fill(figure, height / (height + _TITLE))
     figure.suptitle(
         title, x=0.02, y=1 - 0.1 / height, ha="left", va="top", fontsize=11, fontweight="bold", color=drawing.scheme.ink
     )
+
+
+def _fill(figure: Figure, height: float) -> None:
+    """Let the axes fill the lower part of the figure, up to `height` of it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0.01, 0, 0.98, height)))
 
 
 def saved(drawing: Drawing, kind: str, **options: Any) -> bytes:
