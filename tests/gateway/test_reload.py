@@ -17,7 +17,6 @@ from fake_worker import FakeLauncher, within
 from vllama.errors import ServerUnreachable, SettingsError
 from vllama.gateway import signals
 from vllama.gateway.pid_file import PidFile
-from vllama.ollama.status import NDJSON
 from vllama.settings import Settings
 
 from .conftest import MODEL
@@ -66,14 +65,7 @@ async def test_a_stream_goes_on_while_the_settings_are_read_again(
     serve: Serve, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(MODEL, reread=lambda: replace(settings, max_loaded_models=1)) as serving:
-        worker = await within(serving.launcher.started.get())
-        client = await serving.connect()
-        client.request("POST", GENERATE, BODY)
-        exchange = await worker.next_exchange()
-        exchange.start(NDJSON)
-        exchange.write(b"a\n")
-        await client.head()
-        assert await client.chunk() == b"a\n"
+        worker, exchange, client = await serving.begin_stream(GENERATE)
         await hang_up(serving, caplog)
         exchange.finish(b"b\n")
         assert await client.chunks() == b"b\n"

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_worker import FakeLauncher, within
+from fake_worker import Exchange, FakeLauncher, FakeWorker, within
 from tiny_snapshot import write_snapshot
 
 from vllama.errors import BadEngineFlags, InvalidName, LoadFailed, StoreError, VllamaError
@@ -55,6 +55,18 @@ class Serving:
     async def connect(self) -> RawConnection:
         self._connections.append(await RawConnection.open(self.port))
         return self._connections[-1]
+
+    async def begin_stream(self, path: str, content_type: str = NDJSON) -> tuple[FakeWorker, Exchange, RawConnection]:
+        """A reply of the model that is loaded first, of which the client has read the first chunk."""
+        worker = await within(self.launcher.started.get())
+        client = await self.connect()
+        client.request("POST", path, BODY)
+        exchange = await worker.next_exchange()
+        exchange.start(content_type)
+        exchange.write(b"a\n")
+        await client.head()
+        assert await client.chunk() == b"a\n"
+        return worker, exchange, client
 
     def close(self) -> None:
         for connection in self._connections:
@@ -140,14 +152,7 @@ async def test_a_signal_lets_a_running_stream_finish_and_refuses_new_ones(
     serve: Serve, number: signal.Signals, path: str
 ) -> None:
     async with serve(MODEL) as serving:
-        worker = await within(serving.launcher.started.get())
-        client = await serving.connect()
-        client.request("POST", path, BODY)
-        exchange = await worker.next_exchange()
-        exchange.start(NDJSON)
-        exchange.write(b"a\n")
-        await client.head()
-        assert await client.chunk() == b"a\n"
+        worker, exchange, client = await serving.begin_stream(path)
         serving.signal(number)
         await serving.refuses_connections()
         for piece in (b"b\n", b"c\n"):
@@ -200,14 +205,7 @@ async def test_a_signal_tells_those_who_wait_for_a_load(serve: Serve) -> None:
 
 async def test_a_second_signal_ends_running_streams(serve: Serve) -> None:
     async with serve(MODEL) as serving:
-        worker = await within(serving.launcher.started.get())
-        client = await serving.connect()
-        client.request("POST", GENERATE, BODY)
-        exchange = await worker.next_exchange()
-        exchange.start(NDJSON)
-        exchange.write(b"a\n")
-        await client.head()
-        assert await client.chunk() == b"a\n"
+        worker, _, client = await serving.begin_stream(GENERATE)
         serving.signal()
         await serving.refuses_connections()
         serving.signal()
@@ -234,14 +232,7 @@ async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_in_its_own_fo
     serve: Serve, path: str, content_type: str
 ) -> None:
     async with serve(MODEL, drain_timeout=SECOND // 10) as serving:
-        worker = await within(serving.launcher.started.get())
-        client = await serving.connect()
-        client.request("POST", path, BODY)
-        exchange = await worker.next_exchange()
-        exchange.start(content_type)
-        exchange.write(b"a\n")
-        await client.head()
-        assert await client.chunk() == b"a\n"
+        worker, exchange, client = await serving.begin_stream(path, content_type)
         serving.signal()
         ending = await client.chunks()
         assert ending.startswith(closing(path))
