@@ -1,9 +1,8 @@
 # ruff: noqa: N802 - the names are those of NVML
-"""NVML as the recorder needs it, with GPUs whose state is a function of time."""
+"""What of the module `pynvml` is used, over GPUs that do not exist."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -14,14 +13,20 @@ class NVMLError(Exception):
 
 @dataclass
 class FakeGpu:
-    """A GPU's answers; None is an answer that NVML refuses."""
+    """A GPU's answers, or those of a part of one; None is an answer that NVML refuses.
+
+    `parts` are those of a GPU that is divided (MIG). `running` has the bytes that each process holds.
+    """
 
     power_mw: int | None = 300_000
     energy_mj: int | None = None
     utilization: int | None = 90
     throttle: int = 0
-    pids: Sequence[int] = ()
+    running: dict[int, int] = field(default_factory=dict)
     name: str | bytes = "NVIDIA H100"
+    uuid: str | bytes = "GPU-00000000-aaaa"
+    parts: list[FakeGpu] = field(default_factory=list)
+    used: int = 20 << 30
 
 
 @dataclass
@@ -30,8 +35,9 @@ class FakeNvml:
 
     gpus: list[FakeGpu] = field(default_factory=list)
     broken: str = ""
-    closed: bool = False
+    opened: int = 0
     NVMLError = NVMLError
+    NVML_DEVICE_MIG_ENABLE = 1
     NVML_CLOCK_SM = 1
     NVML_CLOCK_MEM = 2
     NVML_TEMPERATURE_GPU = 0
@@ -39,9 +45,7 @@ class FakeNvml:
     def nvmlInit(self) -> None:
         if self.broken:
             raise NVMLError(self.broken)
-
-    def nvmlShutdown(self) -> None:
-        self.closed = True
+        self.opened += 1
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self.gpus)
@@ -59,7 +63,23 @@ class FakeNvml:
         return gpu.name
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
-        return SimpleNamespace(total=80 << 30, used=20 << 30)
+        return SimpleNamespace(total=80 << 30, used=gpu.used, free=(80 << 30) - gpu.used)
+
+    def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str | bytes:
+        return gpu.uuid
+
+    def nvmlDeviceGetMigMode(self, gpu: FakeGpu) -> tuple[int, int]:
+        if not gpu.parts:
+            raise NVMLError("Not Supported")
+        return 1, 1
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: FakeGpu) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: FakeGpu, index: int) -> FakeGpu:
+        if index >= len(gpu.parts):
+            raise NVMLError("Not Found")
+        return gpu.parts[index]
 
     def nvmlDeviceGetEnforcedPowerLimit(self, gpu: FakeGpu) -> int:
         return 700_000
@@ -83,7 +103,7 @@ class FakeNvml:
         return gpu.throttle
 
     def nvmlDeviceGetComputeRunningProcesses(self, gpu: FakeGpu) -> list[SimpleNamespace]:
-        return [SimpleNamespace(pid=pid) for pid in gpu.pids]
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in gpu.running.items()]
 
 
 def _known(value: int | None) -> int:

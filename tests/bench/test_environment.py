@@ -13,7 +13,7 @@ import pytest
 from scripted_nvml import FakeGpu, FakeNvml
 
 from vllama.bench.environment import commit, differences, hardware, manifest
-from vllama.bench.nvml import Gpus
+from vllama.bench.gpus import Gpus
 from vllama.bench.result import System
 
 REPLIES: dict[str, Any] = {

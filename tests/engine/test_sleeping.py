@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from engine.server import Server
+from vllama.machine.processes import ProcessTree, ram_of
 from vllama.names import ModelName
-from vllama.scheduler.devices import process_tree, ram_of
 from vllama.scheduler.learned import FILE
 from vllama.scheduler.memory import GIB
 from vllama.store.model_store import ModelStore
@@ -37,11 +37,11 @@ def test_the_gateway_does_not_hand_the_worker_s_controls_on(server: Server, path
 
 def test_what_a_load_took_is_learned(server: Server, store: ModelStore) -> None:
     worker = server.load(MODEL)
-    held = ram_of(process_tree(worker.main.pid))
+    held = ram_of(ProcessTree(worker.main.pid).pids)
     weights = 2 * 134_515_008
     loads = orjson.loads((store.root / FILE).read_bytes())["loads"]
     measured = max(load["overhead"] for load in loads)
     assert GIB // 2 < measured < 4 * GIB
     assert measured + weights == pytest.approx(held, rel=0.5)
     assert store.get(ModelName.parse(MODEL)).size >= weights
-    assert os.getpid() not in process_tree(worker.main.pid)
+    assert os.getpid() not in ProcessTree(worker.main.pid).pids

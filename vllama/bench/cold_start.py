@@ -26,6 +26,9 @@ from pathlib import Path
 import click
 import orjson
 
+from vllama.machine.proc import PROC, read_numbers
+from vllama.machine.processes import ProcessTree
+
 _PATIENCE_SECONDS = 600
 
 
@@ -117,7 +120,7 @@ def _load(store: Path, model: Path, way: Way, flags: Sequence[str]) -> Load:
         body = orjson.dumps({"model": model.name})
         with urllib.request.urlopen(f"{url}/api/generate", data=body, timeout=_PATIENCE_SECONDS):  # noqa: S310
             seconds = time.monotonic() - started
-        return Load(seconds, sum(map(_proportional_bytes, _worker(server.pid))))
+        return Load(seconds, sum(map(_proportional_bytes, ProcessTree(server.pid).pids - {server.pid})))
 
 
 @contextlib.contextmanager
@@ -157,35 +160,15 @@ def _wait_for_spare(store: Path, server: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             waiting = re.findall(r"^spare (\d+) waits", (store / "logs" / "spare.log").read_text(), re.MULTILINE)
-            if {*map(int, waiting)} & {*_children(server.pid)}:
+            if not ProcessTree(server.pid).pids.isdisjoint(map(int, waiting)):
                 return
         time.sleep(0.05)
     message = "no spare worker came"
     raise click.ClickException(message)
 
 
-def _worker(gateway: int) -> Iterator[int]:
-    """All processes that descend from the gateway."""
-    for child in _children(gateway):
-        yield child
-        yield from _worker(child)
-
-
-def _children(process: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [
-            int(child)
-            for task in Path(f"/proc/{process}/task").glob("*/children")
-            for child in task.read_text().split()
-        ]
-    return []
-
-
 def _proportional_bytes(process: int) -> int:
-    with contextlib.suppress(OSError):
-        found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
-    return 0
+    return read_numbers(PROC / str(process) / "smaps_rollup").get("Pss", 0) * 1024
 
 
 if __name__ == "__main__":

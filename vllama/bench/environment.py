@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 import httpx
 
 import vllama
-from vllama.bench.nvml import Gpus
-from vllama.bench.processes import ProcessTree, command_lines, is_local, listener, variables
+from vllama.bench.gpus import Gpus
 from vllama.bench.result import System
+from vllama.machine.host import cores, processor
+from vllama.machine.processes import ProcessTree, command_lines, is_local, listener, variables
 
 _TIMEOUT = 5.0
 _VARIABLES = ("OLLAMA_", "VLLM_", "VLLAMA_", "CUDA_VISIBLE", "OMP_", "LD_PRELOAD", "HF_HUB_OFFLINE")
@@ -56,8 +57,8 @@ def manifest(systems: Sequence[System], gpus: Gpus | None = None) -> dict[str, A
 def hardware(gpus: Gpus) -> dict[str, Any]:
     """Return what this machine is. `cores` are those that this process may use."""
     return {
-        "cpu": _cpu_model(Path("/proc/cpuinfo")),
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": processor(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "gpus": [
             {"index": gpu.index, "name": gpu.name, "memory_bytes": gpu.memory, "power_limit_w": gpu.power_limit}
@@ -88,15 +89,6 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT).stdout.strip()
-
-
-def _cpu_model(cpuinfo: Path) -> str:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _server(system: System) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import click
 import httpx
 
-from vllama.bench.nvml import Gpus
+from vllama.bench.gpus import Gpus
 from vllama.settings import Address
 
 PROMPT = "Name the capital of France, and one river that flows through it."

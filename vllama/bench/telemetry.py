@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
-from vllama.bench.nvml import THROTTLE_REASONS, Gpus
-from vllama.bench.processes import ProcessTree, is_local, listener, machine_cpu
+from vllama.bench.gpus import THROTTLE_REASONS, Gpus
 from vllama.bench.result import Telemetry
+from vllama.machine.processes import ProcessTree, is_local, listener, machine_cpu
 
 PERIOD = 0.05
 """Seconds between two readings. NVML's own figures change 5 to 10 times a second."""
@@ -83,8 +83,6 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        if self._gpus is not None:
-            self._gpus.close()
 
     @property
     def pids(self) -> frozenset[int]:

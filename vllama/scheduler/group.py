@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+from vllama.machine.proc import Stat, stats
+
 _SHARED = "/dev/shm/"  # noqa: S108
 _COMPUTING = 0.1
 """The share of a core from which on a process counts as computing; one that waits takes much less."""
@@ -39,22 +40,17 @@ class Computing:
     def __call__(self) -> bool:
         """Look, and compare with the look before."""
         now = asyncio.get_running_loop().time()
-        seconds = sum(ticks for pid, ticks in _members(self._group) if pid != self._group) / _TICKS
+        seconds = sum(stat.cpu for pid, stat in _members(self._group) if pid != self._group)
         computed, passed = seconds - self._seconds, now - self._at
         self._seconds, self._at = seconds, now
         return computed > _COMPUTING * passed
 
 
-def _members(group: int) -> Iterator[tuple[int, int]]:
-    """Number and CPU time, in clock ticks, of each."""
+def _members(group: int) -> Iterator[tuple[int, Stat]]:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return  # the usual case, and much cheaper than a look at all processes
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # pid (name) state parent group … user and system time … threads (proc(5)); a name may hold anything
-            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-            is_zombie = fields[0] in {"Z", "X"}
-            if int(fields[2]) == group and (not is_zombie or int(fields[17]) > 1):
-                yield int(stat.parent.name), int(fields[11]) + int(fields[12])
+    for pid, stat in stats():
+        if stat.group == group:
+            yield pid, stat

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vllama.machine.processes import ProcessTree, ram_of
 from vllama.scheduler import engine_flags
-from vllama.scheduler.devices import Machine, held_by, process_tree, ram_of, read_machine
+from vllama.scheduler.devices import Machine, held_by, read_machine
 from vllama.scheduler.learned import LearnedMemory
 from vllama.scheduler.memory import Claim, Device, Need, Placement, Unfit
 from vllama.scheduler.need import need_of
@@ -104,7 +105,7 @@ class Planner:
 
     def _held(self, placement: Placement, pid: int) -> int | None:
         """The most that a worker holds on one of its devices; None where that cannot be known."""
-        processes = process_tree(pid)
+        processes = ProcessTree(pid).pids
         if placement.devices[0].kind == "cpu":
             return ram_of(processes)
         found = held_by(processes)

@@ -1,4 +1,4 @@
-"""A server's processes on this machine, found by the port they listen on and read from /proc."""
+"""Processes: who listens on a port, who descends from whom, what they use and how they were started."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-_PROC = Path("/proc")
+from vllama.machine.proc import PROC, TICK, process_ids, read_lines, read_numbers, stat_of, stats
+
 _LISTEN = "0A"
-_TICK = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _FORWARDERS = frozenset({"docker-proxy", "rootlessport", "sshd", "ssh", "kubectl", "socat"})
 """They listen in the name of a server that runs elsewhere."""
 
@@ -32,13 +30,6 @@ class Usage:
     processes: int
 
 
-class _Stat(NamedTuple):
-    parent: int
-    cpu: float
-    began: int
-    rss: int
-
-
 def is_local(host: str) -> bool:
     """Whether this name or address is this machine's: only then can a socket be bound to it."""
     try:
@@ -51,7 +42,7 @@ def is_local(host: str) -> bool:
     return False
 
 
-def listener(port: int, proc: Path = _PROC) -> int | None:
+def listener(port: int, proc: Path = PROC) -> int | None:
     """Return the process that listens on this TCP port; of several that share the socket, their ancestor.
 
     None where nobody does, where the process belongs to another user or container, or only forwards.
@@ -59,9 +50,9 @@ def listener(port: int, proc: Path = _PROC) -> int | None:
     sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
     if not sockets:
         return None
-    holders = {pid for pid in _numbers(proc) if _holds(proc / str(pid) / "fd", sockets)}
-    first = [pid for pid in sorted(holders) if (stat := _stat(proc, pid)) and stat.parent not in holders]
-    return first[0] if first and _name(proc, first[0]) not in _FORWARDERS else None
+    holders = {pid for pid in process_ids(proc) if _holds(proc / str(pid) / "fd", sockets)}
+    first = [pid for pid in sorted(holders) if (stat := stat_of(pid, proc)) and stat.parent not in holders]
+    return first[0] if first and _FORWARDERS.isdisjoint(read_lines(proc / str(first[0]) / "comm")) else None
 
 
 class ProcessTree:
@@ -70,7 +61,7 @@ class ProcessTree:
     A process that has once been seen in the tree stays in it, even where its parent has ended.
     """
 
-    def __init__(self, root: int, proc: Path = _PROC) -> None:
+    def __init__(self, root: int, proc: Path = PROC) -> None:
         self._proc = proc
         self._root = root
         self._began: dict[int, int] = {}
@@ -84,19 +75,17 @@ class ProcessTree:
 
     def scan(self) -> None:
         """Look for new processes; takes some ms."""
-        stats = {pid: stat for pid in _numbers(self._proc) if (stat := _stat(self._proc, pid))}
-        members = {self._root} | {
-            pid for pid, began in self._began.items() if pid in stats and stats[pid].began == began
-        }
-        while grown := {pid for pid, stat in stats.items() if stat.parent in members and pid not in members}:
+        seen = dict(stats(self._proc))
+        members = {self._root} | {pid for pid, began in self._began.items() if pid in seen and seen[pid].began == began}
+        while grown := {pid for pid, stat in seen.items() if stat.parent in members and pid not in members}:
             members |= grown
-        self._began = {pid: stats[pid].began for pid in members if pid in stats}
+        self._began = {pid: seen[pid].began for pid in members if pid in seen}
 
     def read(self) -> Usage:
         """Return what the tree uses now."""
         rss = 0
         for pid, began in list(self._began.items()):
-            stat = _stat(self._proc, pid)
+            stat = stat_of(pid, self._proc)
             if stat is None or stat.began != began:
                 del self._began[pid]  # what it used stays counted
                 continue
@@ -105,13 +94,19 @@ class ProcessTree:
         return Usage(sum(self._cpu.values()), rss, len(self._began))
 
 
-def machine_cpu(proc: Path = _PROC) -> float:
+def ram_of(processes: Collection[int], proc: Path = PROC) -> int:
+    """Return the RAM that processes hold, shared pages in proportion; what is mapped from files does not count."""
+    facts = [read_numbers(proc / str(process) / "smaps_rollup") for process in processes]
+    return sum(fact.get("Pss_Anon", 0) + fact.get("Pss_Shmem", 0) for fact in facts) * 1024
+
+
+def machine_cpu(proc: Path = PROC) -> float:
     """Return the CPU time that all processes of the machine have used, in s since it started."""
     user, nice, system, _, _, irq, softirq = map(int, (proc / "stat").read_text().split("\n", 1)[0].split()[1:8])
-    return (user + nice + system + irq + softirq) / _TICK
+    return (user + nice + system + irq + softirq) / TICK
 
 
-def command_lines(pids: Iterable[int], proc: Path = _PROC) -> list[list[str]]:
+def command_lines(pids: Iterable[int], proc: Path = PROC) -> list[list[str]]:
     """Return the different command lines of these processes, in the order of their numbers; what is secret as `***`."""
     lines: list[list[str]] = []
     for pid in sorted(pids):
@@ -122,7 +117,7 @@ def command_lines(pids: Iterable[int], proc: Path = _PROC) -> list[list[str]]:
     return lines
 
 
-def variables(pid: int, prefixes: tuple[str, ...], proc: Path = _PROC) -> dict[str, str]:
+def variables(pid: int, prefixes: tuple[str, ...], proc: Path = PROC) -> dict[str, str]:
     """Return the environment variables whose names begin so, as the process was started; what is secret as `***`."""
     with contextlib.suppress(OSError):
         text = (proc / str(pid) / "environ").read_bytes().decode(errors="replace")
@@ -156,15 +151,10 @@ def _masked(line: list[str]) -> list[str]:
 
 def _listening(port: int, proc: Path) -> Iterator[str]:
     for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in (proc / "net" / table).read_text().splitlines()[1:]:
-                entry = line.split()
-                if entry[3] == _LISTEN and int(entry[1].rpartition(":")[2], 16) == port:
-                    yield entry[9]
-
-
-def _numbers(proc: Path) -> Iterator[int]:
-    return (int(entry) for entry in os.listdir(proc) if entry.isdigit())  # noqa: PTH208 - ten times a second
+        for line in read_lines(proc / "net" / table)[1:]:
+            entry = line.split()
+            if entry[3] == _LISTEN and int(entry[1].rpartition(":")[2], 16) == port:
+                yield entry[9]
 
 
 def _holds(folder: Path, sockets: set[str]) -> bool:
@@ -172,23 +162,3 @@ def _holds(folder: Path, sockets: set[str]) -> bool:
         return any(os.readlink(entry) in sockets for entry in folder.iterdir())  # noqa: PTH115 - no path
     except OSError:
         return False  # it has ended, or belongs to somebody else
-
-
-def _name(proc: Path, pid: int) -> str:
-    try:
-        return (proc / str(pid) / "comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _stat(proc: Path, pid: int) -> _Stat | None:
-    try:
-        with open(f"{proc}/{pid}/stat", "rb") as file:  # noqa: PTH123 - ten times a second
-            text = file.read()
-    except OSError:
-        return None
-    # pid (name) state parent …; a name may hold blanks and parentheses
-    entry = text[text.rindex(b")") + 2 :].split()
-    if entry[0] in {b"Z", b"X"}:
-        return None
-    return _Stat(int(entry[1]), (int(entry[11]) + int(entry[12])) / _TICK, int(entry[19]), int(entry[21]) * _PAGE)

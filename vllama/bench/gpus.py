@@ -1,11 +1,11 @@
-"""The GPUs of this machine, read through NVIDIA's management library."""
+"""What each GPU of this machine is, and what it does now."""
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
+
+from vllama.machine.nvml import NvmlUnavailable, nvml, text
 
 THROTTLE_REASONS = {
     0x2: "clocks set by an application",
@@ -33,26 +33,22 @@ class Gpu:
 class Gpus:
     """All GPUs of the machine; none, with the reason in `note`, where NVML or a GPU is missing."""
 
-    def __init__(self, nvml: Any = None) -> None:
-        self._nvml = nvml
+    def __init__(self, module: Any = None) -> None:
+        """`module` stands for `pynvml` in tests."""
         self._handles: list[Any] = []
         self.note = ""
         self.driver = ""
         self.cuda = ""
         try:
-            self._nvml = nvml or import_module("pynvml")
-        except ImportError:
-            self.note = "no GPU was looked for: the package nvidia-ml-py is not installed"
-            return
-        try:
-            self._nvml.nvmlInit()
-        except self._nvml.NVMLError as error:
+            with nvml(module) as self._nvml:
+                count = self._nvml.nvmlDeviceGetCount()
+                self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        except NvmlUnavailable as error:
             self.note = f"no GPU: {error}"
             return
-        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self._nvml.nvmlDeviceGetCount())]
         if not self._handles:
             self.note = "no GPU: the driver knows of none"
-        self.driver = _text(self._ask("nvmlSystemGetDriverVersion"))
+        self.driver = text(self._ask("nvmlSystemGetDriverVersion"))
         cuda = self._ask("nvmlSystemGetCudaDriverVersion")
         self.cuda = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else ""
 
@@ -64,7 +60,7 @@ class Gpus:
         return [
             Gpu(
                 index,
-                _text(self._ask("nvmlDeviceGetName", handle)),
+                text(self._ask("nvmlDeviceGetName", handle)),
                 getattr(self._ask("nvmlDeviceGetMemoryInfo", handle), "total", None),
                 _from_milli(self._ask("nvmlDeviceGetEnforcedPowerLimit", handle)),
             )
@@ -88,23 +84,15 @@ class Gpus:
             if process.pid in pids
         }
 
-    def close(self) -> None:
-        """Let go of the library."""
-        if self._handles:
-            self._handles = []
-            with contextlib.suppress(Exception):
-                self._nvml.nvmlShutdown()
-
     def _state(self, handle: Any) -> dict[str, float | None]:
-        nvml = self._nvml
         return {
             "utilization_percent": getattr(self._ask("nvmlDeviceGetUtilizationRates", handle), "gpu", None),
             "memory_bytes": getattr(self._ask("nvmlDeviceGetMemoryInfo", handle), "used", None),
             "power_w": _from_milli(self._ask("nvmlDeviceGetPowerUsage", handle)),
             "energy_j": _from_milli(self._ask("nvmlDeviceGetTotalEnergyConsumption", handle)),
-            "sm_clock_mhz": self._ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
-            "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_MEM),
-            "temperature_c": self._ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
+            "sm_clock_mhz": self._ask("nvmlDeviceGetClockInfo", handle, self._nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", handle, self._nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._ask("nvmlDeviceGetTemperature", handle, self._nvml.NVML_TEMPERATURE_GPU),
             "throttle_reasons": self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle),
         }
 
@@ -118,7 +106,3 @@ class Gpus:
 
 def _from_milli(value: int | None) -> float | None:
     return None if value is None else value / 1000
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value or "")
