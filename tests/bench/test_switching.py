@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import click
 import httpx
 import pytest
 from click.testing import CliRunner
+from scripted_nvml import FakeGpu, FakeNvml
 
-from vllama.bench.switching import Client, Result, as_table, main, measure, percentile, summary
+from vllama.bench.switching import Client, Result, Switch, as_table, main, measure, memory_reader, summary
+from vllama.machine.host import host_memory
 
 
 class Clock:
@@ -71,14 +74,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def server(clock: Clock) -> FakeServer:
-    return FakeServer(clock)
+def server(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    """Answers whatever is asked by httpx."""
+    server, plain = FakeServer(clock), httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **options: plain(transport=httpx.MockTransport(server), **options))
+    return server
 
 
 @pytest.fixture
 def run(clock: Clock, server: FakeServer) -> Callable[..., Result]:
     def run(**counts: int) -> Result:
-        http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(server))
+        http = httpx.Client(base_url="http://server")
         client = Client(http, 16, clock=clock, memory=lambda: {"gpu0": len(server.loaded) << 30})
         return measure(client, "http://server", ["a", "b"], **({"switches": 0, "cold": 0} | counts))
 
@@ -126,7 +132,7 @@ def test_a_cold_load_waits_until_both_models_have_gone(
     assert len(naps) == 3
 
 
-def test_an_error_ends_the_measurement_in_the_server_s_words(run: Callable[..., Result], clock: Clock) -> None:
+def test_an_error_ends_the_measurement_in_the_server_s_words(clock: Clock) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         return httpx.Response(500, text='{"error":"model requires more GPU memory"}')
 
@@ -143,16 +149,20 @@ def test_the_summary_has_the_percentiles_of_each_kind(run: Callable[..., Result]
     assert "| gpu0 | 0.0 GiB | 2.0 GiB |" in as_table(told)
 
 
-@pytest.mark.parametrize(("percent", "value"), [(50, 2.0), (99, 4.0), (1, 1.0)])
-def test_a_percentile_is_one_of_the_values(percent: float, value: float) -> None:
-    assert percentile([4.0, 1.0, 3.0, 2.0], percent) == value
+def test_a_percentile_lies_between_two_values_as_in_all_of_the_bench() -> None:
+    switches = [Switch("switch", "a", ttft, 1.0, 0.0, "Paris", True, {}) for ttft in (4.0, 1.0, 3.0, 2.0)]
+    figures = summary(Result("", ["a", "b"], {}, switches))["kinds"]["switch"]
+    assert figures == {"count": 4, "ttft_p50": 2.5, "ttft_p99": pytest.approx(3.97), "ttft_max": 4.0}
 
 
-def test_the_command_writes_everything_and_fails_where_an_answer_changed(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    plain = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **options: plain(**options, transport=httpx.MockTransport(server)))
+def test_memory_in_use_is_the_host_s_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(broken="no driver"))
+    assert 0 < memory_reader()()["RAM"] < host_memory().total
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml([FakeGpu()]))
+    assert memory_reader()() == {"gpu0": 20 << 30}
+
+
+def test_the_command_writes_everything_and_fails_where_an_answer_changed(server: FakeServer, tmp_path: Path) -> None:
     arguments = ["a", "b", "--switches", "2", "--json", str(tmp_path / "result.json")]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     written = json.loads((tmp_path / "result.json").read_text())

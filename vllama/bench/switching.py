@@ -24,11 +24,13 @@ import click
 import httpx
 
 from vllama.bench.gpus import Gpus
+from vllama.bench.loads import unload
+from vllama.bench.metrics import distribution
+from vllama.errors import VllamaError
+from vllama.machine.host import host_memory
 from vllama.settings import Address
 
 PROMPT = "Name the capital of France, and one river that flows through it."
-_UNLOAD_SECONDS = 120.0
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +107,6 @@ class Client:
             memory=self.memory(),
         )
 
-    def unload(self, models: Sequence[str]) -> None:
-        """Stop these models and wait until the server lists none of them."""
-        for model in models:
-            self.http.post("/api/generate", json={"model": model, "keep_alive": 0}).raise_for_status()
-        deadline = time.monotonic() + _UNLOAD_SECONDS
-        while self._are_listed(models):
-            if time.monotonic() > deadline:
-                raise click.ClickException(f"{', '.join(models)} did not go within {_UNLOAD_SECONDS:.0f} s")
-            time.sleep(_POLL_SECONDS)
-
-    def _are_listed(self, models: Sequence[str]) -> bool:
-        listed = {entry["name"] for entry in self.http.get("/api/ps").raise_for_status().json()["models"]}
-        return any(model in listed or f"{model}:latest" in listed for model in models)
-
 
 def measure(client: Client, url: str, models: Sequence[str], *, switches: int, cold: int) -> Result:
     """Load both, let both sleep once (kind "first"), switch in turns ("switch"), and load some afresh ("cold")."""
@@ -136,28 +124,18 @@ def measure(client: Client, url: str, models: Sequence[str], *, switches: int, c
     for model in itertools.islice(itertools.cycle(models), switches):
         ask("switch", model)
     for model in itertools.islice(itertools.cycle(models), cold):
-        client.unload(models)
+        for each in models:
+            unload(url, each)
         ask("cold", model)
     return result
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest rank."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
-
-
 def summary(result: Result) -> dict[str, Any]:
-    """Counts, and the times to first token of each kind of switch in seconds."""
+    """Counts, and the times to first token of each kind of switch in seconds; percentiles as in all of the bench."""
     kinds = {}
     for kind in dict.fromkeys(switch.kind for switch in result.switches):
-        times = [switch.ttft for switch in result.of(kind)]
-        kinds[kind] = {
-            "count": len(times),
-            "ttft_p50": percentile(times, 50),
-            "ttft_p99": percentile(times, 99),
-            "ttft_max": max(times),
-        }
+        if times := distribution(switch.ttft for switch in result.of(kind)):
+            kinds[kind] = {"count": times.n, "ttft_p50": times.p50, "ttft_p99": times.p99, "ttft_max": times.max}
     wrong = sum(not switch.is_same for switch in result.switches)
     most = {name: max(switch.memory[name] for switch in result.switches) for name in result.memory_before}
     return {"kinds": kinds, "other_answers": wrong, "memory_before": result.memory_before, "memory_most": most}
@@ -182,16 +160,11 @@ def memory_reader() -> Callable[[], dict[str, int]]:
     """What reads the bytes in use on each GPU of this machine, or in its RAM where it has none."""
     gpus = Gpus()
     if not len(gpus):
-        return lambda: {"RAM": _ram_in_use()}
+        return lambda: {"RAM": (ram := host_memory()).total - ram.free}
     suffix = "_memory_bytes"
     return lambda: {
         name.removesuffix(suffix): int(value or 0) for name, value in gpus.read().items() if name.endswith(suffix)
     }
-
-
-def _ram_in_use() -> int:
-    facts = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()}
-    return (facts["MemTotal"] - facts["MemAvailable"]) * 1024
 
 
 @click.command(
@@ -217,7 +190,10 @@ def main(
     url = url or Address.parse(os.environ.get("OLLAMA_HOST", "")).url
     with httpx.Client(base_url=url, timeout=httpx.Timeout(10, read=900)) as http:
         client = Client(http, tokens, prompt, memory=memory_reader())
-        result = measure(client, url, models, switches=switches, cold=cold)
+        try:
+            result = measure(client, url, models, switches=switches, cold=cold)
+        except VllamaError as error:
+            raise click.ClickException(str(error)) from error
     told = summary(result)
     if path is not None:
         path.write_text(json.dumps({**asdict(result), "summary": told}, ensure_ascii=False, indent=2) + "\n")
