@@ -5,20 +5,17 @@ An adapter becomes a snapshot of its own, always inside the store: links to uplo
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-
-import orjson
 
 from vllama.errors import RequestError
 from vllama.store import gguf_adapter
 from vllama.store.base import take_upload
 from vllama.store.blobs import parse_digest
 from vllama.store.description import describe
-from vllama.store.hashing import hash_files
-from vllama.store.manifest import Adapter, Manifest, ManifestFile, content_digest
+from vllama.store.hashing import hash_files, sha256_of
+from vllama.store.manifest import Adapter, Manifest, ManifestFile, content_digest, sha256_of_json
 from vllama.store.model_store import ModelStore
 from vllama.store.peft import CONFIG, WEIGHTS, check_fit
 from vllama.store.progress import Progress
@@ -44,7 +41,7 @@ def from_uploads(store: ModelStore, base: Manifest, files: Mapping[str, str]) ->
         with store.staging(f"adapter-{sha256}") as staging:
             take_upload(store, sha256, staging / _GGUF)
             return (yield from _converted(store, base, staging))
-    key = hashlib.sha256(orjson.dumps(wanted, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    key = sha256_of_json(wanted)
     with store.staging(f"adapter-{key}") as staging:
         for name, sha256 in wanted.items():
             take_upload(store, sha256, staging / "snapshot" / name)
@@ -62,7 +59,7 @@ def from_path(store: ModelStore, base: Manifest, path: Path) -> Steps:
         directory = path if path.is_dir() else path.parent
         wanted = _choose(file.name for file in directory.iterdir() if file.is_file())
     yield _PARSING
-    key = hashlib.sha256(str(path).encode()).hexdigest()
+    key = sha256_of(str(path).encode())
     with store.staging(f"adapter-{key}") as staging:
         if CONFIG not in wanted:
             (staging / _GGUF).symlink_to(directory / wanted[0])

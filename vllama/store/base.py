@@ -8,15 +8,12 @@ hard links. A directory of the user's is served where it is.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import orjson
 
 from vllama.errors import RequestError, StoreError
 from vllama.names import ModelName
@@ -25,7 +22,7 @@ from vllama.store.blobs import Blobs, parse_digest
 from vllama.store.catalogue import by_source
 from vllama.store.description import describe
 from vllama.store.hashing import hash_file, hash_files
-from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest
+from vllama.store.manifest import Manifest, ManifestFile, Source, content_digest, sha256_of_json
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.snapshot import find_files
@@ -157,7 +154,7 @@ def from_gguf(store: ModelStore, name: ModelName, sha256: str, path: Path | None
 
 def _from_safetensors(store: ModelStore, name: ModelName, checksums: Mapping[str, str]) -> Steps:
     yield Progress("parsing safetensors")
-    key = hashlib.sha256(orjson.dumps(checksums, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    key = sha256_of_json(checksums)
     with store.staging(f"files-{key}") as staging:
         uploaded, snapshot = staging / "uploaded", staging / "snapshot"
         for path, sha256 in checksums.items():

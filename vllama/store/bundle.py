@@ -11,7 +11,6 @@ followed; what a manifest brings besides data is refused.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -27,6 +26,7 @@ import orjson
 from vllama import __version__
 from vllama.errors import InvalidName, ManifestCorrupt, StoreError
 from vllama.names import ModelName
+from vllama.store.hashing import sha256_of
 from vllama.store.manifest import Manifest, ManifestFile, parse_file
 from vllama.store.model_store import write_atomically
 from vllama.store.peft import CONFIG, WEIGHTS
@@ -157,7 +157,7 @@ def read_manifest(directory: Path, bundle: Bundle, model: BundledModel, *, trust
             data = _read_json(file)
     except OSError as error:
         raise StoreError(f"cannot read {called} in the bundle: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != model.manifest:
+    if sha256_of(data) != model.manifest:
         raise StoreError(f"{called} in the bundle is damaged: its sha256 is another one; stage the model again")
     try:
         manifest = Manifest.from_json(data)

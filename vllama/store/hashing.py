@@ -1,4 +1,4 @@
-"""Files to their sizes and checksums, with a sign of life where that takes long."""
+"""Bytes and files to their checksums, with a sign of life where that takes long."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from vllama.store.progress import Progress
 
 _CHUNK, _REPORT = 8 << 20, 256 << 20
 """Bytes read at a time, and bytes between two reports while hashing."""
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the checksum, 64 hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def hash_files(directory: Path, paths: Iterable[str]) -> Generator[Progress, None, tuple[ManifestFile, ...]]:

@@ -12,12 +12,12 @@ The last five have the bytes, and so the digests, that Ollama gives them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
+from vllama.store.hashing import sha256_of
 from vllama.store.manifest import Manifest, content_digest
 
 _ESCAPED = (
@@ -32,7 +32,7 @@ _ESCAPED = (
 def layers(manifest: Manifest) -> list[str]:
     """Return the digests, "sha256:<64 hex>", in the order of the table; a part that is empty has none."""
     files = [f"sha256:{content_digest(files)}" for files in manifest.snapshots.values()]
-    return [*files, *(_sha256(data) for data in _parts(manifest) if data)]
+    return [*files, *(f"sha256:{sha256_of(data)}" for data in _parts(manifest) if data)]
 
 
 def _parts(manifest: Manifest) -> Iterator[bytes]:
@@ -42,10 +42,6 @@ def _parts(manifest: Manifest) -> Iterator[bytes]:
     yield _as_go_writes(dict(manifest.parameters)) if manifest.parameters else b""
     messages = [{"role": message.role, "content": message.content} for message in manifest.messages]
     yield _as_go_writes(messages) if messages else b""
-
-
-def _sha256(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _as_go_writes(value: Any) -> bytes:

@@ -115,7 +115,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """Identity of what is served, 64 hex: equal for equal content, whatever its name, place and age."""
-        return _sha256_of_json(
+        return sha256_of_json(
             {
                 "files": _canonical(self.files),
                 "parameters": dict(self.parameters),
@@ -223,14 +223,15 @@ class Manifest:
 
 def content_digest(files: Iterable[ManifestFile]) -> str:
     """Return the identity of a set of files, 64 hex: their paths, sizes and checksums in any order."""
-    return _sha256_of_json(_canonical(files))
+    return sha256_of_json(_canonical(files))
 
 
 def _canonical(files: Iterable[ManifestFile]) -> list[list[str | int]]:
     return sorted([file.path, file.size, file.sha256] for file in files)
 
 
-def _sha256_of_json(value: object) -> str:
+def sha256_of_json(value: object) -> str:
+    """Return the checksum, 64 hex, of a value that JSON can hold; the order of keys does not matter."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

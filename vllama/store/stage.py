@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from vllama.store.bundle import (
 )
 from vllama.store.bundled_caches import stage_cache
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
+from vllama.store.hashing import sha256_of
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore, sync, write_atomically
 from vllama.store.progress import Progress
@@ -81,7 +81,7 @@ def stage(
             compiled |= yield from _stage_caches(store, manifests.values(), directory)
         entries = [*kept, *(_entry(manifest) for manifest in manifests.values())]
         for _, data in entries:
-            write_atomically(directory / MANIFESTS / stored_as(_sha256(data)), data)
+            write_atomically(directory / MANIFESTS / stored_as(sha256_of(data)), data)
         yield Progress(f"writing {INDEX}")
         bundle = _bundle(entries, software, compiled)
         write_bundle(directory, bundle)
@@ -129,10 +129,6 @@ def _entry(manifest: Manifest) -> tuple[Manifest, bytes]:
     return portable, portable.to_json()
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _stage_caches(
     store: ModelStore, manifests: Iterable[Manifest], directory: Path
 ) -> Generator[Progress, None, Caches]:
@@ -152,8 +148,8 @@ def _bundle(entries: Iterable[tuple[Manifest, bytes]], wheels: tuple[ManifestFil
     kept: Caches = {}
     for manifest, data in entries:
         files |= {file.sha256: file.size for file in chain(*manifest.snapshots.values())}
-        files[_sha256(data)] = len(data)
-        models.append(BundledModel(manifest.name, _sha256(data), manifest.size))
+        files[sha256_of(data)] = len(data)
+        models.append(BundledModel(manifest.name, sha256_of(data), manifest.size))
         if cache := caches.get(manifest.weights_digest):
             kept[manifest.weights_digest] = cache
             files |= {file.sha256: file.size for file in cache}
