@@ -27,7 +27,7 @@ from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 from vllama.worker.profile import Profile
-from vllama.worker.registry import Parsers
+from vllama.worker.registry import InstalledVllm
 
 PATIENCE = 20.0
 """Seconds after which something that never comes fails a test."""
@@ -299,7 +299,7 @@ class FakeLauncher:
     def __init__(self, directory: Path, *, api_servers: int = 1) -> None:
         self._directory = directory
         self.api_servers = api_servers
-        self.serving = Serving(installed=Parsers(frozenset(), frozenset()))
+        self.serving = Serving(installed=InstalledVllm())
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.can_sleep = False

@@ -15,7 +15,7 @@ from vllama.scheduler.planner import Planner
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
-from vllama.worker.registry import Parsers
+from vllama.worker.registry import InstalledVllm
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ class Scene:
         monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
 
     def another_planner(self) -> Planner:
-        return Planner(self.settings, Serving(installed=Parsers(frozenset(), frozenset())), look=self.look)
+        return Planner(self.settings, Serving(installed=InstalledVllm()), look=self.look)
 
     def look(self) -> Machine:
         return Machine((self.gpu,))

@@ -16,11 +16,11 @@ from vllama.scheduler.serving import Serving, ServingPlan
 from vllama.store.manifest import Adapter, Manifest, ManifestFile
 from vllama.store.parsers import ParserChoice
 from vllama.worker.profile import AdapterPart
-from vllama.worker.registry import Parsers
+from vllama.worker.registry import InstalledVllm
 
-INSTALLED = Parsers(
-    tool=frozenset({"hermes", "mistral", "xlam"}),
-    reasoning=frozenset({"qwen3", "deepseek_r1", "step3"}),
+INSTALLED = InstalledVllm(
+    tool_parsers=frozenset({"hermes", "mistral", "xlam"}),
+    reasoning_parsers=frozenset({"qwen3", "deepseek_r1", "step3"}),
     multimodal=frozenset({"LlavaForConditionalGeneration"}),
 )
 TOOLS = "{% if tools %}<tool_call></tool_call>{% endif %}"
@@ -98,7 +98,7 @@ def test_a_parser_of_the_users_own_plugin_is_believed(tmp_path: Path) -> None:
 
 
 def test_our_own_parsers_bring_the_plugin_that_has_them(tmp_path: Path) -> None:
-    installed = Parsers(INSTALLED.tool | {"bare_json"}, INSTALLED.reasoning)
+    installed = InstalledVllm(INSTALLED.tool_parsers | {"bare_json"}, INSTALLED.reasoning_parsers)
     template = "{% for tool in tools %}{% endfor %}" + '{"name": "{{ name }}", "arguments": {{ arguments }}}'
     snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": template})
     found = Serving((), installed).plan(make_manifest(snapshot=snapshot))

@@ -1,4 +1,4 @@
-"""What `installed_parsers` reads from vLLM's files, beside what vLLM itself says."""
+"""What `installed_vllm` reads from vLLM's files, beside what vLLM itself says."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from vllama.worker import registry
-from vllama.worker.registry import installed_parsers
+from vllama.worker.registry import installed_vllm
 
 
 @pytest.mark.engine  # vLLM is imported, but no engine started
 @pytest.mark.filterwarnings("ignore")
-def test_the_installed_parsers_are_those_that_vllm_lists() -> None:
+def test_the_installed_vllm_are_those_that_vllm_lists() -> None:
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
@@ -25,8 +25,8 @@ def test_the_installed_parsers_are_those_that_vllm_lists() -> None:
         for name in names
     }
     importlib.import_module("vllama.worker.plain_parsers")  # as vLLM does by --tool-parser-plugin
-    assert installed_parsers().tool == set(ToolParserManager.list_registered()) - unusable
-    assert installed_parsers().reasoning == set(ReasoningParserManager.list_registered()) - unusable
+    assert installed_vllm().tool_parsers == set(ToolParserManager.list_registered()) - unusable
+    assert installed_vllm().reasoning_parsers == set(ReasoningParserManager.list_registered()) - unusable
 
 
 @pytest.mark.engine
@@ -35,7 +35,7 @@ def test_every_installed_tool_parser_can_be_imported() -> None:
     from vllm.tool_parsers import ToolParserManager
 
     importlib.import_module("vllama.worker.plain_parsers")
-    for name in installed_parsers().tool:
+    for name in installed_vllm().tool_parsers:
         ToolParserManager.get_tool_parser(name)
 
 

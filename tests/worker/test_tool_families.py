@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model_output import Said, Speaker
 
 from vllama.store import parsers
-from vllama.worker.registry import installed_parsers
+from vllama.worker.registry import installed_vllm
 
 # vLLM is imported (its imports warn), but no engine started.
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -229,7 +229,7 @@ def test_without_tools_in_the_request_nothing_is_taken_for_a_call(family: Family
 
 
 CHOSEN = sorted(
-    {name for rule in parsers._TOOL_RULES for name in rule.candidates} & installed_parsers().tool - {"openai"}
+    {name for rule in parsers._TOOL_RULES for name in rule.candidates} & installed_vllm().tool_parsers - {"openai"}
 )
 _TOKENS = (
     *_GLM_TOKENS,

@@ -214,7 +214,7 @@ def test_the_flags_and_limits_that_keep_vllm_from_fetching_exist() -> None:
 
 def test_the_installed_multimodal_architectures_are_those_that_vllm_lists() -> None:
     listed = importlib.import_module("vllm.model_executor.models.registry")._MULTIMODAL_MODELS
-    installed = importlib.import_module("vllama.worker.registry").installed_parsers().multimodal
+    installed = importlib.import_module("vllama.worker.registry").installed_vllm().multimodal
 
     assert installed == set(listed)
     assert {"LlavaForConditionalGeneration", "Idefics3ForConditionalGeneration"} <= installed

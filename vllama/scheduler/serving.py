@@ -24,7 +24,7 @@ from vllama.store.parsers import ParserChoice, Traits, choose_reasoning_parser, 
 from vllama.store.peft import read_layers
 from vllama.worker.adapter_support import adapter_support
 from vllama.worker.profile import AdapterPart, Profile
-from vllama.worker.registry import Parsers, installed_parsers, plugin_flags
+from vllama.worker.registry import InstalledVllm, installed_vllm, plugin_flags
 
 _TOOL_PARSER = "--tool-call-parser"
 _REASONING_PARSER = "--reasoning-parser"
@@ -48,7 +48,7 @@ class ServingPlan:
 
 
 def plan(
-    description: ModelDescription, installed: Parsers, flags: Sequence[str], origin: str = "", template: str = ""
+    description: ModelDescription, installed: InstalledVllm, flags: Sequence[str], origin: str = "", template: str = ""
 ) -> ServingPlan:
     """Decide what the model is served with.
 
@@ -74,22 +74,22 @@ class _Facts:
 
 
 @lru_cache(maxsize=256)  # asked at every request
-def _plan(facts: _Facts, installed: Parsers) -> ServingPlan:
+def _plan(facts: _Facts, installed: InstalledVllm) -> ServingPlan:
     traits, flags = facts.traits, facts.flags
     added: list[str] = []
     if is_given(flags, _NO_TOOLS):
         tool = ParserChoice()
     elif is_given(flags, _TOOL_PARSER):
-        tool = _stated(flags, _TOOL_PARSER, _TOOL_PLUGIN, installed.tool)
+        tool = _stated(flags, _TOOL_PARSER, _TOOL_PLUGIN, installed.tool_parsers)
     else:
-        tool = choose_tool_parser(traits, installed.tool)
+        tool = choose_tool_parser(traits, installed.tool_parsers)
         added += [_TOOL_PARSER, tool.name] if tool.name else []
     if tool.name:
         added += [] if is_given(flags, _AUTO_TOOLS) else [_AUTO_TOOLS]
     if is_given(flags, _REASONING_PARSER):
-        reasoning = _stated(flags, _REASONING_PARSER, _REASONING_PLUGIN, installed.reasoning)
+        reasoning = _stated(flags, _REASONING_PARSER, _REASONING_PLUGIN, installed.reasoning_parsers)
     else:
-        reasoning = choose_reasoning_parser(traits, installed.reasoning)
+        reasoning = choose_reasoning_parser(traits, installed.reasoning_parsers)
         added += [_REASONING_PARSER, reasoning.name] if reasoning.name else []
     added += plugin_flags(tool.name, reasoning.name)
     infill = infill_of(traits.tokens, traits.model_type, facts.origin)
@@ -107,7 +107,7 @@ def _stated(flags: tuple[str, ...], flag: str, plugin: str, installed: Collectio
     return ParserChoice(name, flag) if name and is_known else ParserChoice()
 
 
-def _sees(description: ModelDescription, installed: Parsers, flags: Sequence[str]) -> bool:
+def _sees(description: ModelDescription, installed: InstalledVllm, flags: Sequence[str]) -> bool:
     """Whether the model takes images, in this vLLM and with these flags."""
     if not description.has_vision or description.architecture not in installed.multimodal:
         return False
@@ -122,8 +122,8 @@ def _sees(description: ModelDescription, installed: Parsers, flags: Sequence[str
 class Serving:
     """The models as this machine's vLLM serves them, with the flags that the user gave for all of them."""
 
-    def __init__(self, user_flags: Sequence[str] = (), installed: Parsers | None = None) -> None:
-        """Take the flags; `installed` are the parsers of the installed vLLM unless given."""
+    def __init__(self, user_flags: Sequence[str] = (), installed: InstalledVllm | None = None) -> None:
+        """Take the flags; `installed` is this machine's vLLM unless given."""
         self._user_flags = tuple(user_flags)
         self._installed = installed
         self._engines: dict[str, str] = {}  # by the manifest's digest
@@ -206,7 +206,7 @@ class Serving:
         return replace(found, capabilities=served.capabilities, model_info={**found.model_info, **told})
 
     def _plan(self, manifest: Manifest, description: ModelDescription) -> ServingPlan:
-        installed = self._installed if self._installed is not None else installed_parsers()
+        installed = self._installed if self._installed is not None else installed_vllm()
         return plan(
             description,
             installed,

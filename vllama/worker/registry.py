@@ -22,31 +22,28 @@ _EXTRAS = {"cohere_melody": ("cohere_command3", "cohere_command4")}
 
 
 @dataclass(frozen=True, slots=True)
-class Parsers:
-    """The names that `--tool-call-parser` and `--reasoning-parser` take.
+class InstalledVllm:
+    """The names that `--tool-call-parser` and `--reasoning-parser` take, and the architectures that are multimodal."""
 
-    `multimodal` are the architectures that read more than text.
-    """
-
-    tool: frozenset[str]
-    reasoning: frozenset[str]
+    tool_parsers: frozenset[str] = frozenset()
+    reasoning_parsers: frozenset[str] = frozenset()
     multimodal: frozenset[str] = frozenset()
 
 
 @cache
-def installed_parsers() -> Parsers:
+def installed_vllm() -> InstalledVllm:
     """Read the tables; empty where no vLLM is installed or its tables have moved."""
     root = vllm_directory()
     if root is None:
-        return Parsers(frozenset(), frozenset())
+        return InstalledVllm()
     unusable = {
         name for package, names in _EXTRAS.items() if importlib.util.find_spec(package) is None for name in names
     }
     tool = _keys(root / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER")
     reasoning = _keys(root / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER")
-    return Parsers(
-        tool=(tool | OWN_TOOL_PARSERS if tool else tool) - unusable,
-        reasoning=(reasoning | OWN_REASONING_PARSERS if reasoning else reasoning) - unusable,
+    return InstalledVllm(
+        tool_parsers=(tool | OWN_TOOL_PARSERS if tool else tool) - unusable,
+        reasoning_parsers=(reasoning | OWN_REASONING_PARSERS if reasoning else reasoning) - unusable,
         multimodal=_keys(root / "model_executor" / "models" / "registry.py", "_MULTIMODAL_MODELS"),
     )
 
