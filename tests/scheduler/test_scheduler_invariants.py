@@ -155,7 +155,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_living_worker_belongs_to_a_resident_or_is_stopping(self) -> None:
-        known = [resident.worker for resident in self.scene.scheduler._residency._all()]
+        known = [resident.worker for resident in self.scene.scheduler._residency.everyone()]
         assert all(worker in known for worker in self.scene.launcher.living)
 
     @invariant()

@@ -9,29 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vllama.errors import EngineError, LoadFailed, NoRoom, WorkerDied
 from vllama.scheduler.devices import HostMemory, host_memory
 from vllama.scheduler.failures import Failures
+from vllama.scheduler.making_room import RoomMaker
 from vllama.scheduler.memory import Placement
-from vllama.scheduler.policy import (
-    Evict,
-    Go,
-    Holding,
-    Limits,
-    Refuse,
-    Room,
-    State,
-    Wait,
-    after_keep_alive,
-    anywhere,
-    make_room,
-)
+from vllama.scheduler.policy import Evict, Holding, Room, State, after_keep_alive
 from vllama.scheduler.resident import Resident, Worker
-from vllama.scheduler.room import Occupant, PlannedRoom
+from vllama.scheduler.room import Occupant
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 
@@ -40,11 +28,6 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 STOP_GRACE_SECONDS = 10.0
-_LEFT_OF_HOST = 20
-"""What part of the host's memory is left alone by those that go to sleep."""
-
-_LOOK_LASTS = 1.0
-"""Seconds for which a look at the machine counts, while nothing moves on it that is ours."""
 
 _SHORTEST_WAIT = 0.001
 """Seconds: a clock that is a little behind must not make a wait into a busy one."""
@@ -91,12 +74,11 @@ class Residency:
         self._launcher = launcher
         self._clock = clock
         self._on_rest = on_rest
-        self._host_memory = host_memory
         self._residents: dict[str, Resident] = {}
         self._stopping: dict[asyncio.Task[None], Resident] = {}
         self._failures = Failures()
         self._load_turn = asyncio.Lock()  # loads go one at a time, in order of arrival (contract §6.4)
-        self._room_turn = asyncio.Lock()  # so do those that need room, loads and wakes alike
+        self._rooms = RoomMaker(self, launcher.room, host_memory)
         self._changed: asyncio.Event | None = None
 
     def get(self, engine: str) -> Resident | None:
@@ -105,6 +87,11 @@ class Residency:
 
     def __iter__(self) -> Iterator[Resident]:
         return iter(list(self._residents.values()))
+
+    def everyone(self) -> Iterator[Resident]:
+        """All that may hold something: those in the table, and those that are stopping."""
+        yield from self._residents.values()
+        yield from self._stopping.values()
 
     def holds(self, resident: Resident) -> bool:
         """Whether it is in the table still."""
@@ -125,9 +112,9 @@ class Residency:
 
     def retire(self, resident: Resident) -> None:
         """Send an idle resident, whose keep-alive has ended, to sleep or stop it."""
-        others = [other.facts() for other in self._all() if other is not resident]
-        plan = after_keep_alive(resident.facts(), others, self._limits())
-        self._carry_out(plan, f"the keep-alive of {resident.manifest.name} ended")
+        others = [other.facts() for other in self.everyone() if other is not resident]
+        plan = after_keep_alive(resident.facts(), others, self._rooms.limits())
+        self.carry_out(plan, f"the keep-alive of {resident.manifest.name} ended")
 
     def drop(self, resident: Resident, why: str, *, grace: float = STOP_GRACE_SECONDS) -> None:
         """Take a resident out of the table and stop its worker."""
@@ -137,6 +124,22 @@ class Residency:
         stop = asyncio.create_task(self._stop(resident, grace))
         self._stopping[stop] = resident
         stop.add_done_callback(self._stopped)
+
+    def carry_out(self, plan: Evict, why: str) -> None:
+        """Send some to sleep and stop others."""
+        residents = {resident.number: resident for resident in self}
+        for number in plan.stop:
+            resident = residents[number]
+            if resident.state is State.WAKING:
+                log.info("%s has to be loaded afresh: %s", resident.manifest.name, why)
+                self._discard_worker(resident)
+            else:
+                self.drop(resident, why)
+        for number in plan.sleep:
+            resident = residents[number]
+            log.info("%s goes to sleep: %s", resident.manifest.name, why)
+            self._cancel_expiry(resident)
+            self._begin(resident, State.SLEEPING, self._sleep(resident))
 
     def on_exit(self, resident: Resident) -> None:
         """Take note that its worker has gone. A load or a wake under way learns it by itself."""
@@ -173,8 +176,8 @@ class Residency:
         started = self._now()
         try:
             async with self._load_turn:
-                async with self._room_turn:
-                    await self._make_room(resident)
+                async with self._rooms.turn:
+                    await self._rooms.make(resident)
                 await self._start(resident)
         except (NoRoom, asyncio.CancelledError):
             raise
@@ -208,9 +211,9 @@ class Residency:
         """Make room and wake the worker. Where that fails, or it had to go meanwhile, the model is loaded afresh."""
         seconds = 0.0
         try:
-            async with self._room_turn:
+            async with self._rooms.turn:
                 if resident.worker is not None:
-                    await self._make_room(resident)
+                    await self._rooms.make(resident)
             if resident.worker is not None:
                 seconds = await _unless_it_exits(resident.worker, resident.worker.wake())
                 self._is_ready(resident)
@@ -246,54 +249,6 @@ class Residency:
         log.info("%s fell asleep in %.2f s", resident.manifest.name, seconds)
         self._on_rest(resident)
 
-    async def _make_room(self, newcomer: Resident) -> None:
-        """Carry out the policy's plans until there is room, and take it. Raises NoRoom where there will be none."""
-        since = self._now()
-        asleep = newcomer.placement if newcomer.holds is Holding.ASLEEP else None
-        looked, seen, room = -math.inf, None, anywhere
-        try:
-            while True:
-                occupants = self._occupants(newcomer)
-                if occupants != seen or self._now() - looked > _LOOK_LASTS:
-                    room = await self._launcher.room(newcomer.manifest, occupants, asleep)
-                    looked, seen = self._now(), occupants
-                    continue  # meanwhile what was seen of the machine may have become untrue
-                others = [other.facts() for other in self._all() if other is not newcomer]
-                plan = make_room(others, self._limits(room), room, now=self._now(), waited=self._now() - since)
-                if isinstance(plan, Go):
-                    newcomer.holds, newcomer.placement = Holding.AWAKE, plan.placement or asleep
-                    return
-                if isinstance(plan, Refuse):
-                    raise NoRoom(plan.reason)
-                if isinstance(plan, Evict):
-                    self._carry_out(plan, f"{newcomer.manifest.name} needs the room")
-                elif isinstance(plan, Wait):
-                    for other in self:
-                        other.yields = other.number in plan.yielding
-                    await self.change(plan.seconds)
-        finally:
-            for other in self:
-                other.yields = False
-            self.notify()
-
-    def _occupants(self, newcomer: Resident) -> list[Occupant | None]:
-        return [other.occupant() for other in self._all() if other is not newcomer and other.holds]
-
-    def _carry_out(self, plan: Evict, why: str) -> None:
-        residents = {resident.number: resident for resident in self}
-        for number in plan.stop:
-            resident = residents[number]
-            if resident.state is State.WAKING:
-                log.info("%s has to be loaded afresh: %s", resident.manifest.name, why)
-                self._discard_worker(resident)
-            else:
-                self.drop(resident, why)
-        for number in plan.sleep:
-            resident = residents[number]
-            log.info("%s goes to sleep: %s", resident.manifest.name, why)
-            self._cancel_expiry(resident)
-            self._begin(resident, State.SLEEPING, self._sleep(resident))
-
     def _discard_worker(self, resident: Resident, grace: float = STOP_GRACE_SECONDS) -> None:
         """Stop the worker of a resident that stays in the table without one."""
         former = Resident(resident.engine, resident.manifest, 0, self._clock)
@@ -325,11 +280,6 @@ class Residency:
             resident.state = State.READY
             resident.awake_since = self._now()
 
-    def _all(self) -> Iterator[Resident]:
-        """All that may hold something."""
-        yield from self._residents.values()
-        yield from self._stopping.values()
-
     def _forget(self, resident: Resident) -> None:
         if self.holds(resident):
             del self._residents[resident.engine]
@@ -341,18 +291,6 @@ class Residency:
         if resident.expiry:
             resident.expiry.cancel()
             resident.expiry = None
-
-    def _limits(self, room: Room = anywhere) -> Limits:
-        stated, ram = self.settings.sleep_budget, self._host_memory()
-        budget = stated if isinstance(stated, int) else int(stated * ram.total)
-        asleep = sum(other.host_bytes for other in self._all() if other.state in {State.SLEEPING, State.ASLEEP})
-        available = asleep + max(0, ram.free - ram.total // _LEFT_OF_HOST)
-        return Limits(
-            awake=self.settings.resident_limit(room.gpus if isinstance(room, PlannedRoom) else 1),
-            sleep_budget=min(budget, available),
-            min_residency=self.settings.min_residency,
-            yield_after=self.settings.yield_after,
-        )
 
     @staticmethod
     def _now() -> float:
