@@ -248,6 +248,9 @@ class FakeWorker:
     def load_progress(self) -> LoadProgress:
         return LoadProgress(Phase.WEIGHTS, 40, "Loading shards: 40% Completed")
 
+    def why_it_died(self) -> str:
+        return "its worker died: a process of the worker was ended by SIGKILL"
+
     async def become_ready(self, stall_timeout: float | None) -> None:
         await self._launcher.may_load.wait()
         if self._launcher.failure is not None:

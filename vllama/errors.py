@@ -20,6 +20,7 @@ VllamaError
 ├── EngineError               the model is there but could not answer
 │   ├── LoadFailed            the worker did not become ready
 │   │   ├── BadEngineFlags    vLLM refused the flags it was given
+│   │   ├── OutOfMemory       the worker had too little of it
 │   │   ├── KeepsFailing      it failed several times in a row: not tried again yet
 │   │   └── NoRoom            it would not fit, whatever else were unloaded
 │   ├── SleepFailed           the worker did not fall asleep, or did not wake as it was
@@ -146,16 +147,20 @@ class BadEngineFlags(LoadFailed):
     """vLLM refused its command line; the message is vLLM's own."""
 
 
+class OutOfMemory(LoadFailed):
+    """The worker had too little memory, on the GPU or of the machine: others that go may make up for it."""
+
+
 class SleepFailed(EngineError):
     """The worker could not sleep or wake; it has to be loaded again."""
 
 
 class KeepsFailing(LoadFailed):
-    """The model failed to load several times in a row, and it is too early to try again."""
+    """The model did not load, or its worker died, several times in a row; it is too early to try again."""
 
     def __init__(self, name: str, failures: int, seconds: int, cause: str) -> None:
         super().__init__(
-            f"loading {name} failed {failures} times in a row and is not tried again for {seconds} s; "
+            f"{name} failed {failures} times in a row and is not loaded again for {seconds} s; "
             f"the last failure: {cause}"
         )
         self.retry_after = seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,66 @@ async def test_under_v1_messages_it_is_an_error_event_of_anthropic(gateway: Runn
     assert name == b"event: error"
     error = json.loads(data.removeprefix(b"data: "))
     assert error["error"] == {"type": "api_error", "message": STOPPED}
+
+
+async def die_at_a_request(gateway: Running, path: str = GENERATE) -> None:
+    worker = await gateway.load()
+    sent = gateway.send("POST", path, content=BODY)
+    await worker.next_exchange()
+    worker.die()
+    assert (await sent).status_code == 500
+
+
+async def test_a_model_whose_worker_dies_at_each_first_request_is_a_503_that_says_why_and_for_how_long(
+    gateway: Running,
+) -> None:
+    for _ in range(2):
+        await die_at_a_request(gateway)
+    reply = await gateway.post(GENERATE, {"model": "smollm2:135m", "prompt": "hi"})
+    assert reply.status_code == 503
+    assert 0 < int(reply.headers["retry-after"]) <= 5
+    assert re.fullmatch(
+        r"smollm2:135m failed 2 times in a row and is not loaded again for \d s; the last failure: "
+        "its worker died: a process of the worker was ended by SIGKILL",
+        reply.json()["error"],
+    )
+    assert len(gateway.launcher.workers) == 2
+
+
+@pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
+async def test_one_that_has_answered_before_it_died_is_loaded_at_once(gateway: Running, path: str) -> None:
+    for _ in range(3):
+        worker = await gateway.load()
+        sent = gateway.send("POST", path, content=BODY)
+        (await worker.next_exchange()).reply(b"{}")
+        assert (await sent).status_code == 200
+        await die_at_a_request(gateway)
+    await gateway.load()
+
+
+@pytest.mark.parametrize(("path", "status"), [(GENERATE, 500), (COMPLETIONS, 500), (COMPLETIONS, 400)])
+async def test_an_error_is_no_answer(gateway: Running, path: str, status: int) -> None:
+    for _ in range(2):
+        worker = await gateway.load()
+        sent = gateway.send("POST", path, content=BODY)
+        (await worker.next_exchange()).reply(b'{"error":{"message":"what"}}', status=status)
+        assert (await sent).status_code == status
+        await die_at_a_request(gateway)
+    assert (await gateway.post(GENERATE, {"model": "smollm2:135m"})).status_code == 503
+
+
+async def test_an_event_stream_is_no_proof_that_the_engine_works(gateway: Running) -> None:
+    """vLLM ends one properly, too, in which it has said that its engine is dead."""
+    for _ in range(2):
+        worker = await gateway.load()
+        sent = gateway.send("POST", COMPLETIONS, content=BODY)
+        exchange = await worker.next_exchange()
+        exchange.start(SSE)
+        exchange.finish(b'data: {"error": {"message": "EngineCore encountered an issue"}}\n\ndata: [DONE]\n\n')
+        assert (await sent).status_code == 200
+        worker.die()
+        await within(asyncio.shield(worker.exited))
+    assert (await gateway.post(GENERATE, {"model": "smollm2:135m"})).status_code == 503
 
 
 @pytest.mark.parametrize("cut", [b'data: {"a', b"data: {}\n"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from tiny_snapshot import make_manifest
 
+from vllama.errors import OutOfMemory
 from vllama.scheduler.devices import HostMemory
 from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.memory import Placement
@@ -58,6 +59,7 @@ class ScriptedWorker:
         self.exited: asyncio.Task[int] = asyncio.create_task(self._until_exit())
         self.manifest = served
         self.failure = launcher.failures.popleft() if launcher.failures else None
+        self.has_memory = len(launcher.living) < launcher.memory_for
         self.context_length = 0
         self.adapter_rank = launcher.room_for(served)
         self.channels: tuple[Path, ...] = ()
@@ -90,11 +92,16 @@ class ScriptedWorker:
     def load_progress(self) -> LoadProgress:
         return LoadProgress(Phase.WEIGHTS, 40, "Loading shards: 40% Completed")
 
+    def why_it_died(self) -> str:
+        return "its worker died: SIGSEGV"
+
     async def become_ready(self, stall_timeout: float | None) -> None:
         try:
             await asyncio.sleep(self._launcher.loading)
             if self.failure is not None:
                 raise self.failure
+            if not self.has_memory:
+                raise OutOfMemory("GPU memory ran out")
             self.context_length = 4096
         finally:
             self.is_loading = False
@@ -137,7 +144,10 @@ class ScriptedWorker:
 
 
 class ScriptedLauncher:
-    """Starts ScriptedWorkers; `failures` are raised by the next loads in turn, `violations` must stay empty."""
+    """Starts ScriptedWorkers; `failures` are raised by the next loads in turn, `violations` must stay empty.
+
+    There is memory for `memory_for` workers, awake or asleep: what comes on top fails for want of it.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -149,6 +159,7 @@ class ScriptedLauncher:
         self.failures: deque[Exception] = deque()
         self.workers: list[ScriptedWorker] = []
         self.violations: list[str] = []
+        self.memory_for = 1000
         self.room_for: Callable[[Manifest], int] = lambda manifest: manifest.adapter_rank
 
     @property
@@ -207,6 +218,7 @@ class Client:
         try:
             async with scheduler.lease(self.asked, keep_alive) as resident, self._at_work(resident):
                 await self._finish.wait()
+                scheduler.report_answer(resident)
         except Exception as error:  # noqa: BLE001 - whoever asks for the outcome gets it
             if not self._served.done():
                 self._served.set_exception(error)
@@ -236,7 +248,7 @@ class Client:
         return await asyncio.shield(self._served)
 
     async def finish(self) -> None:
-        """Give the lease back."""
+        """Have got the answer, and give the lease back."""
         self._finish.set()
         await self.task
 

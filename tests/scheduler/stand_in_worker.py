@@ -151,6 +151,13 @@ def wants_code() -> None:
     sys.exit(1)
 
 
+def gpu_full() -> None:
+    """Fail as PyTorch does where a GPU is full."""
+    print("(EngineCore pid=1) ERROR 11-21 18:36:38 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. ", end="")
+    print("Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.50 GiB is free.")
+    sys.exit(1)
+
+
 def full_disk() -> None:
     """Fail as Python does where the disk is full."""
     print("(EngineCore pid=1) ERROR 11-21 18:36:38 [core.py:1510] OSError: ", end="")

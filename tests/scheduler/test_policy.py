@@ -24,6 +24,7 @@ from vllama.scheduler.policy import (
     after_keep_alive,
     anywhere,
     make_room,
+    make_way,
 )
 
 NOW = 1000.0
@@ -219,6 +220,19 @@ def test_after_its_keep_alive_a_model_sleeps_where_it_can() -> None:
     assert after_keep_alive(resident("a"), [], SLEEPY) == Evict(stop=numbers("a"))
     asleep = [sleeper(name, State.ASLEEP, idle_since=float(age)) for age, name in enumerate("xy")]
     assert after_keep_alive(sleeper("a"), asleep, SLEEPY) == Evict(sleep=numbers("a"), stop=numbers("x"))
+
+
+def test_a_load_that_ran_out_of_memory_has_all_others_at_rest_stop_awake_or_asleep() -> None:
+    assert make_way([resident("a"), sleeper("b"), sleeper("c", State.ASLEEP)]) == Evict(stop=numbers("abc"))
+
+
+@pytest.mark.parametrize("state", sorted(set(State) - {State.READY, State.ASLEEP}))
+def test_nobody_goes_for_it_who_moves(state: State) -> None:
+    assert make_way([resident("a", state)]) == Evict()
+
+
+def test_nobody_goes_for_it_who_is_busy_or_pinned() -> None:
+    assert make_way([resident("a", is_busy=True), resident("b", is_pinned=True)]) == Evict()
 
 
 states = st.sampled_from([State.LOADING, State.READY, State.SLEEPING, State.ASLEEP, State.WAKING, State.STOPPING])

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from vllama.errors import BadEngineFlags, LoadFailed, SleepFailed
+from vllama.errors import BadEngineFlags, LoadFailed, OutOfMemory, SleepFailed
+from vllama.scheduler.causes import catalogue, signals
 from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec, check_flags
+from vllama.scheduler.worker_log import OUT_OF_MEMORY
 
 from . import stand_in_worker
 
@@ -92,7 +94,7 @@ async def line_of_log(worker: WorkerProcess, beginning: str) -> str:
 
     async def look() -> str:
         while True:
-            for line in worker.log_tail().splitlines():
+            for line in worker.log.tail().splitlines():
                 if line.startswith(beginning):
                     return line.removeprefix(beginning)
             await asyncio.sleep(0)
@@ -103,7 +105,7 @@ async def line_of_log(worker: WorkerProcess, beginning: str) -> str:
 async def test_a_worker_is_ready_when_it_has_really_produced_a_token(start: Start) -> None:
     worker = await start("ready")
     await within(worker.become_ready(PATIENCE))
-    tries = [line for line in worker.log_tail().splitlines() if line.startswith("asked")]
+    tries = [line for line in worker.log.tail().splitlines() if line.startswith("asked")]
     assert len(tries) == stand_in_worker.TOKENS_REFUSED + 1
 
 
@@ -143,7 +145,7 @@ async def test_the_canary_of_the_first_sleep_is_told_at_each_wake_and_at_later_s
     await within(worker.wake())
     await within(worker.sleep())
     canary = "{'canary': {'steps': [[5, [[5, -0.5]]]], 'vector': []}}"
-    assert [line for line in worker.log_tail().splitlines() if " with " in line] == [
+    assert [line for line in worker.log.tail().splitlines() if " with " in line] == [
         "sleep with {}",
         f"wake with {canary}",
         f"sleep with {canary}",
@@ -250,8 +252,19 @@ async def test_a_known_cause_brings_its_fix_and_the_server_s_log_has_both(
 async def test_a_worker_that_is_killed_while_loading_names_the_signal_and_what_it_means(start: Start) -> None:
     worker = await start("silent")
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(LoadFailed, match=r"ended by SIGKILL, most likely by the kernel because memory ran out; free"):
+    with pytest.raises(OutOfMemory, match=r"ended by SIGKILL, most likely by the kernel because memory ran out; free"):
         await within(worker.become_ready(PATIENCE))
+
+
+async def test_a_load_for_which_the_gpu_had_too_little_memory_says_so_in_kind(start: Start) -> None:
+    worker = await start("gpu_full")
+    with pytest.raises(OutOfMemory, match=r"memory of GPU 0 ran out: 2.00 GiB more were needed"):
+        await within(worker.become_ready(PATIENCE))
+
+
+def test_the_causes_that_are_want_of_memory_are_in_the_catalogue() -> None:
+    known = {cause.key for cause in (*catalogue(), *signals().values())}
+    assert known >= OUT_OF_MEMORY
 
 
 async def test_a_worker_that_could_not_write_its_log_tells_of_the_full_disk(
@@ -279,6 +292,18 @@ async def test_the_cause_of_a_later_end_is_in_the_server_s_log(start: Start, cap
     assert "cause: a process of the worker was ended by SIGKILL" in caplog.text
 
 
+async def test_a_worker_that_has_died_says_why(start: Start, runtime: Path) -> None:
+    worker = await start("ready")
+    await within(worker.become_ready(PATIENCE))
+    os.kill(worker.pid, signal.SIGSEGV)
+    await within(asyncio.shield(worker.exited))
+    await within(worker.stop(grace=0))
+    assert worker.why_it_died() == (
+        "its worker died: a process of the worker was ended by SIGSEGV: a crash in native code; check that vLLM, "
+        "PyTorch and the driver fit together; read the worker's log; the worker's log: " + str(runtime / "worker.log")
+    )
+
+
 async def test_a_worker_that_answers_is_left_alone(start: Start, runtime: Path) -> None:
     worker = await start("answering", hang_timeout=0.5)
     await within(worker.become_ready(PATIENCE))
@@ -298,6 +323,7 @@ async def test_a_worker_that_hangs_is_killed_and_the_server_s_log_says_so(
     assert f"worker {worker.pid} has not answered for 0 s and is killed" in caplog.text
     assert "cause: one of its processes hangs or was stopped" in caplog.text
     assert "ended by itself" not in caplog.text
+    assert worker.why_it_died().startswith("its worker died: one of its processes hangs or was stopped; ")
 
 
 async def test_without_a_limit_a_worker_may_hang(start: Start) -> None:

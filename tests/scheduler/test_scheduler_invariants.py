@@ -31,6 +31,8 @@ BUDGET = 2 * manifest("a").size
 names = st.sampled_from("abcd")
 keep_alives = st.sampled_from([None, 0, 10 * SECOND, 100 * SECOND, FOREVER])
 picks = st.integers(0, 99)
+memory = st.sampled_from([1000, 2, 1])
+"""The number of workers for which there is memory."""
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -45,13 +47,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.clients: list[Client] = []
 
     @initialize(
-        can_sleep=st.booleans(), pin=st.sampled_from([(), (), ("a",)]), min_residency=st.sampled_from([0.0, 40])
+        can_sleep=st.booleans(),
+        pin=st.sampled_from([(), (), ("a",)]),
+        min_residency=st.sampled_from([0.0, 40]),
+        memory_for=memory,
     )
-    def begin(self, can_sleep: bool, pin: tuple[str, ...], min_residency: float) -> None:
+    def begin(self, can_sleep: bool, pin: tuple[str, ...], min_residency: float, memory_for: int) -> None:
         async def make() -> Scene:
             return Scene(self.base, can_sleep=can_sleep, pin=pin, min_residency=min_residency)
 
         self.scene = self.run(make())
+        self.scene.launcher.memory_for = memory_for
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, and let all happen that follows at once."""
@@ -110,11 +116,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if client := self.pick([client for client in self.clients if client.is_served], number):
             self.run(act(client))
 
+    @rule(workers=memory)
+    def there_is_memory_for(self, workers: int) -> None:
+        self.scene.launcher.memory_for = workers
+
     @rule(move=st.sampled_from(["load", "sleep", "wake"]))
     def next_move_fails(self, move: str) -> None:
         launcher = self.scene.launcher
         if move == "load":
-            launcher.failures.append(LoadFailed("out of memory"))
+            launcher.failures.append(LoadFailed("weights are missing"))
         elif move == "sleep":
             launcher.sleep_failures.append(EngineError("no host memory"))
         else:

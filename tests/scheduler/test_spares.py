@@ -149,7 +149,7 @@ async def test_a_spare_becomes_what_a_fresh_process_is(make_scene: MakeScene) ->
     assert one["arguments"] == [*other["arguments"][:2], str(fresh.socket)]
     assert one["environment"] == {**other["environment"], "VLLAMA_PARENT_PID": str(fresh.pid)}
     assert os.getpgid(taken.pid) == taken.pid
-    assert taken.log_tail() == fresh.log_tail() != ""
+    assert taken.log.tail() == fresh.log.tail() != ""
     for descriptor in range(3):
         assert _file(taken.pid, descriptor).replace("1.log", "0.log") == _file(fresh.pid, descriptor)
 

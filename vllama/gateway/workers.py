@@ -21,6 +21,8 @@ from vllama.store.model_store import ModelStore
 
 T = TypeVar("T")
 
+_EVENT_STREAM = b"text/event-stream"
+
 
 class Workers:
     """The models of the store, and both ways to ask their workers: the channel, and HTTP for vLLM's own routes."""
@@ -54,13 +56,14 @@ class Workers:
     ) -> None:
         """Have one of our own routes in the worker answer the client. Raises WorkerDied, BrokenReply."""
         ask = partial(self.ask, resident, request.path, request.received, profile=profile, body=body)
-        await relay_reply(request, ask, relay_class)
+        await relay_reply(request, ask, relay_class, lambda: self._scheduler.report_answer(resident))
 
     async def over_http(self, resident: Resident, request: Request, outgoing: bytes, relay_class: type[Relay]) -> None:
         """Have one of vLLM's own routes answer the client. Raises WorkerDied, BrokenReply."""
         connection = await self._reporting(resident, self._pool.acquire(resident.socket))
         # One that breaks proves nothing: vLLM closes the connection of a reply that it cannot complete.
-        await relay_reply(request, lambda make_relay: connection.exchange(outgoing, make_relay), relay_class)
+        exchange = partial(connection.exchange, outgoing)
+        await relay_reply(request, exchange, relay_class, lambda: self._scheduler.report_answer(resident))
 
     async def ask(
         self, resident: Resident, path: str, received: int, make_relay: RelayMaker, *, profile: bytes, body: bytes
@@ -93,10 +96,14 @@ class Workers:
 
 
 async def relay_reply(
-    request: Request, exchange: Callable[[RelayMaker], Awaitable[None]], relay_class: type[Relay] = Relay
+    request: Request,
+    exchange: Callable[[RelayMaker], Awaitable[None]],
+    relay_class: type[Relay],
+    on_answer: Callable[[], None],
 ) -> None:
     """Run an exchange whose reply goes to the client; one that breaks in the middle ends in its own format.
 
+    `on_answer` is called where the reply shows that the engine works.
     Raises WorkerDied, ServerStopping where nothing was sent yet, BrokenReply where the format has no room for an error.
     """
     relay: Relay | None = None
@@ -117,3 +124,10 @@ async def relay_reply(
         await request.send({"type": "http.response.body", "body": ending, "more_body": False})
     finally:
         request.status = relay.status if relay is not None else 0
+        if relay is not None and _is_proof(relay):  # cancelled or not: see Channel.exchange
+            on_answer()
+
+
+def _is_proof(relay: Relay) -> bool:
+    """Whether the engine works: vLLM completes an event stream even where it says in it that its engine is dead."""
+    return relay.is_complete and 0 < relay.status < 500 and not relay.content_type.startswith(_EVENT_STREAM)

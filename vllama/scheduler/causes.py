@@ -97,8 +97,11 @@ def diagnose_error(error: OSError) -> Diagnosis:
 
 
 def cleaned(log: str) -> str:
-    """The log without colours, progress bars, what vLLM puts in front of each line, and the code of tracebacks."""
-    lines = (_PREFIX.sub("", line).rstrip() for line in clean_lines(log))
+    """The log without colours, progress bars, what vLLM puts in front of each line, and the code of tracebacks.
+
+    Very long lines are cut: the time that patterns take grows with the square of a line's length.
+    """
+    lines = (_PREFIX.sub("", line[:_LONGEST_LINE]).rstrip() for line in clean_lines(log))
     return "\n".join(line for line in lines if not line.startswith(_CODE))
 
 
@@ -110,6 +113,7 @@ _ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\
 # These only say that something went wrong before them.
 _ECHOES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError", "CancelledError")
 _LONGEST = 400
+_LONGEST_LINE = 2000
 _CHILD_ENDED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)|\(exit code: -(\d+)\)")
 
 

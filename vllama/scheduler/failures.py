@@ -1,4 +1,4 @@
-"""Engines that failed to load: how often in a row, and when they may be tried again."""
+"""Engines that failed to load, or whose workers died: how often in a row, and when they may be loaded again."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Failures:
         self._failures: dict[str, _Failure] = {}
 
     def note(self, engine: str, cause: str, now: float) -> None:
-        """Count a load that failed."""
+        """Count a load that failed, or a worker that died."""
         self._failures = {key: old for key, old in self._failures.items() if now - old.at < _FORGET_AFTER}
         before = self._failures.get(engine)
         self._failures[engine] = _Failure(before.count + 1 if before else 1, cause, now)
 
     def forget(self, engine: str) -> None:
-        """It was loaded."""
+        """It works: it has answered, or was ready for a while. A load that succeeds alone proves nothing."""
         self._failures.pop(engine, None)
 
     def check(self, engine: str, name: str, now: float) -> None:

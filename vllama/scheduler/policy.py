@@ -57,6 +57,11 @@ class ResidentFacts:
         return self.state is State.READY and not self.is_busy
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether it is awake or asleep for nobody."""
+        return self.state in {State.READY, State.ASLEEP} and not self.is_busy
+
+    @property
     def will_hold(self) -> Holding:
         """What it holds once the move that it is in has ended."""
         if self.state is State.STOPPING:
@@ -177,6 +182,15 @@ def after_keep_alive(retired: ResidentFacts, others: Sequence[ResidentFacts], li
     """What becomes of an idle model whose keep-alive has ended: it sleeps, where it can and the budget allows."""
     coming = {other.number: other.will_hold for other in others}
     return _as_plan([retired, *others], coming, _retire(retired, others, coming, limits.sleep_budget))
+
+
+def make_way(others: Sequence[ResidentFacts]) -> Evict:
+    """Who goes after a load ran out of memory, before its second try: all others at rest (contract §6.4).
+
+    What was planned has proved wrong, so nobody knows how much more is needed, or on which device. They stop: asleep
+    they would keep the host's memory, which may be what is missing.
+    """
+    return Evict(stop=tuple(other.number for other in others if other.is_at_rest and not other.is_pinned))
 
 
 def _by_harm(residents: Sequence[ResidentFacts]) -> list[ResidentFacts]:

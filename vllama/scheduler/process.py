@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
+import math
 import os
-import re
-import shutil
 import signal
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vllama.errors import BadEngineFlags, LoadFailed, VllamaError
-from vllama.scheduler.causes import Diagnosis, diagnose, diagnose_error
+from vllama.errors import BadEngineFlags, LoadFailed, OutOfMemory, VllamaError
+from vllama.scheduler.causes import Diagnosis
 from vllama.scheduler.control import tell
 from vllama.scheduler.engine_flags import sleeps
 from vllama.scheduler.group import Computing, living_members, shared_memory
-from vllama.scheduler.load_phases import LoadProgress, progress_of
-from vllama.scheduler.log_text import clean_lines
+from vllama.scheduler.load_phases import LoadProgress
 from vllama.scheduler.probe import Trial, produce_one_token, served_context
 from vllama.scheduler.sockets import remove_dead_sockets
 from vllama.scheduler.watch import until_silent
+from vllama.scheduler.worker_log import OUT_OF_MEMORY, WorkerLog, open_log, refused_flags
 from vllama.worker.controls import SLEEP, WAKE
 from vllama.worker.lifeline import PARENT_VARIABLE
 
@@ -37,9 +34,6 @@ _MOST_POLL_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _TRIAL_SECONDS = 60.0
 """A worker that listens and fails for so long will not do better: each failure would make its log grow for ever."""
-_LOG_TAIL_LINES = 15
-_LOG_END_BYTES = 256 * 1024
-_FULL_DISK_BYTES = 64 * 1024
 _USAGE_EXIT = 2
 _SLEEP_SECONDS, _WAKE_SECONDS = 180.0, 60.0
 """Hundreds of GiB are copied, and the first time into memory that has to be pinned; it is seconds in most cases."""
@@ -93,10 +87,12 @@ class WorkerProcess:
         self._process = process
         self.context_length = 0
         self.channels: tuple[Path, ...] = ()
+        self.log = WorkerLog(spec.log, spec.without_code)
         self._canary: dict[str, Any] = {}
         self.settled = asyncio.Event()
         self._shared_memory: set[Path] = set()
         self._serves = False
+        self._cause_of_death: Diagnosis | None = None
         self._watch: asyncio.Task[None] | None = None
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
 
@@ -134,12 +130,13 @@ class WorkerProcess:
         Raises LoadFailed with cause and fix where it exits, makes no progress (its log does not grow) for
         `stall_timeout` seconds, or only fails once it listens; BadEngineFlags where vLLM refused its flags.
         """
-        progress, refusals = _Progress(self._spec.log), _Refusals()
+        refusals, looked_at = _Refusals(), -math.inf
         while True:
             await asyncio.wait({self.exited}, timeout=refusals.pause)
             if self.exited.done():
                 raise self._failure(self.exited.result())
-            if progress.seconds_passed(_LOOK_SECONDS):
+            if (now := asyncio.get_running_loop().time()) - looked_at > _LOOK_SECONDS:
+                looked_at = now
                 self._shared_memory |= shared_memory(self.pid)  # who is killed while loading leaves it, too
             self.channels = self._find_channels()
             if self.channels:
@@ -148,7 +145,7 @@ class WorkerProcess:
                 refusals.note()
             if stall_timeout is None:
                 continue
-            if progress.stalled_for() > stall_timeout:
+            if self.log.seconds_still() > stall_timeout:
                 what = f"the model made no progress in loading for {stall_timeout:.0f} s"
                 raise await self._given_up(what, _STALLED)
             if refusals.seconds() > min(stall_timeout, _TRIAL_SECONDS):
@@ -190,7 +187,7 @@ class WorkerProcess:
         On return its memory is free, and its sockets and its shared memory are removed.
         """
         if self._serves and not grace:
-            self._report(f"worker {self.pid} does not serve any more", diagnose(self._end_of_log()))
+            self._note_death("does not serve any more", self.log.diagnose())
         self._serves = False
         if grace > 0 and not self.exited.done():
             self._signal(signal.SIGTERM)
@@ -209,25 +206,24 @@ class WorkerProcess:
         found = sorted(self._spec.socket.parent.glob(f"{self._spec.socket.name}.*of*"))
         return tuple(found) if found and len(found) == int(found[0].name.rpartition("of")[2]) else ()
 
-    def log_tail(self) -> str:
-        """The last lines of the log that say something, colours and progress bars removed."""
-        return "\n".join(deque(clean_lines(self._log_text()), maxlen=_LOG_TAIL_LINES))
-
     def load_progress(self) -> LoadProgress:
-        """How far its load is, by its log."""
-        return progress_of(self._log_text())
+        """How far its load is."""
+        return self.log.load_progress()
 
-    def _log_text(self) -> str:
-        with contextlib.suppress(OSError):
-            return self._spec.log.read_bytes().decode(errors="replace")
-        return ""
+    def why_it_died(self) -> str:
+        """Cause and fix of the end of a worker that was ready, as far as they are known by now."""
+        return f"its worker died: {self._cause_of_death or self.log.diagnose()}; the worker's log: {self._spec.log}"
+
+    def _note_death(self, what: str, cause: Diagnosis) -> None:
+        self._serves, self._cause_of_death = False, cause
+        self.log.report(f"worker {self.pid} {what}", cause)
 
     async def _reap(self) -> int:
         status = await self._process.wait()
         self.settled.set()
         self._end_watch()
         if self._serves:
-            self._report(f"worker {self.pid} ended by itself", self._diagnose(status))
+            self._note_death("ended by itself", self.log.diagnose(status))
         # What the main process left behind, as EngineCore after a kill -9, is still in its group.
         self._shared_memory |= shared_memory(self.pid)
         self._signal(signal.SIGKILL)
@@ -245,8 +241,7 @@ class WorkerProcess:
         """End a worker that hangs: what waits for it learns that it died, and the next request loads it afresh."""
         computes = Computing(self.pid) if not self._spec.memory.gpu else lambda: False
         await until_silent(self.channels, limit, computes)
-        self._serves = False
-        self._report(f"worker {self.pid} has not answered for {limit:.0f} s and is killed", _HANGS)
+        self._note_death(f"has not answered for {limit:.0f} s and is killed", _HANGS)
         self._signal(signal.SIGKILL)
 
     async def _group_has_gone(self) -> None:
@@ -265,47 +260,18 @@ class WorkerProcess:
     async def _given_up(self, what: str, otherwise: Diagnosis | None = None) -> LoadFailed:
         """Stop it, and say why: what its log tells, or `otherwise` where the catalogue does not have that."""
         await self.stop(grace=0)
-        found = diagnose(self._end_of_log())
+        found = self.log.diagnose()
         return self._load_failed(what, found.known_or(otherwise) if otherwise else found)
 
     def _failure(self, status: int) -> VllamaError:
-        if status == _USAGE_EXIT and (refusal := _REFUSAL.search(self.log_tail())):
-            return BadEngineFlags(refusal.group(1))
-        return self._load_failed("the model could not be loaded", self._diagnose(status))
+        if status == _USAGE_EXIT and (refusal := self.log.refused_flags()):
+            return BadEngineFlags(refusal)
+        return self._load_failed("the model could not be loaded", self.log.diagnose(status))
 
     def _load_failed(self, what: str, diagnosis: Diagnosis) -> LoadFailed:
-        self._report(what, diagnosis)
-        return LoadFailed(f"{what}: {diagnosis}; the worker's log: {self._spec.log}")
-
-    def _report(self, what: str, diagnosis: Diagnosis) -> None:
-        log.error("%s", what)
-        log.error("  cause: %s", diagnosis.cause)
-        log.error("  fix: %s", diagnosis.fix)
-        log.error("  the worker's log: %s", self._spec.log)
-
-    def _diagnose(self, status: int) -> Diagnosis:
-        found = diagnose(self._end_of_log(), status)
-        if not found.key and _is_full(self._spec.log.parent):  # and so what it had to say could not be written
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._spec.log))
-            return diagnose_error(full)
-        if found.key in _WANTS_CODE and self._spec.without_code:
-            return replace(found, fix=self._spec.without_code)
-        return found
-
-    def _end_of_log(self) -> str:
-        with contextlib.suppress(OSError), self._spec.log.open("rb") as output:
-            output.seek(max(0, output.seek(0, os.SEEK_END) - _LOG_END_BYTES))
-            return output.read().decode(errors="replace")
-        return ""
-
-
-def open_log(path: Path) -> BinaryIO:
-    """Begin a worker's log. Raises LoadFailed where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
-    except OSError as error:
-        raise LoadFailed(f"the worker's log cannot be written: {diagnose_error(error)}") from error
+        self.log.report(what, diagnosis)
+        kind = OutOfMemory if diagnosis.key in OUT_OF_MEMORY else LoadFailed
+        return kind(f"{what}: {diagnosis}; the worker's log: {self._spec.log}")
 
 
 async def start_process(
@@ -322,23 +288,12 @@ async def start_process(
     )
 
 
-_WANTS_CODE = frozenset({"architecture", "model-type", "remote-code"})
-"""The causes that the model's own code may do away with."""
-
 _HANGS = Diagnosis(
     "hung", "one of its processes hangs or was stopped", "set VLLAMA_HANG_TIMEOUT to more if it is only slow"
 )
 _STALLED = Diagnosis(
     "stalled", "its log has not grown since", "set OLLAMA_LOAD_TIMEOUT to more if it is only slow, or read the log"
 )
-# What argparse prints last, after the usage: the program's name and its reason, which may have several lines.
-_REFUSAL = re.compile(r"^vllm[^\n]*: error: (.+)\Z", re.MULTILINE | re.DOTALL)
-
-
-def _is_full(directory: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(directory).free < _FULL_DISK_BYTES
-    return False
 
 
 class _Refusals:
@@ -357,35 +312,6 @@ class _Refusals:
     def seconds(self) -> float:
         """Since the first."""
         return 0.0 if self._since is None else asyncio.get_running_loop().time() - self._since
-
-
-class _Progress:
-    """Watches a log grow."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = -1
-        self._since = 0.0
-        self._looked_at = 0.0
-
-    def seconds_passed(self, seconds: float) -> bool:
-        """Whether so many have passed since it said so before."""
-        now = asyncio.get_running_loop().time()
-        if now - self._looked_at < seconds:
-            return False
-        self._looked_at = now
-        return True
-
-    def stalled_for(self) -> float:
-        """Seconds since the log last grew."""
-        now = asyncio.get_running_loop().time()
-        try:
-            size = self._path.stat().st_size
-        except OSError:
-            size = 0
-        if size != self._size:
-            self._size, self._since = size, now
-        return now - self._since
 
 
 async def check_flags(flags: Sequence[str], environment: Mapping[str, str], command: Sequence[str] = COMMAND) -> None:
@@ -407,5 +333,4 @@ async def check_flags(flags: Sequence[str], environment: Mapping[str, str], comm
             os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         text = output.decode(errors="replace").strip()
-        refusal = _REFUSAL.search(text)
-        raise BadEngineFlags(refusal.group(1) if refusal else text.rsplit("\n", 1)[-1])
+        raise BadEngineFlags(refused_flags(text) or text.rsplit("\n", 1)[-1])

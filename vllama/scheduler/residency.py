@@ -12,12 +12,12 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from vllama.errors import EngineError, LoadFailed, NoRoom, WorkerDied
+from vllama.errors import EngineError, LoadFailed, NoRoom, OutOfMemory, WorkerDied
 from vllama.scheduler.devices import HostMemory, host_memory
 from vllama.scheduler.failures import Failures
 from vllama.scheduler.making_room import RoomMaker
 from vllama.scheduler.memory import Placement
-from vllama.scheduler.policy import Evict, Holding, Room, State, after_keep_alive
+from vllama.scheduler.policy import Evict, Holding, Room, State, after_keep_alive, make_way
 from vllama.scheduler.resident import Resident, Worker
 from vllama.scheduler.room import Occupant
 from vllama.settings import Settings
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 STOP_GRACE_SECONDS = 10.0
+
+_PROVEN_AFTER = 30.0
+"""Seconds: a worker that was ready for longer works, and its end is no part of a row of failures."""
 
 _SHORTEST_WAIT = 0.001
 """Seconds: a clock that is a little behind must not make a wait into a busy one."""
@@ -76,7 +79,7 @@ class Residency:
         self._on_rest = on_rest
         self._residents: dict[str, Resident] = {}
         self._stopping: dict[asyncio.Task[None], Resident] = {}
-        self._failures = Failures()
+        self.failures = Failures()
         self._load_turn = asyncio.Lock()  # loads go one at a time, in order of arrival (contract §6.4)
         self._rooms = RoomMaker(self, launcher.room, host_memory)
         self._changed: asyncio.Event | None = None
@@ -99,7 +102,7 @@ class Residency:
 
     def load(self, engine: str, manifest: Manifest) -> Resident:
         """A new resident, whose load begins when it is its turn. Raises KeepsFailing."""
-        self._failures.check(engine, manifest.name.display, self._now())
+        self.failures.check(engine, manifest.name.display, self._now())
         resident = Resident(engine, manifest, self.settings.keep_alive, self._clock)
         self._residents[engine] = resident
         self._begin(resident, State.LOADING, self._load(resident))
@@ -120,6 +123,8 @@ class Residency:
         """Take a resident out of the table and stop its worker."""
         log.info("%s is unloaded: %s", resident.manifest.name, why)
         self._forget(resident)
+        if self._now() - resident.awake_since > _PROVEN_AFTER:
+            self.failures.forget(resident.engine)
         resident.state = State.STOPPING
         stop = asyncio.create_task(self._stop(resident, grace))
         self._stopping[stop] = resident
@@ -145,7 +150,9 @@ class Residency:
         """Take note that its worker has gone. A load or a wake under way learns it by itself."""
         if self.holds(resident) and resident.state not in {State.LOADING, State.WAKING}:
             log.error("the worker of %s died", resident.manifest.name)
+            cause = resident.worker.why_it_died() if resident.worker is not None else ""
             self.drop(resident, "its worker died", grace=0)  # what it left behind has to go as well
+            self.failures.note(resident.engine, cause, self._now())
 
     def notify(self) -> None:
         """Wake those who wait for a change."""
@@ -176,13 +183,16 @@ class Residency:
         started = self._now()
         try:
             async with self._load_turn:
-                async with self._rooms.turn:
-                    await self._rooms.make(resident)
-                await self._start(resident)
+                try:
+                    await self._take_room_and_start(resident)
+                except OutOfMemory as error:
+                    if not self._make_way(resident, error):
+                        raise
+                    await self._take_room_and_start(resident)
         except (NoRoom, asyncio.CancelledError):
             raise
         except Exception as error:
-            self._failures.note(resident.engine, str(error), self._now())
+            self.failures.note(resident.engine, str(error), self._now())
             if isinstance(error, EngineError):
                 raise
             log.exception("loading %s failed", resident.manifest.name)
@@ -190,9 +200,23 @@ class Residency:
         finally:
             if resident.state is State.LOADING:
                 self._forget(resident)
-        self._failures.forget(resident.engine)
         log.info("%s is ready after %.1f s", resident.manifest.name, self._now() - started)
         self._on_rest(resident)
+
+    async def _take_room_and_start(self, resident: Resident) -> None:
+        async with self._rooms.turn:
+            await self._rooms.make(resident)
+        await self._start(resident)
+
+    def _make_way(self, resident: Resident, error: OutOfMemory) -> bool:
+        """Stop those that may go for a load that ran out of memory; False where there are none."""
+        name = resident.manifest.name
+        plan = make_way([other.facts() for other in self.everyone() if other is not resident])
+        if plan.stop:
+            log.warning("%s is loaded once more, after others made way (%d): %s", name, len(plan.stop), error)
+            resident.worker, resident.holds, resident.placement = None, Holding.NOTHING, None
+            self.carry_out(plan, f"{name} ran out of memory in its load")
+        return bool(plan.stop)
 
     async def _start(self, resident: Resident) -> None:
         """Start its worker and wait until it is ready; one that fails is gone before the next load begins."""

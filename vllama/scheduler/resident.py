@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,9 @@ class Worker(Protocol):
     def load_progress(self) -> LoadProgress:
         """How far its load is."""
 
+    def why_it_died(self) -> str:
+        """Cause and fix of its end, as far as they are known by now."""
+
     async def become_ready(self, stall_timeout: float | None) -> None:
         """Return when it can serve; raise LoadFailed otherwise."""
 
@@ -65,8 +69,9 @@ class Resident:
 
     `manifest` is the model that asked last: those that differ in system, parameters, template, messages or adapter
     share it. `move` is the load or the wake under way, or the last one. `yields`: a newcomer has waited long enough for
-    it. `is_outgrown`: a model waits for it to go, because its worker has no room for that one's adapter.
-    `goes_at` is when it goes if nobody asks, in seconds of the loop, and `expiry` the timer for that.
+    it. `is_outgrown`: a model waits for it to go, because its worker has no room for that one's adapter. In seconds of
+    the loop, `awake_since` is when it became ready, and `goes_at` when it goes if nobody asks; `expiry` is the timer
+    for that.
     """
 
     def __init__(self, engine: str, manifest: Manifest, keep_alive: int, clock: Callable[[], float]) -> None:
@@ -88,7 +93,7 @@ class Resident:
         self.goes_at: float | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self.idle_since = clock()
-        self.awake_since = 0.0
+        self.awake_since = math.inf
 
     @property
     def socket(self) -> Path:

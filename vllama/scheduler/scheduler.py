@@ -70,6 +70,11 @@ class Scheduler:
             resident.keep_alive = 0
             self._rest(resident)
 
+    def report_answer(self, resident: Resident) -> None:
+        """Take note that its worker has answered a request: what failed before counts no more."""
+        if resident.state is State.READY:
+            self._residency.failures.forget(resident.engine)
+
     def report_death(self, resident: Resident) -> None:
         """Take note that a worker does not answer any more: the next request gets a new one."""
         if resident.state is State.READY:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from vllama.scheduler.devices import host
 from vllama.scheduler.memory import gib
-from vllama.scheduler.process import WorkerProcess, WorkerSpec, open_log, start_process
+from vllama.scheduler.process import WorkerProcess, WorkerSpec, start_process
+from vllama.scheduler.worker_log import open_log
 from vllama.worker.spare import Order
 
 log = logging.getLogger(__name__)
