@@ -44,10 +44,10 @@ def test_on_a_cpu_the_kv_cache_is_not_held_yet_when_the_load_ends(learned: Learn
 def test_what_stays_while_it_sleeps_is_kept_beside_it(learned: LearnedMemory) -> None:
     plan = placement()
     learned.note_load("engine", plan, plan.weights + plan.kv + 2 * GIB)
-    learned.note_sleep("engine", plan, GIB)
-    assert learned.of("engine") == {"H200": Learned(2 * GIB, GIB)}
+    learned.note_sleep("engine", plan, GIB, 12 * GIB)
+    assert learned.of("engine") == {"H200": Learned(2 * GIB, GIB, 12 * GIB)}
     learned.note_load("engine", plan, plan.weights + plan.kv + 3 * GIB)
-    assert learned.of("engine") == {"H200": Learned(3 * GIB, GIB)}
+    assert learned.of("engine") == {"H200": Learned(3 * GIB, GIB, 12 * GIB)}
 
 
 def test_another_engine_device_or_vllm_is_another_entry(learned: LearnedMemory, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_the_file_can_be_read_by_people(learned: LearnedMemory, tmp_path: Path) 
     plan = placement()
     learned.note_load("engine", plan, plan.weights + plan.kv + GIB)
     (entry,) = orjson.loads((tmp_path / FILE).read_bytes())["loads"]
-    assert entry == {"engine": "engine", "device": "H200", "vllm": "0.26.0", "overhead": GIB, "residue": 0}
+    assert entry == {"engine": "engine", "device": "H200", "vllm": "0.26.0", "overhead": GIB, "residue": 0, "host": 0}
 
 
 def test_the_installed_vllm_has_a_version() -> None:

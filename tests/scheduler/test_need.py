@@ -46,6 +46,13 @@ def test_room_for_adapters_is_a_pair_of_matrices_for_each_layer_and_each_adapter
     assert need(tmp_path / "3", *flags[1:], tensors=tensors).weights == without
 
 
+def test_in_sleep_each_tensor_takes_a_power_of_two_of_pinned_memory(tmp_path: Path) -> None:
+    exact = need(tmp_path, tensors={"w.weight": ("BF16", [64, 64])})
+    assert exact.pinning == 1.0
+    uneven = need(tmp_path / "2", tensors={"w.weight": ("BF16", [48, 64]), "v.weight": ("BF16", [64, 65])})
+    assert uneven.pinning == (2 * 64 * 64 + 2 * 64 * 128) / (2 * 48 * 64 + 2 * 64 * 65)
+
+
 def test_float32_doubles_weights_and_kv_cache(tmp_path: Path) -> None:
     found = need(tmp_path, "--dtype", "float32")
     assert (found.weights, found.kv_item, found.bits) == ((32 * 8 + 8) * 4, 4, 32)

@@ -32,7 +32,9 @@ class Scene:
         self.settings.models.mkdir()
         self.manifest: Manifest = make_manifest("a", write_snapshot(folder / "a"))
         self.planner = self.another_planner()
+        self.ram = 2 * GIB
         monkeypatch.setattr(planner, "held_by", lambda _: self.held)
+        monkeypatch.setattr(planner, "ram_of", lambda _: self.ram)
         monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
 
     def another_planner(self) -> Planner:
@@ -90,13 +92,32 @@ async def test_what_stays_in_sleep_is_learned(scene: Scene, *, is_told: bool) ->
     scene.takes(awake)
     scene.held = {0: awake} if is_told else None
     plan = await scene.planner.learn_load(scene.manifest, plan, 1)
-    before = scene.look()
+    before = await scene.planner.before_sleep(1)
+    assert before is not None
     scene.takes(GIB - awake)
     scene.held = {0: GIB} if is_told else None
+    scene.ram += 5 * GIB
     asleep = await scene.planner.learn_sleep(scene.manifest, plan, 1, before)
     assert asleep.claims_asleep() == (Claim(0, GIB, GIB),)
+    assert asleep.host_bytes == 5 * GIB
+    assert scene.planner.knows_sleep(scene.manifest, plan)
     scene.gpu = GPU
     assert scene.place().overhead.asleep == GIB
+    assert scene.place().host_bytes == 5 * GIB
+
+
+async def test_a_sleep_takes_no_less_of_the_host_s_memory_than_the_weights(scene: Scene) -> None:
+    plan = scene.place()
+    scene.held = {0: GIB}
+    before = await scene.planner.before_sleep(1)
+    assert before is not None
+    asleep = await scene.planner.learn_sleep(scene.manifest, plan, 1, before)
+    assert asleep.host_bytes == plan.weights
+
+
+async def test_before_its_first_sleep_what_it_will_take_is_estimated(scene: Scene) -> None:
+    plan = scene.place()
+    assert plan.weights <= plan.host_bytes <= 2 * plan.weights
 
 
 async def test_gpus_that_nvml_does_not_know_are_not_planned(

@@ -163,7 +163,7 @@ class Launcher:
         """
         if placement is None or self.planner.knows_sleep(manifest, placement):
             return await worker.sleep(), placement
-        before = await self.planner.machine()
+        before = await self.planner.before_sleep(worker.pid)
         seconds = await worker.sleep()
         if before is None:
             return seconds, placement

@@ -35,7 +35,7 @@ class LearnedMemory:
     def of(self, engine: str) -> dict[str, Learned]:
         """What is known of an engine, by the device's name; the installed vLLM's only."""
         entries = (entry for entry in self._entries if entry["engine"] == engine and entry["vllm"] == self._version)
-        return {entry["device"]: Learned(entry["overhead"], entry["residue"]) for entry in entries}
+        return {entry["device"]: Learned(entry["overhead"], entry["residue"], entry["host"]) for entry in entries}
 
     def note_load(self, engine: str, placement: Placement, held: int) -> None:
         """Note that a worker held so many bytes on a device once it was ready.
@@ -46,11 +46,12 @@ class LearnedMemory:
         overhead = max(0, held - placement.weights - kv)
         self._note(engine, placement.devices[0].name, overhead=overhead)
 
-    def note_sleep(self, engine: str, placement: Placement, held: int) -> None:
-        """Note that it held so many bytes on a device when it slept."""
+    def note_sleep(self, engine: str, placement: Placement, held: int, host: int) -> None:
+        """Note that it held so many bytes on a device when it slept, and that its sleep took these of the host's."""
         device = placement.devices[0].name
         known = self.of(engine).get(device)
-        self._note(engine, device, overhead=known.overhead if known else placement.overhead.fixed, residue=held)
+        overhead = known.overhead if known else placement.overhead.fixed
+        self._note(engine, device, overhead=overhead, residue=held, host=host)
 
     def _note(self, engine: str, device: str, **measured: int) -> None:
         known = self.of(engine).get(device, Learned(0))
@@ -89,7 +90,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_whole(entry: Mapping[str, Any]) -> bool:
-    texts, numbers = ("engine", "device", "vllm"), ("overhead", "residue")
+    texts, numbers = ("engine", "device", "vllm"), ("overhead", "residue", "host")
     return all(isinstance(entry.get(name), str) for name in texts) and all(
         isinstance(entry.get(name), int) and entry[name] >= 0 for name in numbers
     )

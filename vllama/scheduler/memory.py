@@ -57,13 +57,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Measured bytes on each device: what a load took beyond weights and KV cache, and what stays while asleep.
+    """Measured bytes: on each device what a load took beyond weights and KV cache, and what stays while asleep.
 
-    `residue` is 0 where it never slept.
+    `host` is what its sleep took of the host's memory. `residue` and `host` are 0 where it never slept.
     """
 
     overhead: int
     residue: int = 0
+    host: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +116,12 @@ class Stated:
 class Need:
     """What a model needs, read from its files and flags (vllama.scheduler.need).
 
-    `weights` are bytes on all devices together, in `bits` bits each on the whole. `kv_item` is the bytes of one value
-    in the KV cache. `context` is tokens, `is_context_stated` where the user wants just that. `requests` are the
-    requests that the KV cache should hold; `shares` says that there may be other models awake on the device,
-    `has_sleepers` that some may sleep there. `learned` is by the device's name. `notes` say what is a guess.
+    `weights` are bytes on all devices together, in `bits` bits each on the whole, with the room for LoRA adapters, if
+    any. `pinning` is by how much larger their copy in the host's memory is estimated to be, while they sleep there.
+    `kv_item` is the bytes of one value in the KV cache. `context` is tokens, `is_context_stated` where the user wants
+    just that. `requests` are the requests that the KV cache should hold; `shares` says that there may be other models
+    awake on the device, `has_sleepers` that some may sleep there. `learned` is by the device's name. `notes` say what
+    is a guess.
     """
 
     name: str
@@ -126,6 +129,7 @@ class Need:
     kv: KvShape
     context: int
     bits: int = 16
+    pinning: float = 1.0
     kv_item: int = 2
     is_context_stated: bool = False
     requests: int = REQUESTS
@@ -175,6 +179,13 @@ class Placement:
     def kv_per_token(self) -> int:
         """Bytes that a token of a short request holds on each device."""
         return (self.need.kv_bytes(FLOOR, self.spread) - self.need.kv_bytes(0, self.spread)) // FLOOR
+
+    @property
+    def host_bytes(self) -> int:
+        """What its sleep takes of the host's memory: as measured at a first one, else the estimate."""
+        learned = self.need.learned.get(self.devices[0].name)
+        estimate = int(self.weights * len(self.devices) * self.need.pinning)
+        return learned.host if learned and learned.host else estimate
 
     def requests(self, tokens: int) -> int:
         """How many requests of so many tokens the KV cache holds at once."""

@@ -66,6 +66,7 @@ def need_of(
         kv=shape,
         context=wanted,
         bits=bits,
+        pinning=_pinning(description.tensors),
         kv_item=_kv_item(given_value(flags, "--kv-cache-dtype"), item),
         is_context_stated=bool(stated_context or settings.context_length),
         requests=_whole(given_value(flags, "--max-num-seqs")) or settings.num_parallel or REQUESTS,
@@ -134,6 +135,15 @@ def _weights(
     loaded = sum(tensor.elements * (item if size > 1 else 1) for tensor, size in zip(tensors, sizes, strict=True))
     bits = min(item * 8, _BITS_WHEN_LOADED.get(quantised_by, 8)) if quantised_by else item * 8
     return math.ceil(loaded * bits / (item * 8)), bits
+
+
+def _pinning(tensors: Sequence[Tensor]) -> float:
+    """How much larger than weights their copy in pinned memory is: PyTorch rounds each block to a power of two.
+
+    Of tensors that vLLM joins into one (as q, k and v) the block is not exactly known.
+    """
+    sizes = [tensor.elements * _ITEM_BYTES.get(tensor.dtype, 1) for tensor in tensors]
+    return sum(1 << (size - 1).bit_length() for size in sizes if size) / sum(sizes) if any(sizes) else 1.0
 
 
 def _adapter_room(tensors: Sequence[Tensor], flags: Sequence[str], item: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vllama.machine.processes import ProcessTree, ram_of
 from vllama.scheduler import engine_flags
@@ -21,6 +21,15 @@ from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Awake:
+    """What is measured before a worker falls asleep: the machine, and the bytes of RAM that the worker holds."""
+
+    machine: Machine
+    ram: int
+
 
 Look = Callable[[], Machine]
 """What looks at the machine; tests have their own."""
@@ -86,17 +95,24 @@ class Planner:
         known = self._learned.of(self._serving.engine_of(manifest)).get(placement.devices[0].name)
         return known is not None and known.residue > 0
 
-    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int, before: Machine) -> Placement:
-        """Measure a worker that has just fallen asleep; `before` is the machine as it was when it was awake.
+    async def before_sleep(self, pid: int) -> Awake | None:
+        """Measure a worker that is about to fall asleep for the first time; None where nothing is planned."""
+        machine = await self.machine()
+        return None if machine is None else Awake(machine, await asyncio.to_thread(_ram_of, pid))
 
-        Returns the placement with what the worker keeps in its sleep.
+    async def learn_sleep(self, manifest: Manifest, placement: Placement, pid: int, before: Awake) -> Placement:
+        """Measure a worker that has just fallen asleep; returns the placement with what it keeps in its sleep.
+
+        Its weights are in the host's memory now, whatever the kernel says.
         """
+        taken = await asyncio.to_thread(_ram_of, pid) - before.ram
+        host = max(taken, placement.weights * len(placement.devices))
         held = await asyncio.to_thread(self._held, placement, pid)
         if held is None:
-            given_back = -await asyncio.to_thread(self._taken_since, before.devices, placement)
+            given_back = -await asyncio.to_thread(self._taken_since, before.machine.devices, placement)
             held = placement.weights + placement.kv + placement.overhead.fixed - given_back
         if held > 0:
-            self._learned.note_sleep(self._serving.engine_of(manifest), placement, held)
+            self._learned.note_sleep(self._serving.engine_of(manifest), placement, held, host)
         return self._relearned(manifest, placement)
 
     def _relearned(self, manifest: Manifest, placement: Placement) -> Placement:
@@ -105,10 +121,9 @@ class Planner:
 
     def _held(self, placement: Placement, pid: int) -> int | None:
         """The most that a worker holds on one of its devices; None where that cannot be known."""
-        processes = ProcessTree(pid).pids
         if placement.devices[0].kind == "cpu":
-            return ram_of(processes)
-        found = held_by(processes)
+            return _ram_of(pid)
+        found = held_by(ProcessTree(pid).pids)
         return None if found is None else max(found.get(device.index, 0) for device in placement.devices)
 
     def _taken_since(self, before: Sequence[Device], placement: Placement) -> int:
@@ -119,3 +134,8 @@ class Planner:
             for devices in (before, self.look().devices)
         )
         return was - now
+
+
+def _ram_of(pid: int) -> int:
+    """The RAM of a worker's tree. The memory that CUDA pins counts: it is shared memory without a name."""
+    return ram_of(ProcessTree(pid).pids)

@@ -140,9 +140,8 @@ class Resident:
 
     @property
     def host_bytes(self) -> int:
-        """What it keeps of the host's memory while it sleeps: its weights."""
-        placement = self.placement
-        return placement.weights * len(placement.devices) if placement else self.manifest.size
+        """What its sleep takes of the host's memory; where it was not planned, no less than its files."""
+        return self.placement.host_bytes if self.placement else self.manifest.size
 
     def occupant(self) -> Occupant | None:
         """What the memory plan may know of it now; None where it was not planned."""
