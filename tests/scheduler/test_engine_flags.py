@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 
 from vllama.errors import BadEngineFlags
 from vllama.scheduler import engine_flags
-from vllama.scheduler.engine_flags import REFUSED, check_for_all, command_line, environment, refuse_ours
+from vllama.scheduler.engine_flags import (
+    REFUSED,
+    TORCH_ALLOCATOR,
+    check_for_all,
+    command_line,
+    environment,
+    refuse_ours,
+)
 from vllama.settings import Settings
 
 SETTINGS = Settings.from_environment({}, models=Path("/models"))
@@ -210,6 +218,20 @@ def test_on_a_cpu_all_cores_work_unless_the_user_bound_them() -> None:
     bound = {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}
     assert environment(bound, Path("/run"), on_cpu=True)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in environment({}, Path("/run"), on_cpu=False)
+
+
+def test_on_a_gpu_several_threads_pin_host_memory_unless_the_user_has_set_torchs_allocator() -> None:
+    setting = environment({}, Path("/run"), on_cpu=False)[TORCH_ALLOCATOR[0]]
+    threads = int(setting.rpartition(":")[2])
+    assert setting.startswith("pinned_use_cuda_host_register:True,")
+    assert threads & (threads - 1) == 0
+    assert threads <= len(os.sched_getaffinity(0))
+    for name in TORCH_ALLOCATOR:
+        said = {name: "max_split_size_mb:64"}
+        assert {
+            key: value for key, value in environment(said, Path("/run"), on_cpu=False).items() if key in TORCH_ALLOCATOR
+        } == said
+    assert TORCH_ALLOCATOR[0] not in environment({}, Path("/run"), on_cpu=True)
 
 
 def test_the_json_of_our_defaults_is_json() -> None:

@@ -33,6 +33,15 @@ vllm, platforms, torch = ModuleType("vllm"), ModuleType("vllm.platforms"), Modul
 platforms.current_platform = Platform()
 torch.threads = []
 torch.set_num_threads = torch.threads.append
+
+class Numbers:
+    def add_(self, number):
+        from threading import Event, Thread
+
+        for _ in range(torch.threads[-1] - 1):  # OpenMP's team comes into being with the first parallel work
+            Thread(target=Event().wait, daemon=True).start()
+
+torch.ones = lambda count: Numbers()
 sys.modules.update({"vllm": vllm, "vllm.platforms": platforms, "torch": torch})
 """
 
@@ -53,6 +62,19 @@ prefer_fork(Namespace())
 os.environ.update(BINDING)
 if os.fork() == 0:
     print(json.dumps([sorted(os.sched_getaffinity(0)), torch.threads]), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+LISTS_THREADS = """
+import json, os
+from argparse import Namespace
+from vllama.worker.forking import prefer_fork
+prefer_fork(Namespace())
+os.environ.update(BINDING)
+if os.fork() == 0:
+    import torch
+    print(json.dumps([sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]), flush=True)
     os._exit(0)
 os.wait()
 """
@@ -79,11 +101,18 @@ asyncio.run(main())
 """
 
 
-def run(program: str, *, on_cpu: bool = True, environment: dict[str, str] | None = None, **constants: object) -> str:
+def run(
+    program: str,
+    *,
+    on_cpu: bool = True,
+    environment: dict[str, str] | None = None,
+    stand_ins: str = STAND_INS,
+    **constants: object,
+) -> str:
     preamble = "".join(f"{name} = {value!r}\n" for name, value in {"ON_CPU": on_cpu, **constants}.items())
     inherited = {name: value for name, value in os.environ.items() if name != "VLLM_WORKER_MULTIPROC_METHOD"}
     return subprocess.run(
-        [sys.executable, "-c", preamble + STAND_INS + program],
+        [sys.executable, "-c", preamble + stand_ins + program],
         capture_output=True,
         text=True,
         check=True,
@@ -123,6 +152,16 @@ def test_a_forked_process_runs_on_the_cores_that_vllm_has_written_down_for_it(bi
     core = max(os.sched_getaffinity(0))
     stated = {name: value.format(core) for name, value in binding.items()}
     assert json.loads(run(FORKS_BOUND, BINDING=stated)) == [[core], [1]]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+@pytest.mark.parametrize("torch", ["a stand-in", pytest.param("the real one", marks=pytest.mark.engine)])
+def test_each_thread_of_a_forked_process_has_a_core_of_its_own(torch: str) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    binding = {"GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
+    stand_ins = STAND_INS if torch == "a stand-in" else STAND_INS.replace(', "torch": torch', "")
+    listed = json.loads(run(LISTS_THREADS, stand_ins=stand_ins, BINDING=binding))
+    assert [core for core in cores if [core] in listed] == cores
 
 
 def test_a_binding_of_the_users_own_is_not_read_again() -> None:
