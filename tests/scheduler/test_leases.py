@@ -46,6 +46,17 @@ async def test_loads_go_one_at_a_time_in_order_of_arrival(scene: Scene) -> None:
     assert scene.loop.time() == pytest.approx(3 * LOADING)
 
 
+async def test_it_is_quiet_while_nobody_waits_and_nobody_is_served(scene: Scene) -> None:
+    assert scene.scheduler.is_quiet
+    client = scene.ask("a")
+    await now()
+    assert not scene.scheduler.is_quiet
+    await client.served()
+    assert not scene.scheduler.is_quiet
+    await client.finish()
+    assert scene.scheduler.is_quiet
+
+
 async def test_a_model_serves_while_another_loads(scene: Scene) -> None:
     await scene.serve("a")
     loading = scene.ask("b")

@@ -193,6 +193,30 @@ async def test_the_next_spare_comes_when_the_load_has_ended(make_scene: MakeScen
     assert (await scene.load()).pid == second
 
 
+async def test_a_spare_waits_until_nobody_is_served(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    looks: list[bool] = []
+
+    def is_quiet() -> bool:
+        looks.append(scene.output.exists())
+        return len(looks) > 3
+
+    scene.spares.open(is_quiet)
+    spare = await scene.spare()
+    assert looks == [False] * 4
+    assert (await scene.load()).pid == spare
+
+
+async def test_a_server_that_is_never_quiet_gets_its_spare_all_the_same(
+    make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spares_module, "_MOST_PATIENCE_SECONDS", 0.05)
+    scene = make_scene()
+    scene.spares.open(lambda: False)
+    spare = await scene.spare()
+    assert (await scene.load()).pid == spare
+
+
 async def test_a_load_that_fails_has_ended_too(make_scene: MakeScene) -> None:
     scene = make_scene()
     scene.spares.open()

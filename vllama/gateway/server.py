@@ -159,7 +159,7 @@ async def _serve(
     # A load is the best check of the flags; where there is none, wrong ones shall not wait for the first request.
     async def prepare() -> None:
         await (_preload(scheduler, manifests, keep_alive, url) if manifests else launcher.check_flags())
-        launcher.keep_spares()
+        launcher.keep_spares(lambda: scheduler.is_quiet)
 
     preparing = asyncio.create_task(prepare())
     preparing.add_done_callback(lambda task: _stop_on_bad_flags(task, server))

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -70,9 +70,9 @@ class Launcher:
         if self._user_flags:
             await check_flags(self._user_flags, self._environment(), self._command)
 
-    def keep_spares(self) -> None:
-        """Prepare spare workers from now on, as many as the settings say."""
-        self._spares.open()
+    def keep_spares(self, is_quiet: Callable[[], bool]) -> None:
+        """Prepare spare workers from now on, as many as the settings say, when it is quiet."""
+        self._spares.open(is_quiet)
 
     async def drop_spares(self) -> None:
         """End the spare workers, and prepare no more."""

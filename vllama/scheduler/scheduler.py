@@ -85,6 +85,11 @@ class Scheduler:
         views = [resident.view() for resident in self._residency]
         return sorted(views, key=lambda view: -(view.expires_at or float("inf")))
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no request is at work or waits."""
+        return not any(resident.leases or resident.waiting for resident in self._residency)
+
     def refuse(self) -> None:
         """Give out no more leases, and tell those who wait for a load; leases held go on."""
         self._closed = True

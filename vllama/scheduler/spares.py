@@ -1,7 +1,8 @@
 """Spare workers: processes that have imported vLLM already, which is half of a cold start.
 
-One is prepared when no load is on. A load takes it, where it was started in the environment that the worker needs;
-another is prepared when that load has come to its end. A spare that dies is replaced.
+One is prepared when no load is on, and while nobody is served: imports take a core for some 10 s, and on a small
+machine replies would take twice as long meanwhile. A load takes it, where it was started in the environment that the
+worker needs; another is prepared when that load has come to its end. A spare that dies is replaced.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ LATE_VARIABLES = frozenset(
 _PAUSE_SECONDS = 5.0
 """Between the end of a load and the next import: what was loaded is about to be used."""
 
+_MOST_PATIENCE_SECONDS = 60.0
+"""With which a spare is put off while requests are served. Where that never ends, replies bear an import once."""
+
 _MOST_PAUSE_SECONDS = 300.0
 """Between two spares of which the first died: the pause doubles with each."""
 
@@ -66,14 +70,17 @@ class Spares:
         self._preparing = 0
         self._loads = 0
         self._is_open = False
+        self._is_quiet: Callable[[], bool] = lambda: True
+        self._busy_since: float | None = None
         self._pause = _PAUSE_SECONDS
         self._next: asyncio.TimerHandle | None = None
         self._keeping: set[asyncio.Task[None]] = set()
         self._loading: set[asyncio.Task[None]] = set()
 
-    def open(self) -> None:
-        """Begin to keep spares, the first at once."""
+    def open(self, is_quiet: Callable[[], bool] = lambda: True) -> None:
+        """Begin to keep spares, the first at once or as soon as it is quiet."""
         self._is_open = True
+        self._is_quiet = is_quiet
         self._output.unlink(missing_ok=True)
         self._replenish()
 
@@ -128,9 +135,20 @@ class Spares:
         if host().free < LEAST_FREE_BYTES:
             log.debug("no spare worker is prepared: less than %s of memory are free", gib(LEAST_FREE_BYTES))
             self._replenish_later(_LOOK_AGAIN_SECONDS)
+        elif self._would_disturb():
+            self._replenish_later(_PAUSE_SECONDS)
         else:
             self._preparing += 1
             self._in_background(self._keeping, self._keep_one())
+
+    def _would_disturb(self) -> bool:
+        """Whether requests are served, and have not been for so long that there is no use in waiting."""
+        now = asyncio.get_running_loop().time()
+        self._busy_since = None if self._is_quiet() else self._busy_since or now
+        if self._busy_since is None or now - self._busy_since > _MOST_PATIENCE_SECONDS:
+            self._busy_since = None
+            return False
+        return True
 
     async def _keep_one(self) -> None:
         try:
