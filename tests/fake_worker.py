@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -339,7 +339,7 @@ class FakeLauncher:
         self.started.put_nowait(worker)
         return worker
 
-    def keep_spares(self) -> None:
+    def keep_spares(self, is_quiet: Callable[[], bool]) -> None:
         """It has none."""
 
     async def drop_spares(self) -> None:

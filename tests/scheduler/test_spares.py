@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -64,10 +65,23 @@ class Scene:
 
     async def _printed(self) -> int:
         while True:
-            text = self.output.read_text() if self.output.exists() else ""
+            text = self._printed_so_far()
             if text.endswith(" waits\n"):
                 return int(text.split()[-2])
             await asyncio.sleep(0.01)
+
+    def _printed_so_far(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    async def waiting(self, number: int) -> set[int]:
+        """The process ids of so many spares, as soon as all of them wait."""
+
+        async def look() -> set[int]:
+            while len(found := re.findall(r"spare (\d+) waits\n", self._printed_so_far())) < number:
+                await asyncio.sleep(0.01)
+            return {int(pid) for pid in found}
+
+        return await within(look())
 
     async def another_spare(self, than: int) -> int:
         """The process id of the spare that comes after one."""
@@ -299,9 +313,8 @@ async def test_closing_ends_them(make_scene: MakeScene) -> None:
 async def test_several_are_kept_where_several_are_wanted(make_scene: MakeScene) -> None:
     scene = make_scene(2)
     scene.spares.open()
-    first = await scene.spare()
-    second = await scene.another_spare(first)
-    assert {(await scene.load()).pid, (await scene.load()).pid} == {first, second}
+    both = await scene.waiting(2)
+    assert {(await scene.load()).pid, (await scene.load()).pid} == both
 
 
 def test_a_late_variable_cannot_be_taken_away() -> None:

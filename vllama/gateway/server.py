@@ -11,7 +11,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -51,7 +51,7 @@ class GatewayLauncher(WorkerLauncher, Protocol):
     async def check_flags(self) -> None:
         """Raise BadEngineFlags where vLLM does not know the user's flags."""
 
-    def keep_spares(self) -> None:
+    def keep_spares(self, is_quiet: Callable[[], bool]) -> None:
         """Begin to prepare workers that wait for their model."""
 
     async def drop_spares(self) -> None:
