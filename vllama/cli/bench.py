@@ -174,7 +174,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     """
     outputs = Outputs.taken_from(options)
     with BenchProgress(sys.stderr) as progress:
-        result = measured(options, tuple(sys.argv), progress)
+        result = measured(options, ("vllama", *sys.argv[1:]), progress)
     emit(result, outputs)
     if result.interrupted:
         ctx.exit(130)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ _WIDTH, _TITLE = 7.6, 0.32
 
 _LABEL_GAP = 12.0
 """Least distance of two labels' middles, in points."""
+
+_ROUND = ((8.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)), (200.0, (1.0, 2.0, 5.0)), (math.inf, (1.0,)))
+"""The first digits of the numbers on a logarithmic axis that spans less than a factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,6 @@ def rows_axis(drawing: Drawing, axes: Axes, names: Sequence[str]) -> None:
 
 def scale_latency(axis: Axis) -> None:
     """Make it an axis of ms on a logarithm of base 10 that spans a factor of 4 or more."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     is_x = axis is axis.axes.xaxis
     (axis.axes.set_xscale if is_x else axis.axes.set_yscale)("log")
     low, high = axis.get_view_interval()
@@ -131,26 +132,30 @@ def scale_latency(axis: Axis) -> None:
     if high / low < 4:
         middle = math.sqrt(low * high)
         (axis.axes.set_xlim if is_x else axis.axes.set_ylim)(middle / 2.2, middle * 2.2)
-    subs = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
-    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
-    axis.set_major_formatter(lambda value, _: milliseconds(value))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_tick_params(which="minor", length=0)
+    _set_log_ticks(axis, milliseconds)
 
 
 def scale_ratio(axes: Axes) -> None:
     """Make the vertical axis one of ratios, on a logarithm."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high / low < 4:
         axes.set_ylim(min(low, 0.5), max(high, 2.0))
-    subs = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="minor", length=0)
+    _set_log_ticks(axes.yaxis, lambda ratio: f"{ratio:g} ×")
+
+
+def _set_log_ticks(axis: Axis, text: Callable[[float], str]) -> None:
+    """Put a few round numbers on a logarithmic axis, however much it spans."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    span = high / max(low, 1e-6)
+    axis.set_major_locator(
+        LogLocator(base=10, subs=next(digits for most, digits in _ROUND if span < most), numticks=20)
+    )
+    axis.set_major_formatter(lambda value, _: text(value))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", length=0)
 
 
 def label_ends(axes: Axes, ends: Iterable[tuple[str, float, float, str]]) -> None:
