@@ -7,7 +7,7 @@ from io import StringIO
 from bench_results import bench
 
 from vllama.bench.cost import costs_of
-from vllama.bench.report.figures import number
+from vllama.bench.report.figures import number, ratio
 from vllama.bench.report.text import comma_separated, console, markdown
 from vllama.bench.result import Decomposition, System
 
@@ -93,6 +93,10 @@ def test_numbers_keep_three_digits() -> None:
         "100",
         "1,234",
     ]
+
+
+def test_a_ratio_shows_on_which_side_of_one_it_is() -> None:
+    assert [ratio(value) for value in (0.6217, 0.9984, 1.0031, 2.4649)] == ["0.622", "0.998", "1.003", "2.46"]
 
 
 def test_the_cpu_time_of_server_processes_is_told_per_token() -> None:

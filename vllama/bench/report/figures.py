@@ -98,8 +98,8 @@ def comparisons_of(result: Result) -> list[tuple[str, ...]]:
             c.mode,
             f"{c.rate:g}/s" if c.rate is not None else str(c.concurrency or ""),
             FIGURES.get(c.metric, c.metric),
-            number(c.ratio),
-            f"{number(c.low)} – {number(c.high)}",
+            ratio(c.ratio),
+            f"{ratio(c.low)} – {ratio(c.high)}",
             c.verdict,
         )
         for c in result.comparisons
@@ -202,6 +202,11 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def ratio(value: float) -> str:
+    """Return a ratio so that one sees on which side of 1 it is: `0.62`, `1.003`."""
+    return f"{value:.3f}" if 0.95 < value < 1.05 else number(value)
 
 
 _COLUMNS = (
