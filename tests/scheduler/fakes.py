@@ -13,7 +13,7 @@ from typing import Any
 from tiny_snapshot import make_manifest
 
 from vllama.errors import OutOfMemory
-from vllama.scheduler.devices import HostMemory
+from vllama.machine.host import HostMemory
 from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import Room, anywhere

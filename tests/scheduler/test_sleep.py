@@ -9,7 +9,7 @@ from virtual_time import later, now
 
 from vllama.durations import FOREVER
 from vllama.errors import EngineError, LoadFailed
-from vllama.scheduler.devices import HostMemory
+from vllama.machine.host import HostMemory
 from vllama.scheduler.policy import State
 
 from .conftest import MakeScene

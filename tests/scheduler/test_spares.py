@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from vllama.machine.host import HostMemory
 from vllama.scheduler import spares as spares_module
-from vllama.scheduler.memory import Device
 from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec
 from vllama.scheduler.spares import LEAST_FREE_BYTES, Spares, late_changes
 
@@ -41,8 +41,8 @@ def runtime() -> Iterator[Path]:
         yield Path(directory)
 
 
-def machine(free: int) -> Device:
-    return Device(0, "", 2**40, free, kind="cpu")
+def memory(free: int) -> HostMemory:
+    return HostMemory(2**40, free)
 
 
 class Scene:
@@ -124,7 +124,7 @@ MakeScene = Callable[..., Scene]
 @pytest.fixture
 async def make_scene(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeScene]:
     monkeypatch.setattr(spares_module, "_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(spares_module, "host", lambda: machine(2 * LEAST_FREE_BYTES))  # whatever else runs here
+    monkeypatch.setattr(spares_module, "host_memory", lambda: memory(2 * LEAST_FREE_BYTES))  # whatever else runs here
     scenes: list[Scene] = []
 
     def make(count: int = 1) -> Scene:
@@ -290,14 +290,14 @@ async def test_none_are_kept_before_they_are_wanted_or_where_none_are(make_scene
 
 
 async def test_none_is_prepared_where_memory_is_short(make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spares_module, "host", lambda: machine(LEAST_FREE_BYTES - 1))
+    monkeypatch.setattr(spares_module, "host_memory", lambda: memory(LEAST_FREE_BYTES - 1))
     scene = make_scene()
     scene.spares.open()
     await within((await scene.load()).become_ready(PATIENCE))
     assert not scene.output.exists()
     monkeypatch.setattr(spares_module, "_LOOK_AGAIN_SECONDS", 0.01)
     scene.spares.open()  # which looks again, and again
-    monkeypatch.setattr(spares_module, "host", lambda: machine(LEAST_FREE_BYTES))
+    monkeypatch.setattr(spares_module, "host_memory", lambda: memory(LEAST_FREE_BYTES))
     await scene.spare()
 
 

@@ -7,11 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllama.machine.host import HostMemory, cores, host_memory, processor
+from vllama.machine.host import cores, host_memory, processor
 from vllama.machine.nvml import NvmlUnavailable, VisibleGpu, nvml, text, visible
 from vllama.scheduler.memory import Device
-
-__all__ = ["HostMemory", "Machine", "held_by", "host", "host_memory", "read_machine"]
 
 
 @dataclass(frozen=True, slots=True)

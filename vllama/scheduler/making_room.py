@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 from vllama.errors import NoRoom
-from vllama.scheduler.devices import HostMemory
+from vllama.machine.host import HostMemory
 from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import Evict, Go, Holding, Limits, Refuse, Room, State, Wait, anywhere, make_room
 from vllama.scheduler.resident import Resident

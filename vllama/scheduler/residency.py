@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vllama.errors import EngineError, LoadFailed, NoRoom, OutOfMemory, WorkerDied
-from vllama.scheduler.devices import HostMemory, host_memory
+from vllama.machine.host import HostMemory, host_memory
 from vllama.scheduler.failures import Failures
 from vllama.scheduler.making_room import RoomMaker
 from vllama.scheduler.memory import Placement

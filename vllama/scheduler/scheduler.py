@@ -14,8 +14,8 @@ from types import TracebackType
 
 from vllama.durations import FOREVER, NS_PER_SECOND
 from vllama.errors import InvalidName, Overloaded, ServerStopping
+from vllama.machine.host import HostMemory, host_memory
 from vllama.names import ModelName
-from vllama.scheduler.devices import HostMemory, host_memory
 from vllama.scheduler.policy import State
 from vllama.scheduler.residency import STOP_GRACE_SECONDS, Residency, WorkerLauncher
 from vllama.scheduler.resident import Resident, ResidentView

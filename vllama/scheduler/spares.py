@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllama.scheduler.devices import host
+from vllama.machine.host import host_memory
 from vllama.scheduler.memory import gib
 from vllama.scheduler.process import WorkerProcess, WorkerSpec, start_process
 from vllama.scheduler.worker_log import open_log
@@ -132,7 +132,7 @@ class Spares:
     def _replenish(self) -> None:
         if not self._is_open or self._loads or self._preparing + len(self._spares) >= self._count:
             return
-        if host().free < LEAST_FREE_BYTES:
+        if host_memory().free < LEAST_FREE_BYTES:
             log.debug("no spare worker is prepared: less than %s of memory are free", gib(LEAST_FREE_BYTES))
             self._replenish_later(_LOOK_AGAIN_SECONDS)
         elif self._would_disturb():
