@@ -34,6 +34,7 @@ from vllama.ollama.status import error_body, error_line, status_of
         (errors.EngineError("x"), 500),
         (errors.LoadFailed("x"), 500),
         (errors.BadEngineFlags("x"), 500),
+        (errors.OutOfMemory("x"), 500),
         (errors.SleepFailed("x"), 500),
         (errors.KeepsFailing("x", 2, 5, "y"), 503),
         (errors.NoRoom("x"), 500),
