@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vllama.errors import BadEngineFlags
+from vllama.machine.host import cores
 from vllama.settings import Settings
 from vllama.store.description import ModelDescription
 from vllama.store.remote_code import TRUST
@@ -183,8 +184,8 @@ def environment(
 def _cpu_environment(base: Mapping[str, str]) -> dict[str, str]:
     made = preload(base)
     if "VLLM_CPU_OMP_THREADS_BIND" not in base:
-        cores = sorted(os.sched_getaffinity(0))
-        made["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM's own choice leaves a core out
+        every_core = sorted(os.sched_getaffinity(0))
+        made["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, every_core))  # vLLM's own choice leaves a core out
     return made
 
 
@@ -195,7 +196,7 @@ def _gpu_environment(base: Mapping[str, str]) -> dict[str, str]:
     """
     if any(name in base for name in TORCH_ALLOCATOR):
         return {}
-    threads = 1 << min(_MOST_PINNING_THREADS, len(os.sched_getaffinity(0))).bit_length() - 1
+    threads = 1 << min(_MOST_PINNING_THREADS, cores()).bit_length() - 1
     return {TORCH_ALLOCATOR[0]: f"pinned_use_cuda_host_register:True,pinned_num_register_threads:{threads}"}
 
 
