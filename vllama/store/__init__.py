@@ -1,1 +1,1 @@
-"""Names → manifests → files: what is stored, where it came from, and what it can do."""
+"""The model store: names, manifests and files."""

@@ -1,10 +1,10 @@
-"""Files that clients upload to make models of, under their own checksum (contract §1.9).
+"""Files that clients upload to create models, stored by checksum (contract §1.9).
 
-    ROOT/blobs/sha256-<64 hex>      whole files, verified
-    ROOT/blobs/upload-<random>      uploads under way, each locked by the process that receives it
+    ROOT/blobs/sha256-<64 hex>      complete, verified files
+    ROOT/blobs/upload-<random>      running uploads, each locked by the receiving process
 
-A blob goes when a model was created of it. One that no model was made of within an hour goes when a server
-starts, as with Ollama.
+A blob is removed when a model was created from it, or at the next start of a server if that did not happen within an
+hour, as in Ollama.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vllama.errors import RequestError, StoreError
 from vllama.store.model_store import new_locked_file, remove_orphan, sync
 
 GRACE_SECONDS = 3600.0
-"""How long a blob waits for a model to be made of it before a start of a server removes it."""
+"""Seconds after which the start of a server removes an unused blob."""
 
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 
@@ -38,17 +38,17 @@ def parse_digest(text: str) -> str:
 
 
 class Blobs:
-    """The uploads under one store's directory. All methods take the 64 hex digits of `parse_digest`."""
+    """The uploads in one store's directory. All methods take the 64 hex digits of `parse_digest`."""
 
     def __init__(self, root: Path) -> None:
         self._directory = root / "blobs"
 
     def path(self, sha256: str) -> Path:
-        """Return where the blob is, or would be."""
+        """Return the path of the blob, which may not exist."""
         return self._directory / f"sha256-{sha256}"
 
     def holds(self, sha256: str) -> bool:
-        """Whether the blob is here; one that was asked for is not removed within the next hour."""
+        """Return whether the blob exists, and protect it from removal for the next hour."""
         try:
             os.utime(self.path(sha256))
         except OSError:
@@ -56,34 +56,34 @@ class Blobs:
         return True
 
     def receive(self, sha256: str, digest: str) -> Upload:
-        """Begin an upload; `digest` is its name as the client spelled it. Raises StoreError."""
+        """Start an upload; `digest` is its name as spelled by the client. Raises StoreError."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_orphans()
             return Upload(self.path(sha256), digest)
         except OSError as error:
-            raise StoreError(f"cannot store the blob {digest}: {error}") from error
+            raise StoreError(f"cannot store blob {digest}: {error}") from error
 
     def remove(self, sha256: str) -> None:
-        """Forget the blob, if it is here and ours."""
+        """Remove the blob if it exists and is ours."""
         if self._is_ollamas():
             return
         with suppress(OSError):
             self.path(sha256).unlink()
 
     def prune(self) -> None:
-        """Remove what a killed process left, and blobs of which nothing was made in time."""
+        """Remove uploads of killed processes, and blobs that were not used in time."""
         self._remove_orphans()
         for path in self.unused():
             with suppress(OSError):
                 path.unlink()
 
     def uploads(self) -> Iterator[Path]:
-        """Return the files of uploads that have not ended, or whose receiver was killed."""
+        """Return the files of unfinished uploads, including those of killed processes."""
         return self._directory.glob("upload-*")
 
     def unused(self) -> Iterator[Path]:
-        """Return the blobs of which nothing was made in time; none where OLLAMA_MODELS is that of an Ollama, too."""
+        """Return the blobs that were not used in time; none if Ollama uses the same OLLAMA_MODELS."""
         if self._is_ollamas():
             return
         oldest = time.time() - GRACE_SECONDS
@@ -93,7 +93,7 @@ class Blobs:
                     yield path
 
     def _is_ollamas(self) -> bool:
-        """Whether the directory is shared with Ollama: the blobs, of the same names, are its models then."""
+        """Return whether Ollama uses the same directory: its models are then blobs with the same names."""
         return any((self._directory.parent / name).exists() for name in ("manifests", "manifests-v2"))
 
     def _remove_orphans(self) -> None:
@@ -102,7 +102,7 @@ class Blobs:
 
 
 class Upload:
-    """A file that is being received. Leave the `with` block without `finish`, and nothing of it stays."""
+    """A file that is being received; it is removed if the `with` block ends without `finish`."""
 
     def __init__(self, place: Path, digest: str) -> None:
         self._place = place
@@ -121,19 +121,19 @@ class Upload:
     ) -> None:
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
-        with suppress(OSError):  # a full disk, which `write` has reported
+        with suppress(OSError):  # the disk is full, as `write` has reported
             self._file.close()
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises StoreError."""
+        """Write the next bytes. Raises StoreError."""
         try:
             self._file.write(data)
         except OSError as error:
-            raise StoreError(f"cannot store the blob {self._digest}: {error}") from error
+            raise StoreError(f"cannot store blob {self._digest}: {error}") from error
         self._hash.update(data)
 
     def finish(self) -> None:
-        """Give the whole file its name. Raises RequestError where it is another file, StoreError."""
+        """Verify and rename the complete file. Raises RequestError if the checksum differs, StoreError."""
         found = self._hash.hexdigest()
         if self._place.name != f"sha256-{found}":
             raise RequestError(f"digest mismatch, expected {quote(self._digest)}, got {quote(f'sha256:{found}')}")
@@ -143,4 +143,4 @@ class Upload:
             self._temporary.replace(self._place)
             sync(self._place.parent)
         except OSError as error:
-            raise StoreError(f"cannot store the blob {self._digest}: {error}") from error
+            raise StoreError(f"cannot store blob {self._digest}: {error}") from error

@@ -1,12 +1,12 @@
-"""The format of a bundle: models as a directory that is carried to a machine without a network.
+"""Format of a bundle, a directory with models for a machine without a network.
 
-    DIR/bundle.json                  what is in it; written last: without it the directory is no bundle
+    DIR/bundle.json                  index; written last, so a directory without it is not a bundle
     DIR/manifests/sha256-<64 hex>    one per name, as in the store
-    DIR/files/sha256-<64 hex>        the models' files; what several names share is there once
-    DIR/wheels/                      if asked for: vllama and all that it runs on, and requirements.txt (wheelhouse.py)
+    DIR/files/sha256-<64 hex>        the models' files; files that names share are stored once
+    DIR/wheels/                      optional: vllama, its dependencies, and requirements.txt (wheelhouse.py)
 
-A bundle may come from anywhere. Each path follows from a checksum, so none can lead out of the directory; links are not
-followed; what a manifest brings besides data is refused.
+A bundle is untrusted. Each path is derived from a checksum, so none can lead out of the directory; links are not
+followed; manifests with anything but data are refused.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from vllama.store.snapshot import counts
 from vllama.store.wheelhouse import is_ours
 
 FORMAT_VERSION = 1
-"""Of bundle.json; raised when an older reader would misunderstand it."""
+"""Format version of bundle.json; increased when older readers would misunderstand it."""
 
 INDEX = "bundle.json"
 FILES, MANIFESTS, WHEELS = "files", "manifests", "wheels"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_JSON = 64 << 20
-"""Bytes of the largest JSON that is read into memory."""
+"""Maximum bytes of a JSON file that is read into memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class BundledModel:
-    """One name: the sha256 of its manifest, and the bytes of its files."""
+    """A model in a bundle: its name, the sha256 of its manifest, and the bytes of its files."""
 
     name: ModelName
     manifest: str
@@ -56,10 +56,9 @@ class BundledModel:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What bundle.json says. `files` maps the sha256 of every file, those of the manifests too, to its bytes.
+    """The content of bundle.json. `files` maps the sha256 of every file, including manifests, to its bytes.
 
-    `wheels` are the files in the directory of that name, `caches` what engines have compiled for models, by the
-    `weights_digest` of these, where there are any.
+    `wheels` are the files in the directory of that name, `caches` the compiled code of models by `weights_digest`.
     """
 
     models: tuple[BundledModel, ...]
@@ -69,17 +68,17 @@ class Bundle:
     caches: Mapping[str, tuple[ManifestFile, ...]] = field(default_factory=dict)
 
     def choose(self, names: Iterable[ModelName]) -> list[BundledModel]:
-        """Return the models of these names, all where there are none. Raises StoreError where one is not here."""
+        """Return the models with these names, or all if there are none. Raises StoreError if one is missing."""
         here = {model.name.key: model for model in self.models}
         chosen = {name.key: name for name in names} or here
         for key, wanted in chosen.items():
             if key not in here:
                 held = ", ".join(model.name.display for model in self.models)
-                raise StoreError(f"the bundle has no '{wanted}'; it has {held}")
+                raise StoreError(f"the bundle does not contain '{wanted}'; it contains {held}")
         return [here[key] for key in chosen]
 
     def to_json(self) -> bytes:
-        """Return the content of bundle.json; `from_json` reads it back unchanged."""
+        """Return the content of bundle.json, which `from_json` reads back unchanged."""
         record = {
             "format_version": FORMAT_VERSION,
             "vllama_version": self.vllama_version,
@@ -94,7 +93,7 @@ class Bundle:
 
     @classmethod
     def from_json(cls, data: bytes) -> Bundle:
-        """Read what `to_json` wrote. Raises StoreError, which says what is wrong with it."""
+        """Parse the output of `to_json`. Raises StoreError with the mistake."""
         try:
             record = orjson.loads(data)
             version = record["format_version"]
@@ -125,15 +124,16 @@ class Bundle:
 
 
 def read_bundle(directory: Path) -> Bundle:
-    """Return what is in the bundle. Raises StoreError where the directory is none, or not a whole one."""
+    """Return the index of the bundle. Raises StoreError if the directory is not a complete bundle."""
     if not directory.is_dir():
-        raise StoreError(f"{directory} is not a directory; a bundle is needed, which `vllama stage` writes")
+        raise StoreError(f"{directory} is not a directory; name a bundle that `vllama stage` wrote")
     try:
         with open_inside(directory, INDEX) as file:
             return Bundle.from_json(_read_json(file))
     except FileNotFoundError:
         raise StoreError(
-            f"{directory} is no whole bundle: it has no {INDEX}, which `vllama stage` writes last; run it again"
+            f"{directory} is not a complete bundle: {INDEX} is missing, which `vllama stage` writes last. "
+            "Run `vllama stage` again"
         ) from None
     except OSError as error:
         raise StoreError(f"cannot read {directory / INDEX}: {error.strerror}") from error
@@ -142,14 +142,14 @@ def read_bundle(directory: Path) -> Bundle:
 
 
 def write_bundle(directory: Path, bundle: Bundle) -> None:
-    """Make the directory a bundle; a reader sees the old one or the new one. Raises OSError."""
+    """Write bundle.json atomically: a reader sees the old one or the new one. Raises OSError."""
     write_atomically(directory / INDEX, bundle.to_json())
 
 
 def read_manifest(directory: Path, bundle: Bundle, model: BundledModel, *, trusted: bool) -> Manifest:
-    """Return the manifest of the name, checked against everything that bundle.json says. Raises StoreError.
+    """Return the manifest of the name, checked against bundle.json. Raises StoreError.
 
-    `trusted` says that the model may bring code, which its worker will run.
+    `trusted` allows the model to have code, which its worker will run.
     """
     called = f"the manifest of '{model.name}'"
     try:
@@ -158,43 +158,49 @@ def read_manifest(directory: Path, bundle: Bundle, model: BundledModel, *, trust
     except OSError as error:
         raise StoreError(f"cannot read {called} in the bundle: {error.strerror}") from error
     if sha256_of(data) != model.manifest:
-        raise StoreError(f"{called} in the bundle is damaged: its sha256 is another one; stage the model again")
+        raise StoreError(f"{called} in the bundle is damaged: its sha256 differs from the index; stage the model again")
     try:
         manifest = Manifest.from_json(data)
     except ManifestCorrupt as error:
         raise StoreError(f"{called} in the bundle is damaged: {error}") from error
     if manifest.name.key != model.name.key:
-        raise StoreError(f"{called} in the bundle is that of '{manifest.name}'")
+        raise StoreError(f"{called} in the bundle belongs to '{manifest.name}'; stage the model again")
     for entry in chain(*manifest.snapshots.values()):
         if bundle.files.get(entry.sha256) != entry.size:
-            raise StoreError(f"{called} in the bundle names {entry.path}, which {INDEX} has not in that size")
+            raise StoreError(
+                f"{called} in the bundle lists {entry.path}, but {INDEX} lists no such file of that "
+                "size; stage the model again"
+            )
     check_is_data(manifest, trusted=trusted)
     return manifest
 
 
 def check_is_data(manifest: Manifest, *, trusted: bool) -> None:
-    """Raise StoreError where a model is more than weights, settings and texts: a bundle brings no flags, and no code.
+    """Raise StoreError if a model has more than weights, settings and texts, such as flags or code.
 
-    Code is let through where it is `trusted`.
+    Code is allowed if it is `trusted`.
     """
     if others := [flag for flag in manifest.engine_flags if flag != TRUST]:
         flags = " ".join(others)
-        raise StoreError(f"'{manifest.name}' passes flags to vLLM ({flags}); pass them to `vllama serve` instead")
+        raise StoreError(
+            f"'{manifest.name}' has flags for vLLM ({flags}), which a bundle must not contain; pass them to `vllama "
+            "serve` instead"
+        )
     has_code = is_trusted(manifest.engine_flags)
     if has_code and not trusted:
         code = ", ".join(sorted(file.path for file in manifest.files if is_code(file.path)))
         raise StoreError(
-            f"'{manifest.name}' brings code of its own, which its worker would run ({code}): load it with {TRUST} if "
-            "you trust who wrote it and the bundle, or name the other models"
+            f"'{manifest.name}' has its own code, which its worker would run ({code}). If you trust its author and the "
+            f"bundle, load it with {TRUST}; otherwise name only the other models"
         )
     for files in manifest.snapshots.values():
         paths = [file.path for file in files]
         if strange := sorted(path for path in paths if not counts(path, code=has_code)):
-            raise StoreError(f"'{manifest.name}' has files that are none of a model's: {', '.join(strange)}")
+            raise StoreError(f"'{manifest.name}' has files that do not belong to a model: {', '.join(strange)}")
         if len({Path(path) for path in paths}) != len(paths):
-            raise StoreError(f"'{manifest.name}' names a file twice")
+            raise StoreError(f"'{manifest.name}' lists a file twice")
     if manifest.adapter and {file.path for file in manifest.adapter.files} != {CONFIG, WEIGHTS}:
-        raise StoreError(f"'{manifest.name}' has an adapter of other files than {CONFIG} and {WEIGHTS}")
+        raise StoreError(f"'{manifest.name}' has an adapter with files other than {CONFIG} and {WEIGHTS}")
 
 
 def stored_as(sha256: str) -> str:
@@ -203,14 +209,14 @@ def stored_as(sha256: str) -> str:
 
 
 def open_inside(directory: Path, *parts: str) -> BinaryIO:
-    """Open a regular file of the bundle for reading. Raises OSError; StoreError where a link or a device is there."""
+    """Open a regular file of the bundle for reading. Raises OSError; StoreError for a link or a device."""
     for folder in (directory.joinpath(*parts[:depth]) for depth in range(1, len(parts))):
         if folder.is_symlink():
-            raise StoreError(f"{folder} is a link; a bundle has none")
+            raise StoreError(f"{folder} is a symbolic link, which a bundle must not contain")
     path = directory.joinpath(*parts)
     if path.is_symlink():
-        raise StoreError(f"{path} is a link; a bundle has none")
-    # A link put there by now is refused by the kernel; a FIFO is opened without waiting for its writer.
+        raise StoreError(f"{path} is a symbolic link, which a bundle must not contain")
+    # The kernel refuses a link that was put there meanwhile; a FIFO is opened without waiting for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -219,7 +225,7 @@ def open_inside(directory: Path, *parts: str) -> BinaryIO:
 
 
 def size_of(path: Path) -> int | None:
-    """Return the bytes of a regular file; None where there is none."""
+    """Return the size of a regular file in bytes; None if there is none."""
     with suppress(OSError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode):
@@ -228,10 +234,10 @@ def size_of(path: Path) -> int | None:
 
 
 def _read_json(file: BinaryIO) -> bytes:
-    data = file.read(_MOST_JSON + 1)
-    if len(data) > _MOST_JSON:
-        raise StoreError(f"{file.name} has more than {_MOST_JSON} bytes")
-    return data
+    size = os.fstat(file.fileno()).st_size
+    if size > _MOST_JSON:
+        raise StoreError(f"a file of {size:,} bytes is larger than the maximum of {_MOST_JSON:,}")
+    return file.read(size)
 
 
 def _checksum(entry: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""What engines have compiled for a model (`vllama.store.caches`), in a bundle.
+"""Compiled code of a model (`vllama.store.caches`) in a bundle.
 
-It is code that engines run: staged and loaded only where that is asked for, and who loads it trusts the bundle.
+Engines execute this code, so it is staged and loaded only on request, by users who trust the bundle.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from vllama.store.copying import check_room, copy_checked, is_whole
 from vllama.store.hashing import hash_file
 from vllama.store.manifest import ManifestFile
 from vllama.store.progress import Progress
+from vllama.store.writes import disk_errors
 
 
 def stage_cache(root: Path, weights: str, directory: Path) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
-    """Have the cache of the model with these weights in the bundle, and return its files; `root` is the store's.
+    """Copy the cache of the model with these weights to the bundle and return its files; `root` is the store's.
 
-    Copied and not linked: engines write to it. Raises StoreError, also where one does so now.
+    The files are copied, not linked, because engines write to them. Raises StoreError, also if an engine writes now.
     """
     listed = sorted(caches.files(root, weights))
     check_room(directory, sum(path.stat().st_size for _, path in listed), "use a larger disk")
@@ -31,7 +32,9 @@ def stage_cache(root: Path, weights: str, directory: Path) -> Generator[Progress
         file = ManifestFile(path, found.size, found.sha256)
         target = directory / FILES / stored_as(file.sha256)
         if not (yield from is_whole(target, file)):
-            with place.open("rb") as source:
+            with disk_errors(f"read {place}"):
+                source = place.open("rb")
+            with source:
                 yield from copy_checked(source, file, target.with_name(f"{target.name}.part"), target, "staging")
         files.append(file)
     return tuple(files)
@@ -40,14 +43,16 @@ def stage_cache(root: Path, weights: str, directory: Path) -> Generator[Progress
 def load_cache(
     root: Path, weights: str, files: Sequence[ManifestFile], directory: Path, part: Path
 ) -> Generator[Progress, None, None]:
-    """Put the files of the bundle into the cache of the model; what is there already stays as it is.
+    """Copy the files of the bundle to the cache of the model; existing files are kept.
 
-    `part` is where a file grows. Raises StoreError where a file is damaged, or others than its owner can write to the
-    cache.
+    `part` is the path of the partial file. Raises StoreError if a file is damaged, or if users other than the owner can
+    write to the cache.
     """
     cache = caches.use(root, weights)
     if cache is None:
-        raise StoreError(f"{caches.directory(root, weights)} is no safe place for compiled code: see the warning above")
+        raise StoreError(
+            f"{caches.directory(root, weights)} is not a safe directory for compiled code; see the warning above"
+        )
     with closing(cache):
         top = caches.directory(root, weights)
         within = top.parent.resolve()
@@ -62,8 +67,8 @@ def load_cache(
 
 
 def _make_folder(folder: Path, within: Path) -> None:
-    """Make the folder, unless a link leads it out of the caches. Raises StoreError."""
+    """Create the folder. Raises StoreError if a link leads out of the caches."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.resolve().is_relative_to(within):
-        raise StoreError(f"{folder} leads out of {within}")
+        raise StoreError(f"{folder} is outside {within}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
-"""What engines have compiled for a model, kept in the store so that its next start need not compile again.
+"""Compiled code of models, kept in the store so that the next start need not compile again.
 
-Each model's files have a directory of their own, which vLLM is told as VLLM_CACHE_ROOT. What lies in it vLLM keys
-itself: by its version, torch, the GPU, the model's path and configuration, flags and variables
-(`VllmConfig.compute_hash`, `vllm.envs.compile_factors`). It is code that engines run: no one but its owner may write
-there.
+Each model has its own directory, which vLLM gets as VLLM_CACHE_ROOT. vLLM keys its contents by its own version, torch,
+the GPU, the model's path and configuration, flags and variables (`VllmConfig.compute_hash`,
+`vllm.envs.compile_factors`). Engines execute this code, so only the owner may be able to write there.
 """
 
 from __future__ import annotations
@@ -22,20 +21,19 @@ log = logging.getLogger(__name__)
 _FOLDER = "cache"
 _SHARED = "shared"
 _MODELINFOS = "modelinfos"
-"""What vLLM found out of architectures, in JSON with the checksum of its source: the same for all models."""
+"""vLLM's cached facts about architectures (JSON with the checksum of its source), shared by all models."""
 
 
 def directory(root: Path, weights_digest: str) -> Path:
-    """Where the engines of a model keep what they compile; `root` is the store's. It may not exist.
+    """Return the directory for compiled code of a model, which may not exist; `root` is the store's.
 
-    All that a start on an equal machine needs: whoever carries the model there carries this directory, too. `files`
-    lists what is in it.
+    Copied to an equal machine along with the model, it saves the compilation there. `files` lists its contents.
     """
     return root / _FOLDER / weights_digest
 
 
 def files(root: Path, weights_digest: str) -> Iterator[tuple[str, Path]]:
-    """The files of a model's cache: their paths inside it, and where they lie."""
+    """Yield the files of a model's cache: their paths inside it and on disk."""
     top = directory(root, weights_digest)
     for folder, folders, names in os.walk(top, followlinks=True):
         folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink() or name == _MODELINFOS]
@@ -46,7 +44,7 @@ def files(root: Path, weights_digest: str) -> Iterator[tuple[str, Path]]:
 
 
 def variables(root: Path, weights_digest: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that lead an engine of this model to its cache; none where the user has a VLLM_CACHE_ROOT."""
+    """Return the variables that point an engine to its cache; none if the user has set VLLM_CACHE_ROOT."""
     if "VLLM_CACHE_ROOT" in environment:
         return {}
     own = directory(root, weights_digest)
@@ -59,47 +57,47 @@ def variables(root: Path, weights_digest: str, environment: Mapping[str, str]) -
 
 
 def shared_variables(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Those that are the same for all models, because they are read while libraries are imported."""
+    """Return the variables shared by all models, because libraries read them during import."""
     places = {"FLASHINFER_WORKSPACE_BASE": root / _FOLDER / _SHARED}
     return {name: str(place) for name, place in places.items() if name not in environment}
 
 
 class CacheInUse:
-    """A model's cache that an engine uses; until `close` no `remove` takes it away."""
+    """A model's cache in use by an engine; `remove` does not remove it until `close`."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
 
     def close(self) -> None:
-        """Let it go. Idempotent."""
+        """Release the cache. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def use(root: Path, weights_digest: str) -> CacheInUse | None:
-    """Make a model's cache ready for an engine; None, with a warning, where there can be no safe one."""
+    """Prepare a model's cache for an engine; return None, with a warning, if a safe one is impossible."""
     top, own = root / _FOLDER, directory(root, weights_digest)
     shared = top / _SHARED / _MODELINFOS
     try:
         for folder in (top, top / _SHARED, shared, own):
             folder.mkdir(mode=0o700, parents=folder == top, exist_ok=True)
         if not _is_ours_alone(top):
-            log.warning("nothing is cached in %s: others than its owner can write there", top)
+            log.warning("not caching compiled code in %s: users other than its owner can write there", top)
             return None
         _link(own / _MODELINFOS, shared)
         descriptor = os.open(own, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        log.warning("nothing is cached in %s: %s", top, error)
+        log.warning("not caching compiled code in %s: %s", top, error)
         return None
-    with suppress(OSError):  # some network file systems cannot lock; then nothing keeps a `remove` out
+    with suppress(OSError):  # some network file systems cannot lock; then `remove` is not prevented
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     return CacheInUse(own, descriptor)
 
 
 def remove(path: Path) -> bool:
-    """Remove one of `all_of`; False where an engine uses it. Raises OSError."""
+    """Remove one of `all_of`; return False if an engine uses it. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +110,7 @@ def remove(path: Path) -> bool:
 
 
 def all_of(root: Path) -> dict[str, Path]:
-    """The caches of a store by their models' `weights_digest`."""
+    """Return the caches of a store by their models' `weights_digest`."""
     return {
         path.name: path
         for path in sorted((root / _FOLDER).glob("*"))
@@ -126,7 +124,7 @@ def _is_ours_alone(path: Path) -> bool:
 
 
 def _link(link: Path, shared: Path) -> None:
-    """Make `link` lead to what models share; what came with a model instead is moved there."""
+    """Make `link` point to the shared directory; files that came with a model are moved there."""
     if link.is_symlink():
         return
     if link.is_dir():

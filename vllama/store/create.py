@@ -1,6 +1,6 @@
-"""Make a new model of another one, or of files, and of what a Modelfile adds to it.
+"""Creation of models from another model or from files, with the changes of a Modelfile.
 
-The steps come as records in the shape of `/api/create` (contract §1.9).
+Steps are yielded as records in the form of `/api/create` (contract §1.9).
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from vllama.names import ModelName
 from vllama.ollama.creation import Changes
 from vllama.ollama.templates import check_template
 from vllama.store import adapter
-from vllama.store.base import from_files, from_path, release
-from vllama.store.description import describe
+from vllama.store.description import describe, gguf_precision
 from vllama.store.layers import layers
 from vllama.store.manifest import ChatMessage, Manifest
+from vllama.store.model_import import from_files, from_path, release
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.pull import pull
+from vllama.store.sources.pull_steps import has_precision
 
 Puller = Callable[[ModelStore, ModelName], Generator[Progress, None, None]]
 Check = Callable[[Manifest], None]
-"""Raises RequestError where the model cannot be served."""
+"""A check that raises RequestError if the model cannot be served."""
 
 
 def create(
@@ -37,19 +38,21 @@ def create(
     base: str = "",
     files: Mapping[str, str] | None = None,
     path: Path | None = None,
+    projector_path: Path | None = None,
     adapters: Mapping[str, str] | None = None,
     adapter_path: Path | None = None,
     puller: Puller = pull,
     check: Check = lambda _: None,
 ) -> Generator[Progress, None, None]:
-    """Store a model under this name; the last step is "success".
+    """Create a model and store it under this name; the last step is "success".
 
-    It is made of the model named `base`, which is pulled where it is not here; or of uploaded `files`, as in
-    CreateRequest; or of a GGUF file or snapshot directory at `path`. Files are shared with the base, not copied.
-    `adapters` are the uploaded files of a LoRA adapter, `adapter_path` is the directory of one; it takes the place of
-    the base's. `check` is asked before the model is stored. Uploads that were used are removed. Raises RequestError
-    where it cannot be made as asked, StoreError where files cannot be used or got. Closing the generator ends the
-    work; a stored name stays as it was.
+    It is created from the model named `base`, which is pulled if it is not stored; or from uploaded `files`, as in
+    CreateRequest; or from a GGUF file or snapshot directory at `path`, and the GGUF file of its vision tower at
+    `projector_path`. Files are shared with the base, not copied.
+    `adapters` are the uploaded files of a LoRA adapter, `adapter_path` is its directory; it replaces the base's.
+    `check` is called before the model is stored. Used uploads are removed. Raises RequestError if the model cannot be
+    created as requested, StoreError if files are unusable or unavailable. Closing the generator cancels the work; a
+    stored name stays unchanged.
     """
     check_template(changes.template)
     with store.session() as session:
@@ -58,10 +61,11 @@ def create(
         elif files is not None:
             found = yield from from_files(session, name, files)
         elif path is not None:
-            found = yield from from_path(session, name, path)
+            found = yield from from_path(session, name, path, projector_path)
         else:
             raise RequestError("neither 'from' or 'files' was specified")
         _check_level(found, changes.quantize)
+        _check_precision(store, found)
         if adapters:
             found = replace(found, adapter=(yield from adapter.from_uploads(session, found, adapters)))
         elif adapter_path is not None:
@@ -75,7 +79,7 @@ def create(
 def store_derived(
     store: ModelStore, base: Manifest, name: ModelName, changes: Changes
 ) -> Generator[Progress, None, None]:
-    """Store what `derive` makes of the base. Raises StoreError."""
+    """Store the model that `derive` returns. Raises StoreError."""
     manifest = derive(base, name, changes, datetime.now(UTC))
     known = {digest for stored in store.list() for digest in layers(stored)}
     for digest in layers(manifest):
@@ -85,10 +89,10 @@ def store_derived(
 
 
 def derive(base: Manifest, name: ModelName, changes: Changes, now: datetime) -> Manifest:
-    """Return the base with the changes, under another name.
+    """Return the manifest of the base with the changes and another name.
 
-    What says the same as the base's files is left out: the Modelfile that `/api/show` tells makes the same model again.
-    Raises ManifestCorrupt where a file is damaged or missing.
+    Changes that repeat the base's files are omitted, so that the Modelfile of `/api/show` creates the same model again.
+    Raises ManifestCorrupt if a file is damaged or missing.
     """
     own = describe(replace(base, parameters={}, template="", license=""))
     template = changes.template or base.template
@@ -124,7 +128,7 @@ def _named(store: ModelStore, base: ModelName, puller: Puller) -> Generator[Prog
 
 
 def _pulled(steps: Generator[Progress, None, None]) -> Iterator[Progress]:
-    """All steps but the last: clients take "success" for the end of everything."""
+    """Yield all steps except the last, because clients take "success" for the end of the creation."""
     try:
         for step in steps:
             if step.status != "success":
@@ -133,11 +137,20 @@ def _pulled(steps: Generator[Progress, None, None]) -> Iterator[Progress]:
         steps.close()
 
 
+def _check_precision(store: ModelStore, base: Manifest) -> None:
+    """Raise RequestError if the weights of a GGUF file were converted with another precision than asked for."""
+    if not has_precision(store, base):
+        raise RequestError(
+            f"'{base.name.display}' is stored with precision {gguf_precision(base.snapshot)}, not {store.precision}; "
+            f"pull it with precision {store.precision} first"
+        )
+
+
 def _check_level(base: Manifest, level: str) -> None:
-    """Raise RequestError where the weights are not on the level of quantisation that was asked for."""
+    """Raise RequestError unless the weights have the requested quantization."""
     present = describe(base).quantization_level
     if level and level.lower() != present.lower():
         raise RequestError(
-            f"quantize is not supported: the weights are {present} and would have to become {level.upper()}; "
-            "use a model that is quantised already"
+            f"quantize is not supported: the weights are {present}, not {level.upper()}; "
+            "use a model that is already quantized"
         )

@@ -1,8 +1,8 @@
-"""One model of Ollama's library: its tags, and the Hugging Face repositories that serve them.
+"""A model family of Ollama's library: its tags, and the Hugging Face repositories that serve them.
 
-A tag is `[size][-variant][-quantisation]`: `7b`, `7b-instruct-q4_K_M`, `latest`. Ollama packs GGUF; vLLM is served
-best by checkpoints in its own formats. So a quantisation in a tag asks for bits a weight, and gets the artifact whose
-bits come closest without being fewer. The plain tag, which Ollama packs in about 4 bits, asks for 4.
+A tag is `[size][-variant][-quantization]`: `7b`, `7b-instruct-q4_K_M`, `latest`. Ollama packs GGUF; vLLM is served
+best by checkpoints in its own formats. So a quantization in a tag means a number of bits per weight, and selects the
+artifact with the closest number of bits that is not smaller. A plain tag, about 4 bits in Ollama, means 4.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ BITS = {
     "gptq-int4": 4,
     "int4": 4,
 }
-"""The formats of artifacts, and their bits a weight. The keys are `details.quantization_level` in lower case."""
+"""The formats of artifacts and their bits per weight. The keys are `details.quantization_level` in lower case."""
 
 CAPABILITIES = frozenset({"completion", "embedding", "tools", "thinking", "vision", "audio"})
-"""What an entry may claim (contract §4.5)."""
+"""Capabilities that an entry may claim (contract §4.5)."""
 
 _PLAIN_BITS = 4
-_QUANTISATION = re.compile(
+_ANY = "-*"
+"""Ends a tag in `also` that stands for all with a quantization."""
+
+_QUANTIZATION = re.compile(
     r"(?:^|-)(i?q[1-8](?:_[a-z0-9]+)*|fp?16|bf16|fp?32|fp8|int[48]|mxfp[48]|nvfp4|qat)$", re.IGNORECASE
 )
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
@@ -43,7 +46,7 @@ _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 @dataclass(frozen=True, slots=True)
 class HubEntry:
-    """One artifact on the Hugging Face Hub. `revision` is "" where none is pinned; `context` is tokens, 0 unknown."""
+    """An artifact on the Hugging Face Hub. `revision` is "" if not pinned; `context` is in tokens, 0 if unknown."""
 
     name: str
     repository: str
@@ -56,16 +59,17 @@ class HubEntry:
 
     @property
     def artifact(self) -> str:
-        """The artifact as people speak of it."""
+        """The display name of the artifact."""
         return f"{self.repository} {self.quantization}"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One size of a family. `artifacts` map a key of BITS to `org/repo[@revision]`; `plain` is such a key, or "".
+    """A size of a family. `artifacts` map a key of BITS to `org/repo[@revision]`; `plain` is such a key, or "".
 
-    `also` are tags that mean the same; `variants` are words that may follow the size. The repositories of the
-    organisation in `gated` ask for a login. A reason in `unavailable` says why nothing serves the size.
+    `also` are tags that mean the same, `7b-*` is 7b with any quantization; `variants` are words that may follow the
+    size. Repositories of the organisation in `gated` require a login. `unavailable` is the reason why nothing serves
+    the size.
     """
 
     artifacts: Mapping[str, str]
@@ -79,20 +83,20 @@ class Model:
     unavailable: str
 
     def choose(self, asked: int) -> str:
-        """Return the format that serves so many bits a weight: the closest that has no fewer, or else the best."""
+        """Return the format for this many bits per weight: the closest one that is not smaller, else the largest."""
         return min(self.artifacts, key=lambda kind: (BITS[kind] < asked, abs(BITS[kind] - asked)))
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A name of Ollama's library without its tag. `latest` is the size that a name without a tag means, or ""."""
+    """A name of Ollama's library without tags. `latest` is the size for names without a tag, or ""."""
 
     name: str
     models: Mapping[str, Model]
     latest: str = ""
 
     def lookup(self, tag: str) -> HubEntry | None:
-        """Return the artifact for a tag; None where it is unknown. Raises SourceUnavailable, which says why."""
+        """Return the artifact for a tag; None if unknown. Raises SourceUnavailable if it cannot be served."""
         size, asked = self._split(tag)
         model = self.models.get(size)
         if model is None:
@@ -113,18 +117,19 @@ class Family:
         )
 
     def knows(self, tag: str) -> bool:
-        """Whether the tag names one of its sizes."""
+        """Return whether the tag means one of the family's sizes."""
         return self._split(tag)[0] in self.models
 
     def names(self) -> Iterator[str]:
-        """Return one name for each size that something serves."""
+        """Return one name per size that can be served."""
         return (f"{self.name}:{size}" for size, model in self.models.items() if not model.unavailable)
 
     def stems(self) -> Iterator[tuple[str, str]]:
-        """Return each tag without a quantisation, in lower case, and the size that it means."""
+        """Map each lower-case tag without quantization to its size."""
         for size, model in self.models.items():
             for stem in (size, *model.also):
-                yield stem.lower(), size
+                if not stem.endswith(_ANY):
+                    yield stem.lower(), size
             for variant in model.variants:
                 yield f"{size}-{variant}".lower(), size
                 if size == self.latest:
@@ -132,33 +137,38 @@ class Family:
         if self.latest:
             yield DEFAULT_TAG, self.latest
 
+    def quantized_stems(self) -> Iterator[tuple[str, str]]:
+        """Map each lower-case tag that means another size where a quantization follows it to that size."""
+        for size, model in self.models.items():
+            yield from ((stem.removesuffix(_ANY).lower(), size) for stem in model.also if stem.endswith(_ANY))
+
     def over(self, other: Family | None) -> Family:
-        """Return this family with the sizes of another that it lacks."""
+        """Return this family with the missing sizes of another one added."""
         if other is None:
             return self
         return replace(self, models={**other.models, **self.models}, latest=self.latest or other.latest)
 
     def _split(self, tag: str) -> tuple[str, str]:
-        """Return the size that the tag means, "" where none, and the quantisation in it, or ""."""
+        """Split a tag into its size and its quantization, each "" if absent."""
         stems = dict(self.stems())
         if (size := stems.get(tag.lower())) is not None:
             return size, ""
-        match = _QUANTISATION.search(tag)
+        match = _QUANTIZATION.search(tag)
         if not match:
             return "", ""
         stem = tag[: match.start()].lower() or DEFAULT_TAG
-        return stems.get(stem, ""), match[1]
+        return dict(self.quantized_stems()).get(stem) or stems.get(stem, ""), match[1]
 
 
-def quantisation_asked(tag: str) -> str:
-    """Return the quantisation at the end of a tag, as it is spelled there: "q4_K_M"; "" where there is none."""
-    match = _QUANTISATION.search(tag)
+def quantization_asked(tag: str) -> str:
+    """Return the quantization at the end of a tag, spelled as there ("q4_K_M"); "" if there is none."""
+    match = _QUANTIZATION.search(tag)
     return match[1] if match else ""
 
 
-def bits_asked(quantisation: str) -> int:
-    """Return the bits a weight that a quantisation of Ollama's stands for; 0 where it is none."""
-    label = quantisation.lower()
+def bits_asked(quantization: str) -> int:
+    """Return the bits per weight of an Ollama quantization; 0 if it is not one."""
+    label = quantization.lower()
     if label == "qat":
         return 4
     digits = re.search(r"\d+", label)
@@ -170,7 +180,7 @@ _MODEL_KEYS = {*BITS, "license", "context", "capabilities", "gated", "variants",
 
 
 def parse_family(name: str, table: object, where: str) -> Family:
-    """Read one table of a catalogue file; `where` names the file. Raises StoreError, which names what is wrong."""
+    """Parse one table of a catalogue file; `where` names the file. Raises StoreError with the mistake."""
     place = f"{where}: [{name}]"
     rows = _table(table, place)
     _refuse_unknown(rows, _FAMILY_KEYS, place)
@@ -182,12 +192,15 @@ def parse_family(name: str, table: object, where: str) -> Family:
     if not models:
         raise StoreError(f"{place} has no models")
     if family.latest and family.latest not in models:
-        raise StoreError(f'{place} latest = "{family.latest}" is none of its models')
-    seen: dict[str, str] = {}
-    for stem, size in family.stems():
-        if seen.setdefault(stem, size) != size:
-            raise StoreError(f'{place} the tag "{stem}" means both {seen[stem]} and {size}')
-        _check_name(name, stem, place)
+        raise StoreError(f'{place} latest = "{family.latest}" is not one of its models')
+    for stems, ending in ((family.stems(), ""), (family.quantized_stems(), _ANY)):
+        seen: dict[str, str] = {}
+        for stem, size in stems:
+            if seen.setdefault(stem, size) != size:
+                raise StoreError(
+                    f'{place} the tag "{stem}{ending}" is ambiguous: it means both {seen[stem]} and {size}'
+                )
+            _check_name(name, stem, place)
     return family
 
 
@@ -212,11 +225,15 @@ def _parse_model(row: Mapping[str, Any], place: str) -> Model:
     if bool(artifacts) == bool(model.unavailable):
         raise StoreError(f"{place} needs a repository under one of {', '.join(BITS)}")
     if model.plain and model.plain not in artifacts:
-        raise StoreError(f'{place} plain = "{model.plain}" is none of its artifacts')
+        raise StoreError(f'{place} plain = "{model.plain}" is not one of its artifacts')
     if model.license and not _SPDX.fullmatch(model.license):
-        raise StoreError(f'{place} license = "{model.license}" is no SPDX identifier (LicenseRef-NAME for others)')
+        raise StoreError(
+            f'{place} license = "{model.license}" is not an SPDX identifier; use LicenseRef-NAME for others'
+        )
     if unknown := set(model.capabilities) - CAPABILITIES:
-        raise StoreError(f"{place} capabilities has {', '.join(sorted(unknown))}; known: {sorted(CAPABILITIES)}")
+        raise StoreError(
+            f"{place} has unknown capabilities {', '.join(sorted(unknown))}; known: {sorted(CAPABILITIES)}"
+        )
     return model
 
 
@@ -224,12 +241,12 @@ def _check_name(name: str, tag: str, place: str) -> None:
     try:
         ModelName.parse(f"{name}:{tag}")
     except InvalidName as error:
-        raise StoreError(f"{place} '{name}:{tag}' is no model name") from error
+        raise StoreError(f"{place} '{name}:{tag}' is not a model name") from error
 
 
 def _refuse_unknown(rows: Mapping[str, Any], known: set[str], place: str) -> None:
     if unknown := sorted(rows.keys() - known):
-        raise StoreError(f"{place} does not know {', '.join(unknown)}; known keys: {', '.join(sorted(known))}")
+        raise StoreError(f"{place} has unknown keys {', '.join(unknown)}; known keys: {', '.join(sorted(known))}")
 
 
 def _table(value: object, place: str) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
-"""What of the store no model needs: found and removed, beside processes that bring models in at the same time.
+"""Removal of unused files from the store, safe while other processes add models.
 
-A snapshot goes under the lock that whoever is about to name it holds, so never between its arrival and its manifest.
-What a killed process left is known by its lock, which went with the process.
+A snapshot is removed under the lock that a process holds until it has stored the snapshot's manifest, so never in
+between. Files of killed processes are recognised by their locks, which ended with the process.
 """
 
 from __future__ import annotations
@@ -16,30 +16,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-
 from vllama.errors import ManifestCorrupt, StoreError
 from vllama.names import ModelName
 from vllama.store import caches as compiled
 from vllama.store.blobs import Blobs
+from vllama.store.foreign_files import read_json
 from vllama.store.model_store import ModelStore, remove_orphan
 
 log = logging.getLogger(__name__)
 
-_IN_USE = "in use by a process that brings a model in"
+_IN_USE = "in use by a running pull, create, import or load"
 _LOADED = "in use by a loaded model"
-_STOPPED = "a pull that was stopped: it goes on here when it is asked for again"
+_STOPPED = "interrupted pull, which continues when it is run again"
 _PATIENCE_SECONDS, _LOOK_AGAIN_SECONDS = 1.0, 0.02
 
 Links = Counter[tuple[int, int]]
-"""Names of files that are gone or would be, by device and inode."""
+"""Number of removed links to files, by device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something that is removed or kept. `kind`: snapshot, staging, blob, upload, manifest (half of one) or cache.
+    """An item to remove or keep. `kind`: snapshot, staging, blob, upload, manifest (incomplete) or cache.
 
-    `size` is the bytes that its removal frees: those of files that have no other link.
+    `size` is the number of bytes that its removal frees: files without other links.
     """
 
     kind: str
@@ -49,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `collect` did: `kept` has the reasons, `failed` what went wrong."""
+    """The result of `collect`: `kept` has the reasons, `failed` the error messages."""
 
     removed: list[Item] = field(default_factory=list)
     kept: list[tuple[Item, str]] = field(default_factory=list)
@@ -57,15 +56,15 @@ class Report:
 
     @property
     def freed(self) -> int:
-        """Bytes."""
+        """Total freed bytes."""
         return sum(item.size for item in self.removed)
 
 
 def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False, caches: bool = False) -> Report:
-    """Remove what no model needs, with `partial` also what pulls had fetched when they were stopped.
+    """Remove files that no model needs, and with `partial` also the files of interrupted pulls.
 
-    With `caches` also what engines have compiled for the models that are there, unless one runs.
-    Uploads of the last hour stay: a model may yet be made of them. With `dry_run` nothing is removed.
+    With `caches`, also removes compiled code of stored models that are not loaded. Uploads of the last hour are kept,
+    because a model may still be created from them. With `dry_run` nothing is removed.
     """
     collection = _Collection(store, dry_run=dry_run, partial=partial)
     collection.staging()
@@ -77,14 +76,14 @@ def collect(store: ModelStore, *, dry_run: bool = False, partial: bool = False, 
 
 
 def delete(store: ModelStore, name: ModelName) -> None:
-    """Forget the name, and remove its snapshots where no other name needs them. Raises ModelNotFound or StoreError.
+    """Remove the name, and its snapshots if no other name needs them. Raises ModelNotFound or StoreError.
 
-    Files that a worker has open stay readable for it. A snapshot that is just being given another name stays.
+    Files that a worker has open stay readable for it. A snapshot that is just getting another name is kept.
     """
     try:
         snapshots = list(store.get(name).snapshots)
     except ManifestCorrupt:
-        snapshots = []  # it cannot be told which; `collect` finds them
+        snapshots = []  # its snapshots are unknown; `collect` finds them
     store.remove(name)
     for snapshot in snapshots:
         if (identity := store.identity(snapshot)) is not None:
@@ -92,29 +91,29 @@ def delete(store: ModelStore, name: ModelName) -> None:
 
 
 def _delete_unneeded(store: ModelStore, name: ModelName, identity: str) -> None:
-    """Remove a snapshot of a name that is gone. Raises StoreError."""
+    """Remove a snapshot of a removed name unless it is needed. Raises StoreError."""
     try:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (taken := _take(store, identity)) is _BUSY and time.monotonic() < deadline:
             time.sleep(_LOOK_AGAIN_SECONDS)
     except ManifestCorrupt as error:
-        log.warning("the files of '%s' stay: %s", name.display, error)
+        log.warning("kept the files of '%s': %s", name.display, error)
     except OSError as error:
-        raise StoreError(f"'{name.display}' is removed, but not all of its files: {error}") from error
+        raise StoreError(f"removed '{name.display}', but not all of its files: {error}; run `vllama gc`") from error
     else:
         if taken is _BUSY:
-            log.info("the files of '%s' stay: %s", name.display, _IN_USE)
+            log.info("kept the files of '%s': %s", name.display, _IN_USE)
 
 
 def referenced(store: ModelStore) -> set[str]:
-    """Return the identities of the snapshots that manifests name.
+    """Return the identities of the snapshots that manifests refer to.
 
-    Raises ManifestCorrupt where a manifest does not tell: no snapshot may be taken for unused then.
+    Raises ManifestCorrupt if a manifest is unreadable, because then no snapshot can be considered unused.
     """
     found: set[str] = set()
     for path in (store.root / "names").glob("*/*/*/*.json"):
         try:
-            record = orjson.loads(path.read_bytes())
+            record = read_json(path)
             adapter = record.get("adapter")
             snapshots = [record["snapshot"], *([adapter["snapshot"]] if adapter else [])]
             named = [store.identity(store.root / Path(snapshot)) for snapshot in snapshots]
@@ -122,20 +121,20 @@ def referenced(store: ModelStore) -> set[str]:
             continue  # removed since the directory was listed
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManifestCorrupt(
-                f"damaged manifest {path}: {error!r}; no snapshot is removed before it is: remove it or pull it again"
+                f"damaged manifest {path}: {error!r}; until it is removed or pulled again, no snapshot can be removed"
             ) from error
         found.update(identity for identity in named if identity is not None)
     return found
 
 
 _BUSY = Item("busy", Path(), 0)
-"""Another process holds it."""
+"""Marker: another process holds the item."""
 
 
 def _take(store: ModelStore, identity: str, gone: Links | None = None) -> Item | None:
-    """Remove a snapshot; None where it is needed or not there. Raises ManifestCorrupt, OSError.
+    """Remove a snapshot; return None if it is needed or missing. Raises ManifestCorrupt or OSError.
 
-    With `gone` it stays, and its files are added to that.
+    With `gone`, it is kept and its files are added to `gone`.
     """
     place = store.snapshot_directory(identity)
     with store.alone(identity) as is_alone:
@@ -146,13 +145,13 @@ def _take(store: ModelStore, identity: str, gone: Links | None = None) -> Item |
         item = Item("snapshot", place, _freed(_files(place), gone))
         if gone is None:
             trash = store.root / "staging" / f"{identity}@{secrets.token_hex(8)}"
-            place.rename(trash)  # at once: a reader sees all of it or nothing, also after a kill
+            place.rename(trash)  # one rename: a reader sees all of it or nothing, even after a kill
             _remove_tree(trash)
     return item
 
 
 class _Collection:
-    """One run of `collect`."""
+    """State of one run of `collect`."""
 
     def __init__(self, store: ModelStore, *, dry_run: bool, partial: bool) -> None:
         self.report = Report()
@@ -161,7 +160,7 @@ class _Collection:
         self._gone = Links() if dry_run else None
 
     def staging(self) -> None:
-        """Remove the directories of processes that are gone, and all locks that nobody holds."""
+        """Remove directories of ended processes, and all locks that no process holds."""
         parent = self._store.root / "staging"
         for key in sorted({path.name.removesuffix(".lock").partition("@")[0] for path in parent.glob("*")}):
             try:
@@ -177,7 +176,7 @@ class _Collection:
                 self.report.failed.append(str(error))
 
     def snapshots(self) -> None:
-        """Remove those that no manifest names."""
+        """Remove snapshots that no manifest refers to."""
         try:
             needed = referenced(self._store)
             for place in sorted((self._store.root / "snapshots").glob("*")):
@@ -192,7 +191,7 @@ class _Collection:
             self.report.failed.append(str(error))
 
     def orphans(self) -> None:
-        """Remove uploads and halves of manifests whose process is gone."""
+        """Remove incomplete uploads and manifests of ended processes."""
         uploads = (("upload", path) for path in Blobs(self._store.root).uploads())
         halves = (("manifest", path) for path in (self._store.root / "names").glob("*/*/*/.*.tmp"))
         for kind, path in (*uploads, *halves):
@@ -203,12 +202,12 @@ class _Collection:
                 self.report.kept.append((item, _IN_USE))
 
     def blobs(self) -> None:
-        """Remove uploads that no model was made of."""
+        """Remove uploads from which no model was created."""
         for path in Blobs(self._store.root).unused():
             self._remove("blob", path)
 
     def caches(self, *, of_models: bool) -> None:
-        """Remove what was compiled for files that are gone; with `of_models` all."""
+        """Remove compiled code for removed files; with `of_models`, all compiled code."""
         needed = set() if of_models else {manifest.weights_digest for manifest in self._store.list()}
         for digest, path in compiled.all_of(self._store.root).items():
             if digest in needed:
@@ -238,7 +237,7 @@ class _Collection:
 def _remove_tree(directory: Path) -> None:
     try:
         shutil.rmtree(directory)
-    except FileNotFoundError:  # another process removes it, too
+    except FileNotFoundError:  # another process is removing it too
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -247,7 +246,7 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def _freed(paths: Iterable[Path], gone: Links | None = None) -> int:
-    """Return the bytes of the files whose last links these are, after those that are `gone`."""
+    """Return the bytes of files whose last links these are, given the links that are `gone`."""
     gone = Links() if gone is None else gone
     freed = 0
     for path in paths:

@@ -1,4 +1,4 @@
-"""Bytes and files to their checksums, with a sign of life where that takes long."""
+"""Checksums of bytes and files, with progress for long ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from vllama.errors import StoreError
+from vllama.store.foreign_files import open_regular
 from vllama.store.manifest import ManifestFile
 from vllama.store.progress import Progress
 
 _CHUNK, _REPORT = 8 << 20, 256 << 20
-"""Bytes read at a time, and bytes between two reports while hashing."""
+"""Chunk size, and bytes between two progress reports."""
 
 
 def sha256_of(data: bytes) -> str:
@@ -20,7 +21,7 @@ def sha256_of(data: bytes) -> str:
 
 
 def hash_files(directory: Path, paths: Iterable[str]) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
-    """Return the files of these paths relative to `directory`. Raises StoreError."""
+    """Hash the files at these paths relative to `directory` and return them. Raises StoreError."""
     files: tuple[ManifestFile, ...] = ()
     for path in paths:
         files += ((yield from hash_file(directory, path)),)
@@ -32,7 +33,7 @@ def hash_file(directory: Path, path: str) -> Generator[Progress, None, ManifestF
     digest, size = hashlib.sha256(), 0
     try:
         total = (directory / path).stat().st_size
-        with (directory / path).open("rb") as file:
+        with open_regular(directory / path) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 size += len(chunk)

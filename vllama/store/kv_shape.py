@@ -1,6 +1,6 @@
-"""What one request holds in the KV cache, from a model's config.json; no torch needed.
+"""Size of one request in the KV cache, from a model's config.json, without torch.
 
-The kinds of layers are those of vLLM's `vllm/v1/kv_cache_interface.py`: full attention, a sliding window, the
+The layer types are those of vLLM's `vllm/v1/kv_cache_interface.py`: full attention, a sliding window, the
 compressed latent of DeepSeek's models (MLA), and the recurrent layers of Mamba and of linear attention.
 """
 
@@ -16,18 +16,18 @@ _WINDOWED = {"sliding_attention", "chunked_attention", "local", "sliding"}
 _WITHOUT_CACHE = {"mlp", "moe", "-"}
 
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
-"""Every how manyth layer attends to all, where an older config.json does not say."""
+"""Interval between full-attention layers, for older models whose config.json does not state it."""
 
 _UNEVEN = 1.1
-"""vLLM gives layers of different kinds pages of one size (`unify_kv_cache_spec_page_size`)."""
+"""Overhead factor: vLLM gives layers of different types pages of one size (`unify_kv_cache_spec_page_size`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """KV elements of one request on one device group: `full` and `windowed` per token, `state` whatever its length.
+    """KV elements of one request on one device group: `full` and `windowed` per token, `state` for any length.
 
-    `window` is tokens; `kv_heads` is what tensor parallelism divides, 0 where every device keeps all (MLA).
-    `notes` say what is a guess.
+    `window` is in tokens; `kv_heads` is the number that tensor parallelism divides, 0 if every device keeps all (MLA).
+    `notes` name estimates.
     """
 
     full: int
@@ -38,7 +38,7 @@ class KvShape:
     notes: tuple[str, ...] = ()
 
     def elements(self, tokens: int, *, devices: int = 1, batched: int = 8192) -> int:
-        """How many values each of so many devices keeps of a request; `batched` tokens are computed at a time."""
+        """Return the number of elements of a request per device; `batched` tokens are computed at a time."""
         attended = self.full * tokens + self.windowed * min(tokens, self.window + batched)
         if self.kv_heads:
             attended = math.ceil(attended * math.ceil(self.kv_heads / devices) / self.kv_heads)
@@ -48,11 +48,11 @@ class KvShape:
 
 
 def kv_shape(config: Mapping[str, Any]) -> KvShape:
-    """Read the shape from a config that `description.read_config` gave; all zero where nothing is known."""
+    """Return the shape for a config from `description.read_config`; all zero if unknown."""
     layers = _number(config, "num_hidden_layers", "n_layer", "num_layers")
     heads = _number(config, "num_attention_heads", "n_head", "num_heads")
     if latent := _number(config, "kv_lora_rank"):
-        # Kept once for all heads, and by every device; sparse attention adds an index in FP8 with its scale.
+        # Stored once for all heads and on every device; sparse attention adds an index in FP8 with its scale.
         index = (_number(config, "index_head_dim") + 4) // 2 if _number(config, "index_head_dim") else 0
         return KvShape(layers * (latent + _number(config, "qk_rope_head_dim") + index), kv_heads=0)
     width = _number(config, "hidden_size", "n_embd", "d_model")
@@ -76,7 +76,7 @@ def kv_shape(config: Mapping[str, Any]) -> KvShape:
 
 
 def _kinds(config: Mapping[str, Any], layers: int) -> tuple[int, int, int]:
-    """How many layers attend to all, have a window, and are recurrent."""
+    """Return the numbers of layers with full attention, with a window, and recurrent ones."""
     if kinds := _listed(config, layers):
         full = sum(kind in _FULL for kind in kinds)
         windowed = sum(kind in _WINDOWED for kind in kinds)
@@ -105,7 +105,7 @@ def _listed(config: Mapping[str, Any], layers: int) -> Sequence[str]:
 
 
 def _state(config: Mapping[str, Any], width: int) -> tuple[int, tuple[str, ...]]:
-    """The elements of one recurrent layer's state, as vLLM's MambaStateShapeCalculator counts them."""
+    """Return the elements of one recurrent layer's state, as computed by vLLM's MambaStateShapeCalculator."""
     if key_heads := _number(config, "linear_num_key_heads"):  # gated delta net: Qwen3-Next
         key, value = _number(config, "linear_key_head_dim"), _number(config, "linear_value_head_dim")
         value_heads = _number(config, "linear_num_value_heads")
@@ -122,11 +122,11 @@ def _state(config: Mapping[str, Any], width: int) -> tuple[int, tuple[str, ...]]
         groups = _number(config, "mamba_n_groups", "n_groups") or 1
         kernel = _number(config, "mamba_d_conv", "conv_kernel") or 4
         return inner * size + (kernel - 1) * (inner + 2 * groups * size), ()
-    return width * 128, ("the state of its recurrent layers is a guess",)
+    return width * 128, ("the memory of its recurrent layers is an estimate",)
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:
-    """The first of these that is a number, as a whole one; 0 where none is."""
+    """Return the first of these keys that is a number, as an int; 0 if none is."""
     for name in names:
         value = config.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:

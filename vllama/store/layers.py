@@ -1,13 +1,13 @@
-"""What a model consists of, part by part, as `/api/create` tells it (contract §1.9).
+"""Layers of a model as reported by `/api/create` (contract §1.9).
 
 A layer's digest is the sha256 of its bytes, and equal parts of two models have equal digests:
 
     model      the JSON list of all files' paths, sizes and checksums; also the name of the snapshot's directory
-    adapter    the same of the LoRA adapter's files
+    adapter    the same for the LoRA adapter's files
     template   the text                  system     the text                license    the text
     params     a JSON object             messages   a JSON list of objects
 
-The last five have the bytes, and so the digests, that Ollama gives them.
+The last five have the same bytes, and so the same digests, as in Ollama.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ESCAPED = (
 
 
 def layers(manifest: Manifest) -> list[str]:
-    """Return the digests, "sha256:<64 hex>", in the order of the table; a part that is empty has none."""
+    """Return the digests, "sha256:<64 hex>", in the order of the table, without empty parts."""
     files = [f"sha256:{content_digest(files)}" for files in manifest.snapshots.values()]
     return [*files, *(f"sha256:{sha256_of(data)}" for data in _parts(manifest) if data)]
 
@@ -45,7 +45,7 @@ def _parts(manifest: Manifest) -> Iterator[bytes]:
 
 
 def _as_go_writes(value: Any) -> bytes:
-    """JSON as Go's encoder writes it: `<`, `>`, `&` and two separators escaped, a line end behind it."""
+    """Return JSON as Go's encoder writes it: `<`, `>`, `&` and two separators escaped, a newline at the end."""
     text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
     for plain, escaped in _ESCAPED:
         text = text.replace(plain, escaped)

@@ -1,4 +1,4 @@
-"""The records of `/api/tags` and `/api/show`, and the `details` that `/api/ps` shows too (contract §4)."""
+"""Replies of `/api/tags` and `/api/show`, and the `details` that `/api/ps` has too (contract §4)."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import orjson
-
 from vllama.durations import quote
 from vllama.errors import ManifestCorrupt
 from vllama.ollama.modelfile import quote_if_needed
 from vllama.store.description import ModelDescription, describe
+from vllama.store.foreign_files import read_json
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 from vllama.store.provenance import provenance
+from vllama.store.weights import Tensor, joined_tensors
 
 log = logging.getLogger(__name__)
 
 
-def tags_reply(store: ModelStore, describe: Callable[[Manifest], ModelDescription] = describe) -> dict[str, Any]:
-    """Return the reply of `/api/tags`; a model whose files are damaged is logged and left out."""
+def tags_reply(
+    store: ModelStore,
+    describe: Callable[[Manifest], ModelDescription] = describe,
+    is_listed: Callable[[Manifest], bool] = lambda _: True,
+) -> dict[str, Any]:
+    """Return the reply of `/api/tags`; models with damaged files are logged and skipped."""
     models = []
-    for manifest in store.list():
+    for manifest in filter(is_listed, store.list()):
         try:
             models.append(tags_item(manifest, describe(manifest)))
         except ManifestCorrupt as error:
-            log.warning("'%s' cannot be listed: %s", manifest.name.display, error)
+            log.warning("cannot list '%s': %s", manifest.name.display, error)
+        except Exception:  # one model never hides the others
+            log.exception("cannot list '%s'", manifest.name.display)
     return {"models": models}
 
 
@@ -46,7 +52,7 @@ def tags_item(manifest: Manifest, description: ModelDescription) -> dict[str, An
 
 
 def details(description: ModelDescription) -> dict[str, Any]:
-    """Return `details` (contract §4.4): six keys that are always there, and two lengths if known."""
+    """Return `details` (contract §4.4): six keys always, and two lengths if known."""
     lengths = {
         "context_length": description.context_length,
         "embedding_length": description.embedding_length,
@@ -73,9 +79,9 @@ def show_reply(
 ) -> dict[str, Any]:
     """Return the reply of `/api/show` (contract §4.1).
 
-    `system` replaces the model's own, `options` are laid over the parameters in the Modelfile;
+    `system` replaces the model's own, `options` override the parameters in the Modelfile;
     `basename` replaces `general.basename`; `served_context` is the context in tokens that a worker
-    really serves, in place of what the model was trained for. `verbose` adds the tokenizer's vocabulary.
+    actually serves, instead of the trained context. `verbose` adds the tokenizer's vocabulary.
     """
     system = system or manifest.system
     info = dict(description.model_info)
@@ -96,7 +102,8 @@ def show_reply(
         "messages": [{"role": message.role, "content": message.content} for message in manifest.messages],
         "model_info": dict(sorted(info.items())),
         "tensors": [
-            {"name": tensor.name, "type": tensor.dtype, "shape": list(tensor.shape)} for tensor in description.tensors
+            {"name": tensor.name, "type": tensor.dtype, "shape": list(tensor.shape)}
+            for tensor in _tensors_of_the_file(description)
         ],
         "capabilities": list(description.capabilities),
         "modified_at": manifest.modified_at.astimezone().isoformat(),
@@ -128,7 +135,7 @@ def _modelfile(manifest: Manifest, description: ModelDescription, system: str, o
 
 
 def _vocabulary(manifest: Manifest, *, verbose: bool) -> dict[str, Any]:
-    """Return the long lists of the tokenizer; as with Ollama, their keys are null unless asked for."""
+    """Return the tokenizer's long lists for `verbose`; otherwise their keys are null, as in Ollama."""
     path = manifest.snapshot / "tokenizer.json"
     keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
     if not path.exists():
@@ -136,20 +143,20 @@ def _vocabulary(manifest: Manifest, *, verbose: bool) -> dict[str, Any]:
     if not verbose:
         return dict.fromkeys(keys)
     try:
-        model = orjson.loads(path.read_bytes())["model"]
+        model = read_json(path)["model"]
         vocabulary, merges = model["vocab"], model.get("merges", [])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(vocabulary, dict):
+            tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+        else:  # unigram models: pairs of token and score
+            tokens = [token for token, _ in vocabulary]
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ManifestCorrupt(f"cannot read the vocabulary in {path}: {error!r}") from error
-    if isinstance(vocabulary, dict):
-        tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-    else:  # unigram models: pairs of token and score
-        tokens = [token for token, _ in vocabulary]
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
     return dict(zip(keys, (tokens, pairs), strict=True))
 
 
 def _lines(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """One pair for each value: a list gives a line per item."""
+    """Yield a (name, value) line per value; a list gives one line per item."""
     for key, value in sorted(parameters.items()):
         for item in value if isinstance(value, list | tuple) else [value]:
             yield key, item
@@ -160,7 +167,7 @@ def _go(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """Spell a value as Go's %v does: 0.7, 1 (not 1.0), true."""
+    """Format a value like Go's %v: 0.7, 1 (not 1.0), true."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
@@ -170,3 +177,7 @@ def _plain(value: object) -> str:
 
 def _without_empty(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value or isinstance(value, bool)}
+
+
+def _tensors_of_the_file(description: ModelDescription) -> tuple[Tensor, ...]:
+    return joined_tensors(description.tensors) if description.format == "gguf" else description.tensors

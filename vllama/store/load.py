@@ -1,4 +1,4 @@
-"""Take models out of a bundle into the store, checking every byte."""
+"""Loading of models from a bundle into the store, with verification of every file."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
+from vllama.store.writes import store_writes
 
 
 def load(
@@ -29,13 +30,12 @@ def load(
     trust_remote_code: bool = False,
     compile_cache: bool = False,
 ) -> Generator[Progress, None, None]:
-    """Bring these models of the bundle, or all, into the store; the last step is "success".
+    """Load these models, or all, from the bundle into the store; the last step is "success".
 
-    A name is stored when all its files are there and checked: until then it stays as it was, and so after a kill; the
-    next run goes on with the files that were copied. With `link` files are not copied but shared with the bundle, on
-    one file system. With `trust_remote_code` models may bring code, which their workers will run; with `compile_cache`
-    what engines compiled for them, which is code as well.
-    Raises StoreError, which names the file, where the bundle is damaged or is not to be trusted.
+    A name is stored when all its files are complete and verified; until then, and after a kill, it is unchanged, and
+    the next run continues with the copied files. With `link`, files are hard-linked to the bundle.
+    With `trust_remote_code`, models may have code, which their workers will run; with `compile_cache`, compiled code.
+    Raises StoreError, which names the file, if the bundle is damaged or untrusted.
     """
     yield Progress("reading the bundle")
     bundle = read_bundle(directory)
@@ -67,18 +67,18 @@ def _load_cache(
 ) -> Iterator[Progress]:
     if not trusted:
         yield Progress(
-            f"left out what was compiled for {manifest.name}: load it with --compile-cache if you trust its maker"
+            f"skipped the compiled code of {manifest.name}; if you trust its author, load it with --compile-cache"
         )
         return
     try:
         with store.staging(f"cache-{manifest.weights_digest}") as staging:
             yield from load_cache(store.root, manifest.weights_digest, files, directory, staging / "part")
     except (OSError, StoreError) as error:
-        raise StoreError(f"'{manifest.name}' is loaded, but not what was compiled for it: {error}") from error
+        raise StoreError(f"loaded '{manifest.name}', but not its compiled code: {error}") from error
 
 
 def _check_wheels(directory: Path, bundle: Bundle) -> Iterator[Progress]:
-    """Read the wheels, which are there to be installed by pip. Raises StoreError where one is not as it was staged."""
+    """Verify the wheels, which pip will install. Raises StoreError if one is damaged."""
     for wheel in bundle.wheels:
         yield Progress(f"checking {WHEELS}/{wheel.path}", f"sha256:{wheel.sha256}", wheel.size)
         try:
@@ -88,8 +88,8 @@ def _check_wheels(directory: Path, bundle: Bundle) -> Iterator[Progress]:
             raise StoreError(f"cannot read {WHEELS}/{wheel.path} in the bundle: {error.strerror}") from error
         if not whole:
             raise StoreError(
-                f"{WHEELS}/{wheel.path} in the bundle is damaged; the models are loaded, but do not install it: "
-                "stage the wheels again"
+                f"{WHEELS}/{wheel.path} in the bundle is damaged. The models were loaded. Do not install "
+                "this wheel; stage the wheels again"
             )
 
 
@@ -104,13 +104,15 @@ def _check_room(store: ModelStore, manifests: Iterable[Manifest]) -> None:
         begun = store.root / "staging" / f"{_key(identity)}@resume" / "snapshot"
         places = (store.snapshot_directory(identity), begun)
         needed += sum(file.size for file in files if all(size_of(place / file.path) != file.size for place in places))
-    check_room(store.root, needed, "remove models that are not needed, or set OLLAMA_MODELS to a larger disk")
+    check_room(
+        store.root, needed, "remove models that you do not need, or set OLLAMA_MODELS to a directory on a larger disk"
+    )
 
 
 def _snapshot(
     store: ModelStore, directory: Path, name: ModelName, files: tuple[ManifestFile, ...], *, link: bool
 ) -> Generator[Progress, None, Path]:
-    """Have these files of a model in the store, and return their directory."""
+    """Bring these files of a model into the store and return their directory."""
     identity = content_digest(files)
     place = store.snapshot_directory(identity)
     with store.staging(_key(identity), resume=True) as staging:
@@ -120,13 +122,14 @@ def _snapshot(
             if (yield from is_whole(place / file.path, file)) or (yield from is_whole(growing / file.path, file)):
                 continue
             target = growing / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            with store_writes():
+                target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield from _bring(directory, file, part, target, link=link)
             except OSError as error:
-                raise StoreError(f"'{name}' cannot be loaded: {file.path}: {error.strerror}") from error
+                raise StoreError(f"cannot load '{name}': {file.path}: {error.strerror}") from error
             except StoreError as error:
-                raise StoreError(f"'{name}' cannot be loaded from the bundle: {error}") from error
+                raise StoreError(f"cannot load '{name}' from the bundle: {error}") from error
         return store.adopt(growing, identity) if growing.exists() else place
 
 
@@ -139,20 +142,23 @@ def _bring(
             return
     linked = yield from link_checked(directory / FILES / stored_as(file.sha256), file, part, target, "loading")
     if not linked:
-        raise StoreError("bundle and store cannot share files; load without --link")
+        raise StoreError(
+            "cannot hard-link the bundle's files into the model store, which is on another file system; "
+            "load without --link"
+        )
 
 
 def _put(store: ModelStore, manifest: Manifest) -> None:
-    """Store the manifest, unless the name is that already; one that could not be served is refused."""
+    """Store the manifest unless it is already stored; refuse one that cannot be served."""
     describe(manifest)
     try:
         adapter.check(manifest)
     except RequestError as error:
-        raise StoreError(f"'{manifest.name}' cannot be loaded from the bundle: {error}") from error
+        raise StoreError(f"cannot load '{manifest.name}' from the bundle: {error}") from error
     try:
         stored = store.get(manifest.name)
         if (stored.digest, stored.snapshot) == (manifest.digest, manifest.snapshot):
             return
     except VllamaError:
-        pass  # not there, or damaged: replaced
+        pass  # missing or damaged: replaced
     store.put(manifest)

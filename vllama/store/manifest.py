@@ -1,4 +1,4 @@
-"""What a name stands for: files with their checksums, where they came from, and how to serve them."""
+"""Manifests: the files of a model with their checksums, their source, and how to serve them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vllama.errors import InvalidName, ManifestCorrupt
 from vllama.names import ModelName
 
 FORMAT_VERSION = 2
-"""Of the JSON; raised when an older reader would misunderstand it."""
+"""Format version of the JSON; increased when older readers would misunderstand it."""
 
 _PLAIN_VERSION = 1
-"""Of a manifest without an adapter, which older readers understand."""
+"""Format version of a manifest without an adapter, which older readers understand."""
 
 HIGHEST_RANK = 512
-"""Of a LoRA adapter; the most that vLLM takes (`vllm/config/lora.py: MaxLoRARanks`)."""
+"""Maximum rank of a LoRA adapter that vLLM supports (`vllm/config/lora.py: MaxLoRARanks`)."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
@@ -31,16 +31,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """One file of a snapshot: its path relative to the snapshot, its bytes and their sha256 (64 hex)."""
+    """A file of a snapshot: path relative to the snapshot, size in bytes and sha256 (64 hex)."""
 
     path: str
     size: int
     sha256: str
 
 
+_EARLIEST_YEAR, _LATEST_YEAR = 1900, 9000
+
+
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn that is put before every conversation (a Modelfile's MESSAGE)."""
+    """A message that precedes every conversation (a Modelfile's MESSAGE)."""
 
     role: str
     content: str
@@ -48,11 +51,12 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the files came from.
+    """The source of the files.
 
     `kind` is "package-index" (locator: the distribution, revision: its version), "hub" (locator: `org/repo`, or
     `org/repo/file` of a GGUF, revision: the commit), "local" (locator: the directory), "gguf" (locator:
-    "sha256:<64 hex>" of the file that was converted) or "upload"; where a part is not named it is empty.
+    "sha256:<64 hex>" of the converted file, with "+" and the same of its projector if it had one) or "upload"; parts
+    that are not mentioned are empty.
     """
 
     kind: str
@@ -62,7 +66,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter over a model's weights: a directory in PEFT's layout, its files, the largest rank in it."""
+    """A LoRA adapter for a model's weights: a directory in PEFT's layout, its files, and their maximum rank."""
 
     snapshot: Path
     files: tuple[ManifestFile, ...]
@@ -70,25 +74,26 @@ class Adapter:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of its files, 64 hex."""
+        """The identity of the adapter's files, 64 hex."""
         return content_digest(self.files)
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """The size of the adapter's files in bytes."""
         return sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is served under a name.
+    """The description of a model that is served under a name.
 
     `snapshot` is the directory of the files, in Hugging Face's layout. `parameters` are Ollama
-    PARAMETER values given with the model; `system`, `template` (Jinja or Go), `license` and `messages`
-    are empty where the snapshot's own files say all there is to say. `modified_at` has a time zone. `asked` is the
-    name that was pulled, "" where none was: a copy, or a model made of this one, keeps it. `parent` is the name of the
-    model that this one was made of, "" where it was made of files. `adapter` is None where the weights are served as
-    they are; its files are not among `files`.
+    PARAMETER values of the model; `system`, `template` (Jinja or Go), `license` and `messages`
+    are empty if the snapshot's own files apply. `modified_at` has a time zone. `asked` is the pulled name, "" if none;
+    copies and derived models keep it. `parent` is the name of the model that this one was created from, "" if it was
+    created from files. `adapter` is None if there is none; its files are not among `files`.
+
+    `embeds` is never stored: it asks for a second worker, which makes vectors of a model that generates text.
     """
 
     name: ModelName
@@ -105,16 +110,17 @@ class Manifest:
     asked: str = ""
     parent: str = ""
     adapter: Adapter | None = None
+    embeds: bool = False
 
     @property
     def basename(self) -> str:
-        """What the files are called, whatever name they have now (`general.basename`, contract §4.1)."""
+        """The original name of the files, regardless of the model's name (`general.basename`, contract §4.1)."""
         origin = self.asked or self.parent
         return ModelName.parse(origin).model if origin else self.name.model
 
     @cached_property
     def digest(self) -> str:
-        """Identity of what is served, 64 hex: equal for equal content, whatever its name, place and age."""
+        """The identity of the content, 64 hex, independent of name, path and age."""
         return sha256_of_json(
             {
                 "files": _canonical(self.files),
@@ -130,7 +136,7 @@ class Manifest:
 
     @cached_property
     def weights_digest(self) -> str:
-        """Identity of the files without the adapter's, 64 hex: equal for a model and those derived from it."""
+        """The identity of the files without the adapter's, 64 hex: equal for a model and those derived from it."""
         return content_digest(self.files)
 
     @property
@@ -140,21 +146,21 @@ class Manifest:
 
     @property
     def adapter_rank(self) -> int:
-        """The rank that a worker must have room for; 0 without an adapter."""
+        """The adapter rank that a worker must support; 0 without an adapter."""
         return self.adapter.rank if self.adapter else 0
 
     @property
     def snapshots(self) -> dict[Path, tuple[ManifestFile, ...]]:
-        """All directories that the model needs, with their files."""
+        """All directories of the model, with their files."""
         return {self.snapshot: self.files, **({self.adapter.snapshot: self.adapter.files} if self.adapter else {})}
 
     def moved(self, place_of: Callable[[Path], Path]) -> Manifest:
-        """Return the same with its directories elsewhere."""
+        """Return a copy of the manifest with other directories."""
         adapter = self.adapter and replace(self.adapter, snapshot=place_of(self.adapter.snapshot))
         return replace(self, snapshot=place_of(self.snapshot), adapter=adapter)
 
     def damaged_files(self) -> list[str]:
-        """Return the paths of files that are missing or have another size; contents are not read."""
+        """Return the paths of files that are missing or have the wrong size, without reading their contents."""
         return [
             file.path
             for directory, files in self.snapshots.items()
@@ -163,7 +169,7 @@ class Manifest:
         ]
 
     def to_json(self) -> bytes:
-        """Return the manifest as JSON with sorted keys; `from_json` reads it back unchanged."""
+        """Return the manifest as JSON with sorted keys, which `from_json` reads back unchanged."""
         record = {
             "format_version": FORMAT_VERSION if self.adapter else _PLAIN_VERSION,
             "name": self.name.full,
@@ -187,7 +193,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Read what `to_json` wrote. Raises ManifestCorrupt, which says what is wrong with it."""
+        """Parse the output of `to_json`. Raises ManifestCorrupt with the mistake."""
         try:
             record = orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -202,7 +208,7 @@ class Manifest:
             )
         return cls(
             name=_parse_name(_field(record, "name", str)),
-            snapshot=Path(_field(record, "snapshot", str)),
+            snapshot=_parse_place(record),
             files=tuple(parse_file(entry) for entry in _objects(record, "files")),
             source=_parse_source(_field(record, "source", dict)),
             parameters=_field(record, "parameters", dict),
@@ -215,8 +221,8 @@ class Manifest:
             ),
             engine_flags=_parse_flags(_field(record, "engine_flags", list)),
             modified_at=_parse_time(_field(record, "modified_at", str)),
-            asked=_field({"asked": "", **record}, "asked", str),  # older manifests have none
-            parent=_field({"parent": "", **record}, "parent", str),
+            asked=_parse_origin(record, "asked"),
+            parent=_parse_origin(record, "parent"),
             adapter=_parse_adapter(_field(record, "adapter", dict)) if "adapter" in record else None,
         )
 
@@ -231,7 +237,7 @@ def _canonical(files: Iterable[ManifestFile]) -> list[list[str | int]]:
 
 
 def sha256_of_json(value: object) -> str:
-    """Return the checksum, 64 hex, of a value that JSON can hold; the order of keys does not matter."""
+    """Return the checksum, 64 hex, of a JSON value, regardless of the order of keys."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -260,23 +266,38 @@ def _objects(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _parse_name(text: str) -> ModelName:
+def _parse_name(text: str, key: str = "name") -> ModelName:
     try:
         return ModelName.parse(text)
     except InvalidName as error:
-        raise ManifestCorrupt(f"'name' is {text!r}, which is no model name") from error
+        raise ManifestCorrupt(f"{key!r} is {text!r}, which is not a model name") from error
 
 
 def parse_file(entry: dict[str, Any]) -> ManifestFile:
-    """Accept only a path that stays inside its directory: manifests may come from elsewhere. Raises ManifestCorrupt."""
+    """Parse a file entry of an untrusted manifest. Raises ManifestCorrupt if its path leads out of the directory."""
     path = _field(entry, "path", str)
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ManifestCorrupt(f"the file path {path!r} does not stay inside the snapshot")
+        raise ManifestCorrupt(f"the file path {path!r} is outside the snapshot")
     size, sha256 = _field(entry, "size", int), _field(entry, "sha256", str)
     if size < 0 or not _SHA256.fullmatch(sha256):
         raise ManifestCorrupt(f"the file {path!r} has no valid size and sha256")
     return ManifestFile(path, size, sha256)
+
+
+def _parse_place(record: Mapping[str, Any]) -> Path:
+    text = _field(record, "snapshot", str)
+    if "\0" in text:
+        raise ManifestCorrupt(f"'snapshot' is {text!r}, which is not a path")
+    return Path(text)
+
+
+def _parse_origin(record: Mapping[str, Any], key: str) -> str:
+    """Return a model name, or "", which older manifests have."""
+    text = _field({key: "", **record}, key, str)
+    if text:
+        _parse_name(text, key)
+    return text
 
 
 def _parse_source(entry: dict[str, Any]) -> Source:
@@ -288,7 +309,7 @@ def _parse_adapter(entry: dict[str, Any]) -> Adapter:
     if not 0 < rank <= HIGHEST_RANK:
         raise ManifestCorrupt(f"'rank' is {rank}, which is not one of 1 to {HIGHEST_RANK}")
     files = tuple(parse_file(file) for file in _objects(entry, "files"))
-    return Adapter(Path(_field(entry, "snapshot", str)), files, rank)
+    return Adapter(_parse_place(entry), files, rank)
 
 
 def _parse_flags(entries: list[Any]) -> tuple[str, ...]:
@@ -301,7 +322,9 @@ def _parse_time(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ManifestCorrupt(f"'modified_at' is {text!r}, which is no time") from error
+        raise ManifestCorrupt(f"'modified_at' is {text!r}, which is not a time") from error
+    if not _EARLIEST_YEAR <= time.year <= _LATEST_YEAR:
+        raise ManifestCorrupt(f"'modified_at' is {text!r}, which no time zone can express")
     if time.tzinfo is None:
         raise ManifestCorrupt(f"'modified_at' is {text!r}, which has no time zone")
     return time

@@ -1,8 +1,8 @@
-"""Which of vLLM's tool and reasoning parsers understand a model's output, from what is on disk.
+"""Choice of vLLM's tool and reasoning parsers for a model, from its files.
 
 Ollama users never name a parser. The rules look for what the model was trained to write: the markers in its
-chat template and vocabulary, and its architecture where markers are shared. Names are candidates, best first: the
-installed vLLM may lack one (vllama.worker.registry knows).
+chat template and vocabulary, and its architecture if models share markers. Parser names are candidates, best first,
+because the installed vLLM may lack one (see vllama.installed.registry).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the rules look at.
+    """The facts about a model that the rules use.
 
-    `tokens` are the tokens that the tokenizer has beyond its learned vocabulary. `is_rendered_in_code` tells of a
-    tokenizer that needs no template.
+    `tokens` are the tokens that the tokenizer has beyond its learned vocabulary. `is_rendered_in_code` means that the
+    tokenizer needs no template.
     """
 
     model_type: str
@@ -26,13 +26,13 @@ class Traits:
     is_rendered_in_code: bool = False
 
     def says(self, *markers: str) -> bool:
-        """Whether any marker is in the template or is a token of its own."""
+        """Return whether any marker is in the template or is a token."""
         return any(marker in self.template or marker in self.tokens for marker in markers)
 
 
 @dataclass(frozen=True, slots=True)
 class ParserChoice:
-    """The parser to use, "" for none, and the marker or architecture that told."""
+    """The chosen parser ("" for none) and the marker or architecture that decided."""
 
     name: str = ""
     because: str = ""
@@ -40,9 +40,9 @@ class ParserChoice:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A parser's candidates (best first), and when they apply.
+    """Parser candidates (best first) and the condition under which they apply.
 
-    `needs` are the tokens without which vLLM refuses to start with them.
+    `needs` are tokens without which vLLM refuses to start with them.
     """
 
     candidates: tuple[str, ...]
@@ -52,7 +52,7 @@ class Rule:
 
 
 def choose_tool_parser(traits: Traits, installed: Collection[str]) -> ParserChoice:
-    """The parser of the model's tool calls; none where its template takes no tools."""
+    """Choose the parser for the model's tool calls; none if its template does not accept tools."""
     in_code = traits.model_type in _TEMPLATES_IN_CODE or (traits.is_rendered_in_code and not traits.template)
     if not ("tools" in traits.template or in_code):
         return ParserChoice()
@@ -60,7 +60,7 @@ def choose_tool_parser(traits: Traits, installed: Collection[str]) -> ParserChoi
 
 
 def choose_reasoning_parser(traits: Traits, installed: Collection[str]) -> ParserChoice:
-    """The parser that separates the model's thinking; none where it does not think."""
+    """Choose the parser that separates the model's thinking; none if it does not think."""
     return _first(_REASONING_RULES, traits, installed)
 
 
@@ -70,7 +70,7 @@ def _first(rules: Iterable[Rule], traits: Traits, installed: Collection[str]) ->
             name = next((name for name in rule.candidates if name in installed), "")
             if name and traits.tokens.issuperset(rule.needs):
                 return ParserChoice(name, rule.because)
-            return ParserChoice()  # the model speaks a format that this vLLM cannot read
+            return ParserChoice()  # this vLLM cannot parse the model's format
     return ParserChoice()
 
 
@@ -80,6 +80,10 @@ def _marker(*markers: str) -> Callable[[Traits], bool]:
 
 def _type(*prefixes: str) -> Callable[[Traits], bool]:
     return lambda traits: traits.model_type.startswith(prefixes)
+
+
+def _says_all(*markers: str) -> Callable[[Traits], bool]:
+    return lambda traits: all(marker in traits.template for marker in markers)
 
 
 def _both(first: Callable[[Traits], bool], second: Callable[[Traits], bool]) -> Callable[[Traits], bool]:
@@ -92,32 +96,39 @@ _TEMPLATES_IN_CODE = frozenset({"gpt_oss", "deepseek_v32", "deepseek_v4", "deeps
 _DEEPSEEK_CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 _THINK = ("<think>", "</think>")
 
-_BARE_CALL = re.compile(r"""\{\s*\\?["']name\\?["']\s*:.{,200}?["'](?:arguments|parameters)\\?["']\s*:""", re.DOTALL)
+_BARE_CALL = re.compile(
+    r"""\{\s*\\?["'](?:tool_)?name\\?["']\s*:.{,200}?["'](?:arguments|parameters)\\?["']\s*:""", re.DOTALL
+)
 
 
 def _writes_calls_as_bare_json(traits: Traits) -> bool:
-    """Whether the template writes earlier calls as JSON objects with name and arguments."""
+    """Return whether the template writes earlier calls as JSON objects with name and arguments."""
     return _BARE_CALL.search(traits.template) is not None
 
 
+def _writes_calls_as_gigachat(traits: Traits) -> bool:
+    """Return whether the template marks calls as GigaChat 3 or 3.1 do."""
+    return traits.says("<|function_call|>") or _says_all("function call", "role_sep")(traits)
+
+
 def _reply_part(template: str) -> str:
-    """What a template puts after the last message, or at least begins there."""
+    """Return the part of a template after the last message, or at least its beginning."""
     *_, after = re.split(r"add_generation_prompt|\{%-?\s*endfor", template)
     return after
 
 
 def _opens_thinking_in_plain_words(traits: Traits) -> bool:
-    """Whether the template begins the reply with `<think>`, which is no token of the model."""
+    """Return whether the template begins the reply with `<think>` although it is not a token of the model."""
     after = _reply_part(traits.template)
     return "<think>" in after and "</think>" not in after and not traits.tokens.issuperset(_THINK)
 
 
 def _only_reads_thinking(traits: Traits) -> bool:
-    """Whether thinking occurs in the history only: Qwen 3's models that follow instructions and never think."""
+    """Return whether thinking occurs only in the history, as with Qwen 3's instruct models, which never think."""
     return traits.model_type.startswith("qwen3") and "<think>" not in _reply_part(traits.template)
 
 
-# From the particular to the general: `<tool_call>` is written by many families in different ways.
+# From specific to general: many families write `<tool_call>` in different ways.
 _TOOL_RULES = (
     Rule(("openai",), "architecture gpt_oss", _type("gpt_oss")),
     Rule(("deepseek_v41",), "architecture deepseek_v41", _type("deepseek_v41")),
@@ -127,6 +138,12 @@ _TOOL_RULES = (
     Rule(("hy_v3",), "architecture hy_v3", _type("hy_v3")),
     Rule(("minimax_m3",), "architecture minimax_m3", _type("minimax_m3")),
     Rule(("step3p5",), "architecture step3p5", _type("step3p5")),
+    Rule(("ling3", "glm47"), "architecture bailing_hybrid", _both(_marker("<arg_key>"), _type("bailing_"))),
+    Rule(("poolside_v1",), "architecture laguna", _both(_marker("<arg_key>"), _type("laguna"))),
+    Rule(("muse_glimmer",), "architecture muse_glimmer", _type("muse_glimmer")),
+    Rule(("gigachat3",), "<|function_call|>", _writes_calls_as_gigachat),
+    Rule(("minicpm5",), '<function name="…"><param name="…">', _says_all('<function name="', '<param name="')),
+    Rule(("bare_json",), "functools[", _both(_marker("functools["), lambda traits: not traits.says("<|tool|>"))),
     Rule(("mimo",), "architecture mimo", _both(_marker("<tool_call>"), _type("mimo"))),
     Rule(("longcat",), "<longcat_tool_call>", _marker("<longcat_tool_call>")),
     Rule(("dots",), "<dots_function_call>", _marker("<dots_function_call>")),
@@ -157,7 +174,7 @@ _TOOL_RULES = (
     Rule(
         ("qwen3_coder", "qwen3_xml"),
         "<function=…><parameter=…>",
-        lambda t: "<function=" in t.template and "<parameter=" in t.template,
+        _says_all("<function=", "<parameter="),
     ),
     Rule(("functiongemma",), "<start_function_call>", _marker("<start_function_call>")),
     Rule(("gemma4",), "<|tool_call>", _marker("<|tool_call>")),
@@ -182,6 +199,7 @@ _TOOL_RULES = (
     Rule(("step3",), "<｜tool_calls_begin｜>", _marker("<｜tool_calls_begin｜>")),
     Rule(("cohere_command3",), "<|START_ACTION|>", _marker("<|START_ACTION|>")),
     Rule(("jamba",), "architecture jamba", _type("jamba"), needs=("<tool_calls>", "</tool_calls>")),
+    Rule(("bare_json",), "<tool_calls>[", _marker("<tool_calls>[")),
     Rule(("hermes",), "<tool_call>", _marker("<tool_call>")),
     Rule(("bare_json",), '{"name": …, "arguments": …}', _writes_calls_as_bare_json),
 )
@@ -195,8 +213,11 @@ _REASONING_RULES = (
     Rule(("hy_v3",), "architecture hy_v3", _type("hy_v3")),
     Rule(("minimax_m3",), "architecture minimax_m3", _type("minimax_m3")),
     Rule(("step3p5",), "architecture step3p5", _type("step3p5"), needs=_THINK),
+    Rule(("ling3", "glm47"), "architecture bailing_hybrid", _both(_marker("<arg_key>"), _type("bailing_"))),
+    Rule(("poolside_v1",), "architecture laguna", _both(_marker("<think>"), _type("laguna")), needs=("<assistant>",)),
+    Rule(("muse_glimmer",), "architecture muse_glimmer", _type("muse_glimmer")),
     Rule(("mimo",), "architecture mimo", _both(_marker("<think>"), _type("mimo"))),
-    # Models that never think have these tokens too; their templates do not speak of them.
+    # Models that never think have these tokens too, but their templates do not mention them.
     Rule(
         ("mistral",),
         "[THINK]",
@@ -205,6 +226,7 @@ _REASONING_RULES = (
     ),
     Rule(("gemma4",), "<|channel>", _both(_marker("<|channel>"), _type("gemma"))),
     Rule(("seed_oss",), "<seed:think>", _marker("<seed:think>")),
+    Rule(("glm47", "glm45"), "architecture glm4_moe_lite", _both(_marker("<think>"), _type("glm4_moe_lite", "glm47"))),
     Rule(("glm45",), "architecture glm4_moe", _both(_marker("<think>"), _type("glm4"))),
     Rule(("minimax_m2",), "architecture minimax_m2", _both(_marker("<think>"), _type("minimax"))),
     Rule(("kimi_k2",), "architecture kimi_k2", _both(_marker("<think>"), _type("kimi"))),

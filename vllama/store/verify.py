@@ -1,4 +1,4 @@
-"""Read everything that is stored again, and say what is not as it was."""
+"""Verification of stored files against their checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllama.store.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One name, or the path of a manifest that tells none, and what is wrong with each of its files."""
+    """A name (or the path of an unreadable manifest) and the problem of each damaged file."""
 
     name: str
     files: int
@@ -26,7 +26,7 @@ class Verdict:
     problems: dict[str, str]
 
     def to_record(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the verdict as a JSON object."""
         problems = [{"file": path, "problem": problem} for path, problem in self.problems.items()]
         return {
             "name": self.name,
@@ -38,9 +38,9 @@ class Verdict:
 
 
 def verify(store: ModelStore, names: Iterable[ModelName] = ()) -> Generator[Progress, None, list[Verdict]]:
-    """Return a verdict on each of these names, or on all that is stored. Raises ModelNotFound.
+    """Return a verdict on each of these names, or on all stored models. Raises ModelNotFound.
 
-    What several names share is read once.
+    Files that several names share are read once.
     """
     verdicts, manifests = [], []
     asked = list(names)

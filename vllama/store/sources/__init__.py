@@ -1,1 +1,1 @@
-"""Where models come from, one module each behind `base.PullSource`."""
+"""Where models come from, one module each; `vllama.store.pull` chooses."""

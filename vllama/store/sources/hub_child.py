@@ -1,41 +1,45 @@
-"""The process that talks to the Hub: `python -m vllama.store.sources.hub_child`, one JSON object a line in and out.
+"""The download process for the Hub: `python -m vllama.store.sources.hub_child`, one JSON object per line in and out.
 
-In a process of its own a transfer can be stopped at any instant, takes no time from a server that is answering clients,
-and huggingface_hub reads the environment that is in force now. It ends when its parent does: then its input is closed.
+In a separate process a transfer can be stopped at any moment, takes no time from a server that is answering clients,
+and huggingface_hub reads the current environment. The process ends with its parent, because its input is closed then.
 
     {"do": "list", "repository": …, "revision": …, "patience": …, "gated": …}
         → {"listing": …}
     {"do": "fetch", "listing": …, "files": [path …], "directory": …, "patience": …, "gated": …}
         → {"at": {path: bytes}} …, {"fetched": {path: sha256}}
 
-What cannot be done is answered with {"error": message}.
+Failures are answered with {"error": message}.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import shutil
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import orjson
 
 from vllama import __version__
 from vllama.errors import SourceUnavailable, VllamaError
-from vllama.store.sources.hub_errors import LONGEST_WAIT, TRANSIENT, Asked, explain, offline, unreachable
-from vllama.store.sources.hub_listing import Listing, RemoteFile
-from vllama.store.sources.hub_transfer import Patience, Transfer
+from vllama.store.sources.hub_errors import TRANSIENT, Asked, explain, offline, undeliverable, unreachable
+from vllama.store.sources.hub_listing import SHA1, SHA256, Listing, RemoteFile
+from vllama.store.sources.hub_transfer import LINKED, PART, Patience, Transfer, beside
 
 _AT_ONCE = 4
-"""Files under way at a time."""
+"""Maximum number of simultaneous downloads."""
 
 _REPORT_SECONDS = 0.08
 _TIMEOUT = httpx.Timeout(30.0)
@@ -50,16 +54,14 @@ def main() -> None:
         try:
             for answer in _ACTIONS[request.pop("do")](**request):
                 _write(answer)
-        except VllamaError as error:
-            _write({"error": str(error)})
-        except OSError as error:
-            _write({"error": f"cannot write to the model store: {error}"})
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent has to be told
+            _end(error)
 
 
 def _read(requests: queue.Queue[bytes]) -> None:
     for line in sys.stdin.buffer:
         requests.put(line)
-    os._exit(0)  # whatever is under way: nobody is left who wants it
+    os._exit(0)  # abandon running transfers: the parent is gone
 
 
 def _write(answer: Mapping[str, Any]) -> None:
@@ -67,19 +69,31 @@ def _write(answer: Mapping[str, Any]) -> None:
     sys.stdout.buffer.flush()
 
 
+def _end(error: BaseException) -> NoReturn:
+    """Tell the parent why it gets no more, and exit without waiting for unfinished downloads, whose parts are kept."""
+    if isinstance(error, VllamaError):
+        message = str(error)
+    else:
+        message = f"the process that fetches from the Hub failed: {type(error).__name__}: {error}"
+        traceback.print_exception(error)
+    _write({"error": message})
+    os._exit(1)
+
+
 def _list(repository: str, revision: str, patience: Mapping[str, Any], *, gated: bool) -> Iterator[dict[str, Any]]:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="vllama", library_version=__version__)
     asked = Asked(str(api.endpoint), repository, revision, _has_token(), gated)
+    persistent = Patience(**patience)
     info = _patiently(
-        lambda: api.model_info(repository, revision=revision, files_metadata=True, timeout=30.0),
-        asked,
-        Patience(**patience),
+        lambda: api.model_info(repository, revision=revision, files_metadata=True, timeout=30.0), asked, persistent
     )
-    files = [_remote_file(repository, str(info.sha), sibling) for sibling in info.siblings or ()]
-    stated = next((tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")), "")
-    yield {"listing": asdict(Listing(repository, str(info.sha), tuple(files), stated))}
+    files = [_remote_file(str(info.sha), sibling, asked, persistent) for sibling in info.siblings or ()]
+    tags = info.tags or ()
+    stated = next((tag.partition(":")[2] for tag in tags if tag.startswith("license:")), "")
+    base = next((tag.rpartition(":")[2] for tag in tags if tag.startswith("base_model:quantized:")), "")
+    yield {"listing": asdict(Listing(repository, str(info.sha), tuple(files), stated, base))}
 
 
 def _fetch(
@@ -102,54 +116,50 @@ def _fetch(
             url = hf_hub_url(known.repository, file.path, revision=known.commit)
             return transfer.fetch(file, url, place, lambda size: at.__setitem__(file.path, size))
 
-        # Each content once, however many names it has; the small ones first: they tell whether the rest is worth it.
-        contents = {file.key: file for file in sorted(wanted, key=lambda file: file.size)}
+        # Each content once, under any number of names; small files first, because they may reveal a useless model.
+        contents = {file.key: file for file in sorted(wanted, key=_size_for_order)}
         futures = {key: pool.submit(fetch, file) for key, file in contents.items()}
         yield from _progress(set(futures.values()), at)
         yield {"fetched": {file.path: futures[file.key].result() for file in wanted}}
 
 
 def _progress(futures: set[Future[str]], at: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """Tell how far the files are until all are done. Raises what the first that fails raised, and ends the others."""
+    """Report the progress of the files until all are done. Raises the first error and cancels the others."""
     told: dict[str, int] = {}
     while futures:
-        done, futures = wait(futures, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED)
+        done, futures = wait_for(futures, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             if (error := future.exception()) is not None:
-                _write({"error": _message(error)})
-                os._exit(1)  # without waiting for those that are under way: what they have is kept
+                _end(error)
         if news := {path: size for path, size in dict(at).items() if told.get(path) != size}:
             told |= news
             yield {"at": news}
 
 
-def _message(error: BaseException) -> str:
-    if isinstance(error, VllamaError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"cannot write to the model store: {error}"
-    raise error
-
-
 def _take_from_cache(listing: Listing, file: RemoteFile, place: Path) -> None:
-    """Begin with the file of Hugging Face's own cache, if it is there: it is checked as one that was fetched."""
+    """Link the file from Hugging Face's own cache if it is there; it is verified like a download."""
     from huggingface_hub import try_to_load_from_cache
 
-    part = place.with_name(f"{place.name}.part")
+    link, part = beside(place, LINKED), beside(place, PART)
     cached = try_to_load_from_cache(listing.repository, file.path, revision=listing.commit)
-    if not isinstance(cached, str) or place.exists() or part.exists():
+    if not isinstance(cached, str) or any(path.exists() for path in (place, link, part)):
         return
     source = Path(cached).resolve()
-    if not source.is_file() or source.stat().st_size != file.size:
+    if not source.is_file() or file.size not in {None, source.stat().st_size}:
         return
     try:
-        part.hardlink_to(source)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, part)
+        link.hardlink_to(source)
+    except OSError:  # another file system, or no support for links
+        with suppress(OSError):  # what the copy lacks is fetched
+            shutil.copyfile(source, part)
 
 
-def _remote_file(repository: str, commit: str, sibling: Any) -> RemoteFile:
-    """Read one entry of a listing; a mirror that leaves out sizes is asked for each file."""
+def _size_for_order(file: RemoteFile) -> float:
+    return math.inf if file.size is None else file.size
+
+
+def _remote_file(commit: str, sibling: Any, asked: Asked, patience: Patience) -> RemoteFile:
+    """Read one entry of a listing; if a mirror omits sizes, request them per file. Raises SourceUnavailable."""
     lfs = sibling.lfs
     if sibling.size is not None:
         return RemoteFile(
@@ -157,21 +167,24 @@ def _remote_file(repository: str, commit: str, sibling: Any) -> RemoteFile:
         )
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    metadata = get_hf_file_metadata(hf_hub_url(repository, sibling.rfilename, revision=commit), timeout=30.0)
+    url = hf_hub_url(asked.repository, sibling.rfilename, revision=commit)
+    metadata = _patiently(lambda: get_hf_file_metadata(url, timeout=30.0), asked, patience)
     etag = metadata.etag or ""
+    # Older versions of huggingface_hub take the length of a redirect's own body, mostly 0, for that of the file.
+    size = metadata.size or None if metadata.location != url else metadata.size
     return RemoteFile(
         sibling.rfilename,
-        metadata.size or 0,
-        sha256=etag if len(etag) == 64 else "",
-        git_sha1=etag if len(etag) == 40 else "",
+        size,
+        sha256=etag if SHA256.fullmatch(etag) else "",
+        git_sha1=etag if SHA1.fullmatch(etag) else "",
     )
 
 
 def _patiently(ask: Callable[[], Any], asked: Asked, patience: Patience) -> Any:
-    """Ask until there is an answer. Raises SourceUnavailable, which says what to do."""
+    """Retry a request until it succeeds. Raises SourceUnavailable with advice."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    attempt = 0
+    attempt, since = 0, time.monotonic()
     while True:
         attempt += 1
         retry_after = ""
@@ -180,24 +193,30 @@ def _patiently(ask: Callable[[], Any], asked: Asked, patience: Patience) -> Any:
         except OfflineModeIsEnabled as error:
             raise SourceUnavailable(offline(asked)) from error
         except HFValidationError as error:
-            raise SourceUnavailable(f"'{asked.repository}' is no name of a repository on the Hub: {error}") from error
+            raise SourceUnavailable(
+                f"'{asked.repository}' is not a valid repository name on the Hub: {error}"
+            ) from error
         except HfHubHTTPError as error:
             status, headers = error.response.status_code, error.response.headers
             failure = SourceUnavailable(explain(asked, status, headers))
             if status not in TRANSIENT:
                 raise failure from error
             retry_after = headers.get("retry-after", "")
-        except _transport_errors() as error:
+        except _request_errors("TransportError") as error:
             failure = SourceUnavailable(unreachable(asked, error))
-        if attempt > patience.attempts or patience.wait(attempt, retry_after) > LONGEST_WAIT:
+            failure.__cause__ = error
+        except _request_errors("RequestError") as error:
+            raise SourceUnavailable(undeliverable(asked, "what is known", error)) from error
+        wait = patience.wait(attempt, retry_after)
+        if patience.is_over(attempt, wait, failure, time.monotonic() - since):
             raise failure
-        time.sleep(patience.wait(attempt, retry_after))
+        time.sleep(wait)
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """Those of httpx, and of the fork of it that newer versions of huggingface_hub use."""
-    modules = (sys.modules.get(name) for name in ("httpx", "httpx2"))
-    return tuple(module.TransportError for module in modules if module)
+def _request_errors(name: str) -> tuple[type[Exception], ...]:
+    """Return httpx's class of this name, and that of the fork of it that newer versions of huggingface_hub use."""
+    modules = (sys.modules.get(package) for package in ("httpx", "httpx2"))
+    return tuple(getattr(module, name) for module in modules if module)
 
 
 def _has_token() -> bool:

