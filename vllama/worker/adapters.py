@@ -14,8 +14,8 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 
 from vllama.errors import EngineError, RequestError, WorkerDied
+from vllama.protocol.profile import AdapterPart
 from vllama.worker.engine_errors import as_our_error
-from vllama.worker.profile import AdapterPart
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _FAILURE = re.compile(r"Call to \w+ method failed: (.*)", re.DOTALL)
 
 
 class Adapters:
-    """Of one engine; `serve` comes before the first request."""
+    """The adapters of one engine; call `serve` before the first request."""
 
     def __init__(self) -> None:
         self._client: Any = None
@@ -44,7 +44,7 @@ class Adapters:
         if (loaded := self._loaded.get(adapter.digest)) is not None:
             return loaded
         if self._client is None:
-            raise EngineError("the engine is not ready")
+            raise EngineError("the engine is not ready; try again")
         # vLLM tells adapters apart by name where it looks for prompts that it has computed before.
         request = LoRARequest(adapter.digest, adapter.number, adapter.path)
         async with self._turn:
@@ -60,7 +60,7 @@ class Adapters:
             ours = as_our_error(error)
             if isinstance(ours, WorkerDied):
                 raise ours from error
-            log.exception("the adapter in %s cannot be served", request.lora_path)
+            log.exception("cannot serve the adapter in %s", request.lora_path)
             told = _FAILURE.search(str(error))
             message = f"vLLM cannot serve the model's adapter: {told[1] if told else error}"
             raise RequestError(message.replace(f"{request.lora_path}/", "")) from error

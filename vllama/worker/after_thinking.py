@@ -1,7 +1,7 @@
 """A `format` binds the answer and leaves the thinking before it alone (contract §2.4).
 
 As Ollama does it: the model writes freely until thinking has ended, and from there once more under the constraint. vLLM
-can wait for the end of thinking by itself, but its parsers do not know the end in every family (`granite`,
+has an option to wait for the end of thinking, but its parsers do not know the end in every family (`granite`,
 `openai_gptoss`), take old thinking in the prompt for this reply's (0.26), and wait for ever where a model does not
 think this time.
 """
@@ -22,23 +22,23 @@ Generate = Callable[..., AsyncGenerator[Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class ThinkingMarkers:
     """Patterns of where thinking begins ("" where it has begun already or has no mark) and ends."""
 
     begins: str
     ends: str
 
 
-_TAGS = Marks("<think>", "</think>")
+_TAGS = ThinkingMarkers("<think>", "</think>")
 _BY_PARSER = {
-    "GraniteReasoningParser": Marks(r"Here(?:'s| is) my thought process:", r"Here(?:'s| is) my response:"),
-    "GptOssReasoningParser": Marks("", r"<\|channel\|>final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"),
-    "HunyuanA13BReasoningParser": Marks("<think>", r"</think>\s*<answer>"),
+    "GraniteReasoningParser": ThinkingMarkers(r"Here(?:'s| is) my thought process:", r"Here(?:'s| is) my response:"),
+    "GptOssReasoningParser": ThinkingMarkers("", r"<\|channel\|>final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"),
+    "HunyuanA13BReasoningParser": ThinkingMarkers("<think>", r"</think>\s*<answer>"),
 }
 
 
-def marks_of_thinking(parser: Any, prompt_end: str, *, wanted: bool) -> Marks | None:
-    """The marks of the thinking that is to come; None where none is.
+def thinking_markers(parser: Any, prompt_end: str, *, wanted: bool) -> ThinkingMarkers | None:
+    """Return the marks of the expected thinking; None if there is none.
 
     `parser` is vLLM's reasoning parser, `prompt_end` the part of the prompt that belongs to the reply, and `wanted`
     says whether the request wants thinking: a template may open it all the same.
@@ -47,24 +47,25 @@ def marks_of_thinking(parser: Any, prompt_end: str, *, wanted: bool) -> Marks | 
     if known is not None:
         return known if wanted or not known.begins else None
     begins, ends = parser.reasoning_start_str, parser.reasoning_end_str
-    marks = Marks(regex.escape(begins), regex.escape(ends)) if begins and ends else _TAGS
+    marks = ThinkingMarkers(regex.escape(begins), regex.escape(ends)) if begins and ends else _TAGS
     opened = [match.end() for match in regex.finditer(marks.begins, prompt_end)]
     closed = [match.end() for match in regex.finditer(marks.ends, prompt_end)]
     if opened and opened[-1] > max(closed, default=0):
-        return Marks("", marks.ends)
+        return ThinkingMarkers("", marks.ends)
     return marks if wanted and not closed else None
 
 
 class Watch:
     """Finds the end of thinking in the tokens of a reply."""
 
-    def __init__(self, marks: Marks, detokenize: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, marks: ThinkingMarkers, detokenize: Callable[[Sequence[int]], str]) -> None:
         self._begins, self._ends = regex.compile(marks.begins), regex.compile(marks.ends)
         self._detokenize = detokenize
         self._begun = not marks.begins
+        self._blank_ids = 0  # how many ids at the beginning are blank
         self.ids: list[int] = []
         self.certain = 0
-        """How many of the tokens surely stand before the answer."""
+        """The number of tokens that are certainly before the answer."""
         self.ended = False
 
     def feed(self, ids: Sequence[int], *, finished: bool) -> bool:
@@ -84,7 +85,9 @@ class Watch:
         return self.ended and (finished or self.certain < len(self.ids))
 
     def _begin(self, *, finished: bool) -> None:
-        text = self._detokenize(self.ids).lstrip()
+        text = self._detokenize(self.ids[self._blank_ids :]).lstrip()
+        if not text:
+            self._blank_ids = len(self.ids)
         match = self._begins.match(text, partial=not finished)
         if match is None:
             self.ended = bool(text) or finished  # it does not think this time
@@ -118,13 +121,14 @@ class AfterThinking:
     text_of: Callable[[Sequence[int]], str]
     stream: bool
     _passed: int = 0  # how many tokens were handed on
-    _text: str = ""  # their text
+    _length: int = 0  # characters of their text
     _held: str = ""  # the text of the others
     _logprobs: list[Any] = field(default_factory=list)  # of the others
     _metrics: Any = None
+    _cached: int | None = None  # what the first request read of the prompt from the cache; the second reads all of it
 
     async def outputs(self, prompt: dict[str, Any], most_tokens: int) -> AsyncGenerator[Any, None]:
-        """The engine's outputs; closing this ends whichever request runs."""
+        """Yield the engine's outputs; closing this aborts the running request."""
         async with aclosing(self.free(prompt, most_tokens)) as outputs:
             async for output in outputs:
                 completion = output.outputs[0]
@@ -137,8 +141,8 @@ class AfterThinking:
                     yield self._handed_on(output, len(self.watch.ids), self._held)
                     return
                 if answers:
-                    text = self.text_of(self.watch.ids[: self.watch.certain])[len(self._text) :]
-                    self._metrics = output.metrics
+                    text = self.text_of(self.watch.ids[: self.watch.certain])[self._length :]
+                    self._metrics, self._cached = output.metrics, output.num_cached_tokens
                     output.finished, completion.finish_reason, completion.stop_reason = False, None, None
                     thinking = self._handed_on(output, self.watch.certain, text)
                     break
@@ -160,13 +164,14 @@ class AfterThinking:
         if completion.logprobs is not None:
             completion.logprobs, self._logprobs = self._logprobs[:count], self._logprobs[count:]
         self._passed = end
-        self._text += text
+        self._length += len(text)
         self._held = ""
         return output
 
     def _joined(self, output: Any, thinking: Any) -> Any:
-        """An output of the answer that looks as if one request had made thinking and answer."""
+        """Return an output of the answer as if one request had generated thinking and answer."""
         completion = output.outputs[0]
+        output.num_cached_tokens = self._cached
         if not self.stream:
             completion.text = thinking.text + completion.text
             completion.token_ids = [*thinking.token_ids, *completion.token_ids]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vllama.ollama.requests import ChatRequest, GenerateRequest, Message
-from vllama.worker.profile import Profile
+from vllama.protocol.profile import Profile
 
 TemplateMessage = dict[str, Any]
 """A message in the shape of chat templates, which is OpenAI's.
@@ -31,7 +31,7 @@ def of_generate(request: GenerateRequest, profile: Profile) -> list[TemplateMess
 
 
 def of_chat(request: ChatRequest, profile: Profile) -> list[TemplateMessage]:
-    """The model's system unless the client's first message is one, the model's own messages, the client's."""
+    """Return the model's system message unless the client's comes first, the model's messages, and the client's."""
     conversation: list[TemplateMessage] = []
     if profile.system and request.messages[0].role != "system":
         conversation.append({"role": "system", "content": profile.system})
@@ -41,19 +41,19 @@ def of_chat(request: ChatRequest, profile: Profile) -> list[TemplateMessage]:
 
 
 def shortened(conversation: list[TemplateMessage], dropped: int) -> list[TemplateMessage]:
-    """The conversation without its oldest `dropped` messages; system messages stay, and so does the last (§2.7)."""
+    """Return the conversation without its oldest `dropped` messages; system messages and the last are kept (§2.7)."""
     dropped = min(dropped, len(conversation) - 1)
     kept = [message for message in conversation[:dropped] if message["role"] == "system"]
     return kept + conversation[dropped:]
 
 
 def images_of(conversation: Iterable[TemplateMessage]) -> list[Any]:
-    """All images, in order."""
+    """Return all images in order."""
     return [part["image_pil"] for message in conversation for part in _parts(message) if "image_pil" in part]
 
 
 def with_images(conversation: list[TemplateMessage], images: Sequence[Any]) -> list[TemplateMessage]:
-    """The conversation with these in place of its images, in order."""
+    """Return the conversation with its images replaced by these, in order."""
     waiting = iter(images)
 
     def replaced(part: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def with_images(conversation: list[TemplateMessage], images: Sequence[Any]) -> l
 
 
 def plain_text(conversation: Iterable[TemplateMessage]) -> str:
-    """The messages one after the other, for models without a chat template; a marker stands for each image."""
+    """Return the joined messages, for models without a chat template, with a marker for each image."""
     return "\n".join("".join(part.get("text", IMAGE_MARKER) for part in _parts(message)) for message in conversation)
 
 
@@ -78,7 +78,7 @@ def _parts(message: TemplateMessage) -> Iterator[dict[str, Any]]:
 
 
 def _content(text: str, images: Sequence[Any]) -> str | list[dict[str, Any]]:
-    """A message's content: its images stand where the text has markers for them, the others after it."""
+    """Return a message's content, with images at their markers in the text and the others after it."""
     if not images:
         return text
     waiting = list(images)

@@ -9,11 +9,12 @@ process of a worker as a general plugin (`vllm/plugins/__init__.py`); it takes t
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import current_platform
+
+from vllama.worker.plugin_selection import is_selected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,8 @@ Mask = Callable[..., Any]
 
 
 def register() -> None:
-    """Put the partial sort into this process, where it computes on a CPU; the second time does nothing.
-
-    vLLM loads every general plugin where VLLM_PLUGINS is not set: a server that did not ask for us is left alone.
-    """
-    if not current_platform.is_cpu() or "vllama" not in os.environ.get("VLLM_PLUGINS", "").split(","):
+    """Put the partial sort into this process, where it computes on a CPU; the second time does nothing."""
+    if not current_platform.is_cpu() or not is_selected():
         return
     from vllm.v1.sample.ops import topk_topp_sampler
 

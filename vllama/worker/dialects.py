@@ -1,8 +1,8 @@
-"""What differs between `/api/generate` and `/api/chat`: decoding, checks, records, prompts."""
+"""Differences between `/api/generate` and `/api/chat`: decoding, checks, records, prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +11,13 @@ from vllama.ollama import checks
 from vllama.ollama.replies import ChatReplies, Clock, GenerateReplies, Replies
 from vllama.ollama.requests import ChatRequest, GenerateRequest
 from vllama.ollama.templates import in_jinja
-from vllama.worker import conversation
+from vllama.protocol import checked_record
+from vllama.protocol.profile import Profile
+from vllama.worker import conversation, prompt_length
 from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine import Engine, Prompt
 from vllama.worker.parsing import ParsedPrompt
-from vllama.worker.profile import Profile
+from vllama.worker.special_tokens import SpecialTokens
 from vllama.worker.vision import images_in, prepend, text_ids
 from vllama.worker.window import Window
 
@@ -24,7 +26,7 @@ Request = GenerateRequest | ChatRequest
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt for the engine; with `parsed` where the reply has to be taken apart."""
+    """A prompt for the engine; with `parsed` if the reply must be parsed."""
 
     prompt: Prompt
     parsed: ParsedPrompt | None = None
@@ -37,11 +39,11 @@ class Rendered:
 
     @property
     def is_text(self) -> bool:
-        """Whether the prompt is nothing but its token ids; those of one with images belong to the images."""
+        """Whether the prompt consists of token ids alone; token ids of a prompt with images belong to the images."""
         return bool(self.prompt.get("type", "token") == "token")
 
     def replace_ids(self, ids: list[int]) -> None:
-        """Put other token ids in the prompt's place."""
+        """Replace the prompt's token ids."""
         self.prompt["prompt_token_ids"] = ids
         self.prompt.pop("prompt", None)  # the text that they no longer are
 
@@ -62,37 +64,44 @@ class Dialect(Protocol):
     def parse(self, body: bytes) -> Request:
         """Decode a body. Raises RequestError."""
 
+    def decode(self, record: bytes) -> Request:
+        """Read what vllama.protocol.checked_record wrote."""
+
     def check(self, request: Any, capabilities: Collection[str], full_name: str) -> None:
-        """Raise where the model cannot do it."""
+        """Raise an error if the model lacks a capability."""
 
     def replies(self, model: str, clock: Clock) -> Replies:
-        """The writer of this route's records."""
+        """Return the encoder of this route's records."""
 
     async def render(self, request: Any, engine: Engine, profile: Profile, window: Window) -> Rendered:
         """Make the prompt."""
 
     def returns_context(self, request: Any) -> bool:
-        """Whether the final record carries the token ids."""
+        """Return whether the final record has the token ids."""
 
 
 class Generate:
-    """`/api/generate`."""
+    """The dialect of `/api/generate`."""
 
     def parse(self, body: bytes) -> GenerateRequest:
         """Decode a body. Raises RequestError."""
         return GenerateRequest.parse(body)
 
+    def decode(self, record: bytes) -> GenerateRequest:
+        """Read what vllama.protocol.checked_record wrote."""
+        return checked_record.decode_generate(record)
+
     def check(self, request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
-        """Raise where the model cannot do it."""
+        """Raise an error if the model lacks a capability."""
         checks.check_generate(request, capabilities, full_name)
 
     def replies(self, model: str, clock: Clock) -> Replies:
-        """The writer of this route's records."""
+        """Return the encoder of this route's records."""
         return GenerateReplies(model, clock)
 
     async def render(self, request: GenerateRequest, engine: Engine, profile: Profile, window: Window) -> Rendered:
         """Make the prompt: raw text, a gap to fill, or a conversation of one turn with `context` verbatim before it."""
-        del window  # a single message is not shortened
+        request = prompt_length.shortened_request(request, window.limit * engine.longest_token)
         images = await engine.vision.decode(request.images)
         template = in_jinja(request.template) if request.template else profile.chat_template
         if request.raw or not (template or request.suffix or engine.has_chat_template):
@@ -108,12 +117,12 @@ class Generate:
         else:
             rendered = Rendered(await engine.render_conversation(messages, template))
         if request.context:
-            prepend(request.context, rendered.prompt)
+            _put_context_before(request.context, rendered, engine.special_tokens)
         return rendered
 
     @staticmethod
     async def _with_gap(request: GenerateRequest, engine: Engine, profile: Profile, template: str) -> Prompt:
-        """The prompt for what stands between prompt and suffix: by a template that knows of suffixes, or by tokens."""
+        """Return the fill-in-the-middle prompt, from a template that supports suffixes or from tokens."""
         if profile.infill is None or "suffix" in template:
             messages = [{"role": "user", "content": request.prompt}]
             arguments = {"prompt": request.prompt, "suffix": request.suffix}
@@ -121,28 +130,44 @@ class Generate:
         return await engine.render_text(profile.infill.prompt(request.prompt, request.suffix))
 
     def returns_context(self, request: GenerateRequest) -> bool:
-        """Whether the final record carries the token ids."""
+        """Return whether the final record has the token ids."""
         return not request.raw
 
 
+def _put_context_before(context: Sequence[int], rendered: Rendered, special_tokens: SpecialTokens) -> None:
+    """Put the ids of earlier turns before a prompt; the special tokens before a text then stand before them all."""
+    opening = special_tokens.before if special_tokens.begin(rendered.token_ids) else ()
+    before = () if special_tokens.begin(context) else opening
+    prepend([*before, *context], rendered.prompt, dropped=len(opening))
+
+
 class Chat:
-    """`/api/chat`."""
+    """The dialect of `/api/chat`."""
 
     def parse(self, body: bytes) -> ChatRequest:
         """Decode a body. Raises RequestError."""
         return ChatRequest.parse(body)
 
+    def decode(self, record: bytes) -> ChatRequest:
+        """Read what vllama.protocol.checked_record wrote."""
+        return checked_record.decode_chat(record)
+
     def check(self, request: ChatRequest, capabilities: Collection[str], full_name: str) -> None:
-        """Raise where the model cannot do it."""
+        """Raise an error if the model lacks a capability."""
         checks.check_chat(request, capabilities, full_name)
 
     def replies(self, model: str, clock: Clock) -> Replies:
-        """The writer of this route's records."""
+        """Return the encoder of this route's records."""
         return ChatReplies(model, clock)
 
     async def render(self, request: ChatRequest, engine: Engine, profile: Profile, window: Window) -> Rendered:
         """Make the prompt; where it is too long, without as many of the oldest messages as it takes (§2.7)."""
         messages = conversation.of_chat(request, profile)
+        most = window.limit * engine.longest_token
+        if request.truncate:
+            messages = prompt_length.newest_messages(messages, most, window.limit)
+        elif prompt_length.characters(messages) > most:
+            raise PromptTooLong
         template = profile.chat_template
         images = await engine.vision.decode(conversation.images_of(messages))
         messages = conversation.with_images(messages, images)
@@ -161,7 +186,7 @@ class Chat:
     async def _fitting(
         self, request: ChatRequest, engine: Engine, messages: list[TemplateMessage], template: str, window: Window
     ) -> Rendered | None:
-        """The prompt of these messages; None where it leaves no room for a reply."""
+        """Return the prompt of these messages; None if it leaves no room for a reply."""
         try:
             rendered = await self._render_all(request, engine, messages, template)
         except PromptTooLong:
@@ -178,12 +203,17 @@ class Chat:
             return Rendered(await engine.render_text(text, images))
         if engine.parsing.thinks or (request.tools and engine.parsing.calls_tools):
             parsed = await engine.parsing.render(
-                messages, tools=request.tools, think=request.think, stream=request.stream, chat_template=template
+                messages,
+                tools=request.tools,
+                think=request.think,
+                stream=request.stream,
+                chat_template=template,
+                has_format=request.format is not None,
             )
             return Rendered(parsed.prompt, parsed)
         return Rendered(await engine.render_conversation(messages, template))
 
     def returns_context(self, request: ChatRequest) -> bool:
-        """Whether the final record carries the token ids."""
+        """Return whether the final record has the token ids."""
         del request
         return False

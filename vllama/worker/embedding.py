@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
+from vllama.asgi import LARGEST_BODY, Receive, Scope, Send
 from vllama.errors import EngineError, NamedModelNotFound, RequestError, VllamaError
 from vllama.ollama import options
 from vllama.ollama.embedding import EmbedRequest, check_embedding
 from vllama.ollama.replies import Timings
 from vllama.ollama.status import JSON
-from vllama.worker.profile import Profile
-from vllama.worker.sink import HttpSink, Sink
+from vllama.protocol.frames import Form
+from vllama.protocol.profile import Profile
+from vllama.protocol.token_counts import TokenCounts
+from vllama.worker.sink import Sink, answer_over_http
 
 if TYPE_CHECKING:
     from vllama.worker.engine import Prompt
@@ -25,19 +27,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SMALLEST_CONTEXT = 4
+"""Tokens of the context that Ollama loads a model with at least."""
+
 
 class EmbeddingRoute:
     """The endpoint of one route, over HTTP and over the channel."""
 
     _numbers = count(1)
 
-    def __init__(self, request: type[EmbedRequest]) -> None:
+    def __init__(self, request: type[EmbedRequest], largest_body: int = LARGEST_BODY) -> None:
+        """Take bodies of at most `largest_body` bytes over HTTP; those over the channel were limited before."""
+        self._largest_body = largest_body
         self._request = request
         self._engine: PoolingEngine | None = None
         self._profile = Profile("", ())
 
     def serve(self, engine: PoolingEngine | None, profile: Profile) -> None:
-        """Begin to answer with this engine; without one, where the profile says that the model cannot do it.
+        """Answer with this engine from now on; without one, if the model lacks the capability.
 
         The profile is that of requests over HTTP; those over the channel bring their own.
         """
@@ -47,36 +54,48 @@ class EmbeddingRoute:
         """Answer a request that came over HTTP."""
         del scope
         received = time.monotonic_ns()
-        body = await read_body(receive)
-        async with cancelled_on_disconnect(receive):
-            await self.answer(body, received, HttpSink(send), self._profile)
 
-    async def answer(self, body: bytes, received: int, sink: Sink, profile: Profile) -> None:
+        async def answer(body: bytes, sink: Sink) -> None:
+            await self.answer(body, received, sink, self._profile)
+
+        await answer_over_http(receive, send, self._largest_body, answer)
+
+    async def answer(
+        self, body: bytes, received: int, sink: Sink, profile: Profile, form: Form = Form.UNCHECKED
+    ) -> None:
         """Answer one request with one record, or an error with its status.
 
         `received` is when the client's request came, in monotonic ns. Cancelling aborts it in the engine.
         """
         try:
-            await sink.reply(200, JSON, await self._reply(self._request.parse(body), received, profile))
+            request = self._request.parse(body)
+            if form is Form.UNCHECKED:
+                self._check(request, profile)
+            reply, tokens = await self._reply(request, received, profile)
+            sink.count(TokenCounts(tokens))
+            await sink.reply(200, JSON, reply)
         except VllamaError as error:
             await sink.fail(error)
         except Exception:
             log.exception("a request failed")
             await sink.fail(EngineError("an error was encountered while running the model: internal error"))
 
-    async def _reply(self, request: EmbedRequest, received: int, profile: Profile) -> bytes:
+    @staticmethod
+    def _check(request: EmbedRequest, profile: Profile) -> None:
         names = profile.served_names
         if names and request.model not in names:
             raise NamedModelNotFound(request.model, ", try pulling it first")
         check_embedding(request, profile.capabilities)
+
+    async def _reply(self, request: EmbedRequest, received: int, profile: Profile) -> tuple[bytes, int]:
+        """Return the reply and its number of prompt tokens."""
         engine = self._engine
         if engine is None:
-            raise EngineError("the engine is not ready")
+            raise EngineError("the engine is not ready; try again")
         if not request.inputs:
-            return request.reply(())
-        num_ctx = options.resolve(options.check(request.options), profile.parameters).num_ctx
-        limit = min(num_ctx, engine.context_length) if num_ctx > 0 else engine.context_length
-        prompts = await _prompts(engine, request, limit)
+            return request.reply(()), 0
+        num_ctx = {**profile.parameters, **options.check(request.options)}.get("num_ctx", engine.context_length)
+        prompts = await _prompts(engine, request, num_ctx)
         submitted = time.monotonic_ns()
         vectors = [_finished(vector, request) for vector in await self._encode(engine, prompts)]
         timings = Timings(
@@ -87,10 +106,10 @@ class EmbeddingRoute:
             eval_count=0,
             eval_duration=0,
         )
-        return request.reply(vectors, timings)
+        return request.reply(vectors, timings), timings.prompt_eval_count
 
     async def _encode(self, engine: PoolingEngine, prompts: list[Prompt]) -> list[Vector]:
-        """All at once, in the order of the inputs. The first failure aborts the others."""
+        """Encode all inputs at once, in order. The first failure aborts the others."""
         name = f"vllama-embed-{next(self._numbers)}"
         try:
             async with asyncio.TaskGroup() as group:
@@ -102,21 +121,28 @@ class EmbeddingRoute:
         return [task.result() for task in tasks]
 
 
-async def _prompts(engine: PoolingEngine, request: EmbedRequest, limit: int) -> list[Prompt]:
-    """The inputs as tokens, none longer than `limit`. Raises RequestError where that cannot be."""
-    if request.truncate and limit <= engine.special_tokens:
+async def _prompts(engine: PoolingEngine, request: EmbedRequest, num_ctx: int) -> list[Prompt]:
+    """Return the inputs as tokens, none longer than the context. Raises RequestError if that is impossible.
+
+    A `num_ctx` of 0 gives the smallest context, and a text that is longer is not truncated, as in Ollama.
+    """
+    is_cut = request.truncate and num_ctx > 0
+    limit = min(num_ctx if num_ctx > 0 else _SMALLEST_CONTEXT, engine.context_length)
+    if is_cut and limit <= engine.special_tokens:
         raise RequestError("input after truncation exceeds maximum context length")
-    prompts = await engine.tokenize(request.inputs, limit if request.truncate else None)
+    prompts = await engine.tokenize(request.inputs, limit if is_cut else None)
     lengths = [len(prompt["prompt_token_ids"]) for prompt in prompts]
+    if max(lengths) > limit and request.truncate:
+        raise RequestError("input exceeds maximum context length and cannot be truncated further")
     if max(lengths) > limit:
         raise RequestError("the input length exceeds the context length")
     if not min(lengths):
-        raise RequestError("no input provided: this model's tokenizer makes nothing of an empty text")
+        raise RequestError("no input provided: this model's tokenizer produces no tokens for an empty text")
     return prompts
 
 
 def _finished(vector: Vector, request: EmbedRequest) -> Vector:
-    """Cut to the dimensions asked for, and of length 1 where the route wants that."""
+    """Return the vector with the requested dimensions, normalised if the route requires it."""
     if 0 < request.dimensions < len(vector):
         vector = vector[: request.dimensions]
     if not np.isfinite(vector).all():

@@ -2,13 +2,17 @@
 
 Written against vLLM 0.26 and 0.32 (`tests/worker/test_engine_adapter.py` names them). Public: `EngineClient`,
 `SamplingParams`, the renderer. Internal, and kept to this file: `state.online_renderer`'s template settings
-(`vllm/renderers/online_renderer.py`), `RequestOutput.metrics` (`vllm/v1/metrics/stats.py: RequestStateStats`),
+(`vllm/renderers/online_renderer.py`), `RequestOutput.metrics` (`vllm/v1/metrics/stats.py: RequestStateStats`) and
+`RequestOutput.num_cached_tokens`,
 `ModelConfig.get_diff_sampling_param` (`vllm/config/model.py`), `resolve_chat_template` (`vllm/renderers/hf.py`),
-`ParallelConfig._api_process_rank` and `_count` (`vllm/config/parallel.py`).
+`ParallelConfig._api_process_rank`, `_count` and `data_parallel_size` (`vllm/config/parallel.py`),
+`SchedulerConfig.max_num_seqs`, `VllmConfig.structured_outputs_config`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,13 +24,17 @@ from vllm.renderers import ChatParams, TokenizeParams
 from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from vllama.errors import RequestError
+from vllama.errors import Overloaded, RequestError
+from vllama.ollama.formats import enforced
 from vllama.ollama.infill import Infill, infill_of
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import TokenLogprob
 from vllama.worker.conversation import TemplateMessage
 from vllama.worker.engine_errors import as_our_error, as_request_error
+from vllama.worker.grammar_trials import GrammarTrials
 from vllama.worker.parsing import ParsedPrompt, Parsing
+from vllama.worker.prompt_length import longest_token
+from vllama.worker.special_tokens import SpecialTokens
 from vllama.worker.vision import NO_SHARED_CACHE, Picture, Vision
 
 Prompt = dict[str, Any]
@@ -48,9 +56,13 @@ _TEMPLATED_TEXT = TokenizeParams(max_total_tokens=None, add_special_tokens=False
 class Engine:
     """One model on a running engine."""
 
-    def __init__(self, client: EngineClient, state: Any) -> None:
-        """Take the client and vLLM's `app.state`, which holds the template settings of its command line."""
+    def __init__(self, client: EngineClient, state: Any, trials: GrammarTrials | None = None) -> None:
+        """Take the client, and vLLM's `app.state`, which holds the template settings of its command line.
+
+        `trials` compile grammars before the engine does; None where the engine uses other grammars than xgrammar's.
+        """
         self._client = client
+        self._trials = trials
         self._renderer = client.renderer
         self._tokenizer = client.renderer.get_tokenizer()
         online_renderer = state.online_renderer
@@ -66,15 +78,25 @@ class Engine:
         """The context served, in tokens."""
         return int(self._client.model_config.max_model_len)
 
+    @cached_property
+    def longest_token(self) -> int:
+        """The maximum number of characters of a token."""
+        return longest_token(self._tokenizer)
+
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the model can do with the parsers and limits that vLLM was given (contract §4.5)."""
+        """The model's capabilities with the parsers and limits that vLLM was given (contract §4.5)."""
         gained = (
             ("vision", self.vision.most_images > 0),
             ("tools", self.parsing.calls_tools),
             ("thinking", self.parsing.thinks),
         )
         return ("completion", *(name for name, is_gained in gained if is_gained))
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """The tokens that stand around every text."""
+        return SpecialTokens(self._tokenizer)
 
     @cached_property
     def has_chat_template(self) -> bool:
@@ -85,7 +107,7 @@ class Engine:
         return bool(resolve_chat_template(self._tokenizer, None, None, model_config=self._client.model_config))
 
     def generation_defaults(self) -> dict[str, Any]:
-        """What the model's generation_config.json says of sampling, in Ollama's terms.
+        """Return the sampling values of the model's generation_config.json, with Ollama's names.
 
         `max_new_tokens` is left out on purpose: it is no default of `num_predict` (contract §2.10).
         """
@@ -111,21 +133,24 @@ class Engine:
             _, prompts = await self._renderer.render_chat_async(
                 [conversation], parameters, _TEMPLATED_TEXT, skip_mm_cache=NO_SHARED_CACHE
             )
+        except TimeoutError as error:
+            raise Overloaded from error  # it has waited for others, and vLLM does not let it go on
         except Exception as error:
             raise as_request_error(error) from error
         prompt: Prompt = prompts[0]
         return prompt
 
     def infill(self, origin: str) -> Infill | None:
-        """How to ask for the text of a gap; None where the model fills none. `origin` names repository or directory."""
+        """Return the fill-in-the-middle markers, None if unsupported. `origin` names repository or directory."""
         tokens = self._tokenizer.get_added_vocab()
         return infill_of(tokens, str(self._client.model_config.hf_text_config.model_type), origin)
 
     async def render_text(self, text: str, images: Sequence[Picture] = ()) -> Prompt:
-        """Tokenise a raw prompt, with the special tokens that the tokenizer adds by itself.
+        """Tokenise a raw prompt, with the special tokens that the tokenizer adds, none of them twice.
 
         Raises RequestError where vLLM cannot put the images into it.
         """
+        text = self.special_tokens.removed_from(text)
         if not images:
             prompts = await self._renderer.render_cmpl_async([{"prompt": text}], _RAW_TEXT)
         else:
@@ -138,17 +163,17 @@ class Engine:
         return prompt
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text without special tokens added."""
+        """Return the token ids of a text without added special tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Return the text of token ids, including special tokens."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
         return text
 
     def continuation(self, prompt_ids: Sequence[int], ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """The text of token ids as it continues a prompt: some tokenizers drop a blank at the beginning of a text."""
+        """Return the text of token ids after a prompt: some tokenizers drop a space at the beginning of a text."""
         last = list(prompt_ids[-4:])
         before, after = (
             str(self._tokenizer.decode(part, skip_special_tokens=skip_special_tokens)) for part in (last, [*last, *ids])
@@ -156,7 +181,7 @@ class Engine:
         return after[len(before) :]
 
     def special_token(self, text: str) -> int | None:
-        """The id of a text that is one special token; None for any other text."""
+        """Return the id of a text that is one special token; None for other texts."""
         token_id = self._tokenizer.convert_tokens_to_ids(text)
         if not isinstance(token_id, int) or token_id not in self._special_ids:
             return None
@@ -176,7 +201,7 @@ class Engine:
         """Map Ollama's values to vLLM's (contract §2.10).
 
         `constraint` is None, "json" or a JSON Schema; `parsed` adds what its parser wants. Raises RequestError
-        where vLLM refuses a value.
+        where vLLM refuses a value, SchemaError where no grammar can be made of the schema.
         """
         penalised = sampling.repeat_last_n != 0
         stop_ids = {text: self.special_token(text) for text in sampling.stop}
@@ -196,12 +221,30 @@ class Engine:
                 max_tokens=max_tokens,
                 logprobs=logprobs,
                 output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-                structured_outputs=_structured(constraint) or (parsed.constraint if parsed else None),
+                structured_outputs=self._structured(constraint) or (parsed.constraint if parsed else None),
                 skip_special_tokens=parsed.skip_special_tokens if parsed else True,
                 skip_clone=True,
             )
         except ValueError as error:
             raise RequestError(str(error)) from error
+
+    async def prepare(self, constraint: Any) -> None:
+        """Read and try a constraint beside the event loop, so that `sampling_params` finds what it needs.
+
+        Raises SchemaError where no grammar can be made of the schema.
+        """
+        if constraint is None:
+            return
+        structured = await asyncio.to_thread(self._structured, constraint)
+        if self._trials is not None:
+            await self._trials.check_schema(structured)
+
+    def _structured(self, constraint: Any) -> StructuredOutputsParams | None:
+        """Return vLLM's form of a constraint, with the schema in the forms that its grammars enforce."""
+        if constraint is None:
+            return None
+        schema = {"type": "object"} if constraint == "json" else enforced(constraint).schema
+        return StructuredOutputsParams(json=json.dumps(schema))
 
     def generate(
         self,
@@ -231,21 +274,25 @@ class Engine:
 
 
 def api_process(client: EngineClient) -> tuple[int, int]:
-    """Which of how many API server processes this one is."""
+    """Return the rank of this API server process and their number."""
     parallel = client.vllm_config.parallel_config
     return max(int(parallel._api_process_rank), 0), int(parallel._api_process_count)  # noqa: SLF001
 
 
-def _structured(constraint: Any) -> StructuredOutputsParams | None:
-    if constraint is None:
-        return None
-    if constraint == "json":
-        return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=constraint)
+def slots(client: EngineClient) -> int:
+    """Return how many requests all engines behind a client run at once."""
+    config = client.vllm_config
+    return int(config.scheduler_config.max_num_seqs) * int(config.parallel_config.data_parallel_size)
+
+
+def cached_tokens(output: RequestOutput) -> int | None:
+    """Return how many prompt tokens of a request were read from the prefix cache; None if the engine did not say."""
+    count = output.num_cached_tokens
+    return int(count) if count is not None and count >= 0 else None
 
 
 def token_logprobs(output: CompletionOutput, count: int, top: int) -> tuple[TokenLogprob, ...]:
-    """The log probabilities of an output's first `count` tokens, each with `top` alternatives."""
+    """Return the log probabilities of an output's first `count` tokens, each with `top` alternatives."""
     if not output.logprobs:
         return ()
     rows = zip(list(output.token_ids)[:count], output.logprobs, strict=False)

@@ -1,6 +1,6 @@
 """The engine's processes are forked from the API server, which has imported all that they need.
 
-vLLM forks unless told to spawn (`vllm.utils.system_utils.get_mp_context`), and spawns by itself where CUDA was
+vLLM forks unless told to spawn (`vllm.utils.system_utils.get_mp_context`), and always spawns if CUDA was
 initialised before. Its platform for CPUs insists on spawning, because a spawned process reads the binding of its
 threads from the environment when it starts; `_bind_threads` does that for a forked one.
 """
@@ -12,16 +12,14 @@ import re
 import signal
 from argparse import Namespace
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
+
+from vllama.worker.thread_binding import bind_threads
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 _BINDINGS = ("GOMP_CPU_AFFINITY", "OMP_PLACES", "KMP_AFFINITY")
 """Where `vllm.utils.ompmultiprocessing` writes the cores of a process that it is about to start."""
-
-_ELEMENTS_FOR_A_THREAD = 1 << 16
-"""torch shares work out in pieces of 32,768 elements (`at::internal::GRAIN_SIZE`)."""
 
 
 def prefer_fork(parsed: Namespace) -> None:
@@ -51,7 +49,7 @@ def _fork_on_cpus(platform: Any) -> None:
 
 
 def _forget_the_loop() -> None:
-    """A signal for the child must not wake the parent's event loop, whose pipe it inherited."""
+    """Reset signals in the child: they must not wake the parent's event loop, whose pipe it inherited."""
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
 
@@ -61,27 +59,9 @@ def _binding() -> str:
 
 
 def _bind_threads(unless: str) -> None:
-    """Give each OpenMP thread a core of those that the environment names by now.
-
-    A spawned process would have read them at its start. Threads that may move meet on one core, and all wait for both:
-    a token took up to 1.5 times as long. The first parallel work starts the team, which stays for good: torch always
-    asks for all of it.
-    """
+    """Give each OpenMP thread a core of those that the environment names by now, as a spawned process would."""
     stated = _binding()
     if stated == unless:
         return
     places = re.search(r"proclist=\[(.*?)\]", stated)
-    cores = sorted({int(number) for number in re.findall(r"\d+", places.group(1) if places else stated)})
-    import torch
-
-    os.sched_setaffinity(0, cores)
-    torch.set_num_threads(len(cores))
-    others = _threads()
-    torch.ones(len(cores) * _ELEMENTS_FOR_A_THREAD).add_(1)
-    team = [os.getpid(), *sorted(_threads() - others)]
-    for thread, core in zip(team, cores, strict=False):
-        os.sched_setaffinity(thread, {core})
-
-
-def _threads() -> set[int]:
-    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
+    bind_threads({int(number) for number in re.findall(r"\d+", places.group(1) if places else stated)})

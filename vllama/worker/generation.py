@@ -1,4 +1,4 @@
-"""One request's way through the engine, for `/api/generate` and `/api/chat` alike."""
+"""Generation: the route of one request through the engine, for `/api/generate` and `/api/chat`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from typing import Any
 
 from vllm.lora.request import LoRARequest
 
-from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
+from vllama.asgi import LARGEST_BODY, Receive, Scope, Send
 from vllama.errors import EngineError, ModelNotFound, PromptTooLong, VllamaError
 from vllama.ollama import options
+from vllama.ollama.formats import relaxed_headers
 from vllama.ollama.options import Sampling
 from vllama.ollama.replies import Clock
 from vllama.ollama.status import JSON
+from vllama.protocol.frames import Form
+from vllama.protocol.profile import Profile
 from vllama.worker.adapters import Adapters
 from vllama.worker.after_thinking import AfterThinking, Generate, Watch
 from vllama.worker.dialects import Dialect, Rendered, Request
 from vllama.worker.engine import Engine, Prompt
-from vllama.worker.profile import Profile
-from vllama.worker.sink import HttpSink, Sink
+from vllama.worker.sink import Sink, answer_over_http
 from vllama.worker.timing import Stopwatch
 from vllama.worker.transcript import Transcript
 from vllama.worker.window import Window
@@ -36,7 +38,9 @@ class GenerationRoute:
 
     _numbers = count(1)
 
-    def __init__(self, dialect: Dialect, adapters: Adapters) -> None:
+    def __init__(self, dialect: Dialect, adapters: Adapters, largest_body: int = LARGEST_BODY) -> None:
+        """Take bodies of at most `largest_body` bytes over HTTP; those over the channel were limited before."""
+        self._largest_body = largest_body
         self._dialect = dialect
         self._adapters = adapters
         self._clock = Clock()
@@ -45,7 +49,7 @@ class GenerationRoute:
         self._generation_defaults: dict[str, Any] = {}
 
     def serve(self, engine: Engine | None, profile: Profile) -> None:
-        """Begin to answer with this engine; without one, where the profile says that the model cannot do it.
+        """Answer with this engine from now on; without one, if the model lacks the capability.
 
         The profile is that of requests over HTTP; those over the channel bring their own.
         """
@@ -56,35 +60,42 @@ class GenerationRoute:
         """Answer a request that came over HTTP."""
         del scope
         received = time.monotonic_ns()
-        body = await read_body(receive)
-        async with cancelled_on_disconnect(receive):
-            await self.answer(body, received, HttpSink(send), self._profile)
 
-    async def answer(self, body: bytes, received: int, sink: Sink, profile: Profile) -> None:
+        async def answer(body: bytes, sink: Sink) -> None:
+            await self.answer(body, received, sink, self._profile)
+
+        await answer_over_http(receive, send, self._largest_body, answer)
+
+    async def answer(
+        self, body: bytes, received: int, sink: Sink, profile: Profile, form: Form = Form.UNCHECKED
+    ) -> None:
         """Answer one request: an error with its status, one record, or a stream of records.
 
         `received` is when the client's request came, in monotonic ns. Cancelling aborts it in the engine.
         """
         try:
-            await self._answer(body, Stopwatch(received), sink, profile)
+            request = self._dialect.decode(body) if form is Form.RECORD else self._dialect.parse(body)
+            await self._answer(request, Stopwatch(received), sink, profile, is_checked=form is not Form.UNCHECKED)
         except VllamaError as error:
             await sink.fail(error)
         except Exception:
             log.exception("a request failed")
             await sink.fail(EngineError("an error was encountered while running the model: internal error"))
 
-    async def _answer(self, body: bytes, stopwatch: Stopwatch, sink: Sink, profile: Profile) -> None:
+    async def _answer(
+        self, request: Request, stopwatch: Stopwatch, sink: Sink, profile: Profile, *, is_checked: bool
+    ) -> None:
         engine = self._engine
-        request = self._dialect.parse(body)
         if profile.served_names and request.model not in profile.served_names:
             raise ModelNotFound(request.model)
         replies = self._dialect.replies(request.model, self._clock)
         if request.is_empty and request.keep_alive == 0:
             await sink.reply(200, JSON, replies.final("unload"))
             return
-        self._dialect.check(request, profile.capabilities, profile.full_name)
+        if not is_checked:
+            self._dialect.check(request, profile.capabilities, profile.full_name)
         if engine is None:
-            raise EngineError("the engine is not ready")
+            raise EngineError("the engine is not ready; try again")
         if request.is_empty:
             await sink.reply(200, JSON, replies.final("load"))
             return
@@ -93,6 +104,9 @@ class GenerationRoute:
             await sink.reply(200, JSON, replies.rendered(engine.detokenize(rendered.token_ids), rendered.images))
             return
         adapter = await self._adapters.load(profile.adapter)
+        await engine.prepare(request.format)
+        if told := relaxed_headers(request.format):
+            sink.add_headers(told)
         outputs = self._outputs(engine, request, rendered, sampling, window, adapter=adapter)
         transcript = Transcript(
             request=request,
@@ -156,28 +170,30 @@ class GenerationRoute:
         return reply.outputs(rendered.prompt, most_tokens)
 
     async def prompt_ids(self, body: bytes, profile: Profile) -> list[int]:
-        """The token ids of the prompt that the model would get. Raises as `answer` does."""
+        """Return the token ids of the prompt. Raises the errors of `answer`."""
         request = self._dialect.parse(body)
         self._dialect.check(request, profile.capabilities, profile.full_name)
         if self._engine is None:
-            raise EngineError("the engine is not ready")
+            raise EngineError("the engine is not ready; try again")
         rendered, _, _ = await self._render(request, self._engine, profile)
         return rendered.token_ids
 
     async def _render(self, request: Request, engine: Engine, profile: Profile) -> tuple[Rendered, Sampling, Window]:
-        """The prompt, made to fit, and the values in force for the reply."""
+        """Return the fitted prompt and the sampling values for the reply."""
         sampling = options.resolve(options.check(request.options), profile.parameters, self._generation_defaults)
         window = Window.of(sampling, engine.context_length)
         rendered = await self._dialect.render(request, engine, profile, window)
-        _make_fit(rendered, request, window)
+        _make_fit(rendered, request, window, engine)
         return rendered, sampling, window
 
 
-def _make_fit(rendered: Rendered, request: Request, window: Window) -> None:
-    """Take the middle out of a prompt that is too long. Raises PromptTooLong where the client forbids that."""
+def _make_fit(rendered: Rendered, request: Request, window: Window, engine: Engine) -> None:
+    """Remove the middle of a prompt that is too long. Raises PromptTooLong if the client forbids that."""
     if window.fits(len(rendered.token_ids)):
         return
     if not (request.truncate and request.shift and rendered.is_text):
         raise PromptTooLong
-    log.warning("a prompt of %d tokens was cut to fit a context of %d", len(rendered.token_ids), window.limit)
-    rendered.replace_ids(window.clipped(rendered.token_ids))
+    log.warning("truncated a prompt of %d tokens to fit a context of %d", len(rendered.token_ids), window.limit)
+    special_tokens, ids = engine.special_tokens, rendered.token_ids
+    opening = len(special_tokens.before) if special_tokens.begin(ids) else 0
+    rendered.replace_ids(window.clipped(ids, opening))

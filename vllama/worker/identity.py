@@ -32,11 +32,12 @@ class Identity:
         self._capabilities: tuple[str, ...] = ()
         self._architecture = ""
         self._context_length = 0
-        self._template = ""
+        self._slots = 0
         self._since = datetime.now(UTC)
 
-    def serve(self, model_config: Any, args: Namespace, capabilities: tuple[str, ...]) -> None:
-        """Take the facts from vLLM's ModelConfig."""
+    def serve(self, model_config: Any, args: Namespace, capabilities: tuple[str, ...], slots: int) -> None:
+        """Take the facts from vLLM's ModelConfig; the engine runs `slots` requests at once."""
+        self._slots = slots
         self._capabilities = capabilities
         self._names = tuple(args.served_model_name or [args.model])
         self._architecture = str(model_config.hf_config.model_type)
@@ -65,7 +66,7 @@ class Identity:
         return frozenset(self._names) | bare | {f"{name}:latest" for name in bare if ":" not in name}
 
     def routes(self) -> list[Route]:
-        """The routes of Ollama's clients' first calls; vLLM has none of these paths."""
+        """Return the routes for the first calls of Ollama's clients; vLLM has none of these paths."""
         return [
             Route("/", _answer(lambda _: None), methods=["GET", "HEAD"]),
             Route("/api/version", _answer(lambda _: {"version": OLLAMA_VERSION}), methods=["GET", "HEAD"]),
@@ -91,7 +92,13 @@ class Identity:
     def _residents(self) -> list[dict[str, Any]]:
         forever = (datetime.now(UTC) + _FOREVER).isoformat()
         return [
-            {**item, "size_vram": 0, "expires_at": forever, "context_length": self._context_length}
+            {
+                **item,
+                "size_vram": 0,
+                "expires_at": forever,
+                "context_length": self._context_length,
+                "slots": self._slots,  # for the gateway; Ollama's clients ignore unknown keys
+            }
             for item in self._tags()
         ]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vllama.worker import forking, lifeline, spare, tracker
+from vllama.worker import forking, lifeline, model_inspection, one_process, spare, tracker
 
 lifeline.tie()
 if __name__ == "__main__":
@@ -38,10 +38,18 @@ def main(arguments: list[str]) -> None:
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="vllm")
     command.subparser_init(parser.add_subparsers(required=False, dest="subparser"))
-    parsed = parser.parse_args(["serve", *arguments[check_only:]])
-    command.validate(parsed)
+    try:
+        parsed = parser.parse_args(["serve", *arguments[check_only:]])
+        command.validate(parsed)
+    except SystemExit as refusal:
+        # Libraries that a spare has imported print at a normal exit, and vLLM's own words must stay the last ones.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(refusal.code if isinstance(refusal.code, int) else 1)
     if not check_only:
         forking.prefer_fork(parsed)
+        one_process.prefer_one_process()
+        model_inspection.inspect_without_imports()
         command.cmd(parsed)
 
 

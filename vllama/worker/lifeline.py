@@ -8,31 +8,27 @@ module `vllama.worker.launch` ties each of them there, before the seconds of imp
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-
-PARENT_VARIABLE = "VLLAMA_PARENT_PID"
-"""The process that a child expects as its parent; a child that finds another one came too late."""
+from vllama.machine.tied import ask_to_be_killed_with_parent
+from vllama.protocol.environment import PARENT_PROCESS
 
 
 def tie() -> None:
-    """Die with the parent from now on; die now if it is gone already. Does nothing where Linux is not."""
+    """Tie this process to its parent; exit if the parent is already dead. Does nothing on other systems than Linux."""
     if not sys.platform.startswith("linux"):
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if _is_gone(os.environ.get(PARENT_VARIABLE, "")):
+    ask_to_be_killed_with_parent()
+    if _is_gone(os.environ.get(PARENT_PROCESS, "")):
         os.kill(os.getpid(), signal.SIGKILL)
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ[PARENT_PROCESS] = str(os.getpid())
 
 
 def _is_gone(parent: str) -> bool:
-    """Whether the expected parent died before the kernel was asked to tell us."""
+    """Return whether the expected parent died before the kernel was asked to signal us."""
     if not parent.isdigit() or os.getppid() == int(parent):
         return False
     try:
@@ -45,7 +41,7 @@ def _is_gone(parent: str) -> bool:
 
 
 def _is_zombie(process: str) -> bool:
-    """Whether it is dead, and only its own parent has not asked for its exit status yet."""
+    """Return whether the process is dead but not yet reaped by its parent."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:

@@ -18,6 +18,11 @@ from vllm.pooling_params import PoolingParams
 from vllama.errors import EngineError
 from vllama.worker.engine import Prompt
 from vllama.worker.engine_errors import as_our_error
+from vllama.worker.prompt_length import longest_token
+from vllama.worker.special_tokens import SpecialTokens
+
+_SPARE_CHARACTERS = 16
+"""How many times the characters that fit are tokenised: BERT makes one token of a long word, none of white space."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -28,7 +33,10 @@ class PoolingEngine:
     def __init__(self, client: EngineClient) -> None:
         self._client = client
         self._renderer = client.renderer
-        self._special_tokens = int(client.renderer.get_tokenizer().num_special_tokens_to_add())
+        tokenizer = client.renderer.get_tokenizer()
+        self._special_tokens = int(tokenizer.num_special_tokens_to_add())
+        self._around = SpecialTokens(tokenizer)
+        self._most_characters = _SPARE_CHARACTERS * longest_token(tokenizer) * (self.context_length + 1)
 
     @property
     def context_length(self) -> int:
@@ -37,21 +45,26 @@ class PoolingEngine:
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens the tokenizer puts around every text."""
+        """The number of tokens that the tokenizer adds to every text."""
         return self._special_tokens
 
     async def tokenize(self, texts: Sequence[str], limit: int | None) -> list[Prompt]:
-        """Make prompts, special tokens included; texts of more than `limit` tokens lose their end, not these."""
+        """Make prompts, special tokens included, none of them twice.
+
+        Texts of more than `limit` tokens lose their end, not the special tokens.
+        """
         # As vLLM's default but for the length: the limit is the dialect's.
         params = replace(self._renderer.default_cmpl_tok_params, max_total_tokens=limit, truncate_prompt_tokens=limit)
         try:
-            prompts = await self._renderer.render_cmpl_async([{"prompt": text} for text in texts], params)
+            prompts = await self._renderer.render_cmpl_async(
+                [{"prompt": self._around.removed_from(text[: self._most_characters])} for text in texts], params
+            )
         except Exception as error:
             raise as_our_error(error) from error
         return list(prompts)
 
     async def encode(self, prompt: Prompt, request_id: str) -> Vector:
-        """The vector of a prompt as the model's layers make it, not normalised. Cancelling aborts the request."""
+        """Return the vector of a prompt, not normalised. Cancelling aborts the request."""
         # vLLM's activation of an embedding is its normalisation, and nothing else.
         params = PoolingParams(task="embed", use_activation=False)
         try:

@@ -1,50 +1,30 @@
 """The part of vLLM that sleeps, in one small adapter.
 
-Written against vLLM 0.26 and 0.32 (`tests/worker/test_sleeping_engine.py` names them). Public: `EngineClient.sleep`,
-`wake_up` and `is_sleeping`, `ModelConfig.enable_sleep_mode` and `max_logprobs`, `SamplingParams`, `PoolingParams`.
+Written against vLLM 0.26 to 0.33 (`tests/worker/test_sleeping_engine.py` names them). Public: `EngineClient.sleep`,
+`wake_up` and `is_sleeping`, `AsyncLLM.collective_rpc`, `ModelConfig.enable_sleep_mode`, `--worker-extension-cls`.
 Internal, and kept to this file: `AsyncLLM.output_processor.get_num_unfinished_requests`
-(`vllm/v1/engine/output_processor.py`), `vllm.platforms.current_platform.is_cpu`.
+(`vllm/v1/engine/output_processor.py`), `AsyncLLM.vllm_config`, `vllm.platforms.current_platform.is_cpu`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import count
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
-from vllm.pooling_params import PoolingParams
-from vllm.renderers import TokenizeParams
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from vllama.worker.engine_errors import as_our_error
-from vllama.worker.sleeping import Canary
-
-_PROMPT = "The first ten prime numbers are 2, 3, 5,"
-_TOKENS = 8
-_ALTERNATIVES = 20
-_VECTOR = 256
-"""Elements of a vector that are compared."""
-
-_WITHOUT_LIMIT = TokenizeParams(max_total_tokens=None, add_special_tokens=True)
-_POOLING_TASKS = ("embed", "classify")
+from vllama.protocol.sleep import WORKER_EXTENSION
 
 
 class SleepingEngine:
     """One model on a running engine, as `vllama.worker.sleeping.Sleeper` wants it."""
 
-    _numbers = count(1)
-
-    def __init__(self, client: EngineClient, tasks: Collection[str]) -> None:
-        """Take the client and what it can do: vLLM's supported tasks."""
-        self._client = client
-        self._pooling_task = next((task for task in _POOLING_TASKS if task in tasks), "")
-        self._generates = "generate" in tasks
+    def __init__(self, client: EngineClient) -> None:
+        self._client: Any = client
 
     @property
     def refusal(self) -> str:
-        """Why it cannot sleep; "" where it can."""
+        """The reason why it cannot sleep; "" if it can."""
         if current_platform.is_cpu():
             return "vLLM cannot sleep on a CPU"
         if not self._client.model_config.enable_sleep_mode:
@@ -53,12 +33,16 @@ class SleepingEngine:
 
     @property
     def unfinished(self) -> int:
-        """How many requests this API server process has in the engine."""
+        """The number of this API server process's requests in the engine."""
         return int(self._client.output_processor.get_num_unfinished_requests())
 
     async def is_asleep(self) -> bool:
-        """Whether it sleeps."""
+        """Return whether it sleeps."""
         return bool(await self._client.is_sleeping())
+
+    async def prepare(self) -> None:
+        """Begin to copy the weights to the host's memory, in a thread of each worker process."""
+        await self._tell_workers("begin_host_copy")
 
     async def sleep(self) -> None:
         """Move the weights to the host's memory; vLLM empties its caches with the KV cache.
@@ -67,38 +51,17 @@ class SleepingEngine:
         """
         await self._client.sleep(1, "wait")
 
-    async def wake(self) -> None:
-        """Take weights and KV cache back."""
+    async def wake(self, *, keeps_copy: bool) -> None:
+        """Take weights and KV cache back. Raises what vLLM raises where the weights are not what they were."""
         await self._client.wake_up()
+        if not keeps_copy:
+            await self.forget_copy()
 
-    async def canary(self) -> Canary:
-        """Answer the fixed prompt: with tokens, or with the vector of a model that makes no text."""
-        try:
-            (prompt,) = await self._client.renderer.render_cmpl_async([{"prompt": _PROMPT}], _WITHOUT_LIMIT)
-            name = f"vllama-canary-{next(self._numbers)}"
-            return await (self._tokens(prompt, name) if self._generates else self._vector(prompt, name))
-        except Exception as error:
-            raise as_our_error(error) from error
+    async def forget_copy(self) -> None:
+        """Give up the host's copy of the weights."""
+        await self._tell_workers("forget_host_copy")
 
-    async def _tokens(self, prompt: Any, name: str) -> Canary:
-        most = int(self._client.model_config.max_logprobs)
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=_TOKENS,
-            ignore_eos=True,
-            logprobs=_ALTERNATIVES if most < 0 else min(_ALTERNATIVES, most),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        *_, output = [output async for output in self._client.generate(prompt, params, name)]
-        (answer,) = output.outputs
-        rows = zip(answer.token_ids, answer.logprobs, strict=True)
-        return Canary(
-            steps=tuple((token, {known: float(entry.logprob) for known, entry in row.items()}) for token, row in rows)
-        )
-
-    async def _vector(self, prompt: Any, name: str) -> Canary:
-        params = PoolingParams(task=self._pooling_task)
-        *_, output = [output async for output in self._client.encode(prompt, params, name)]
-        numbers = output.outputs.data.detach().float().cpu().reshape(-1)[:_VECTOR].tolist()
-        return Canary(vector=tuple(numbers))
+    async def _tell_workers(self, method: str) -> None:
+        """Call a method of `vllama.worker.sleep_backend.SleepExtension`, unless the user's own one is in its place."""
+        if self._client.vllm_config.parallel_config.worker_extension_cls == WORKER_EXTENSION:
+            await self._client.collective_rpc(method)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from vllama.protocol.spare_order import SpareOrder
 
 _MODULES = (
     "vllm.entrypoints.cli.serve",
@@ -23,26 +23,13 @@ _MODULES = (
     "vllm.v1.executor.multiproc_executor",
     "vllama.worker.plugin",
 )
-"""What the API server imports on its way, and what its engine does."""
+"""Modules that the API server and its engine import."""
 
 _WORKERS = {"cpu": "vllm.v1.worker.cpu_worker", "cuda": "vllm.v1.worker.gpu_worker"}
-"""What the engine's worker imports besides, by the type of its device."""
+"""The module that the engine's worker imports in addition, by device type."""
 
 _CUDA_DEVICE = "/dev/nvidia-uvm"
-"""Opened by whoever initialises CUDA, and not by NVML."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a spare is to become: a worker's arguments, what is new in its environment, and the file of its output."""
-
-    arguments: Sequence[str]
-    environment: Mapping[str, str]
-    log: str
-
-    def encode(self) -> bytes:
-        """One line of JSON."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+"""The device file that a process opens when it initialises CUDA, and that NVML leaves closed."""
 
 
 def import_everything() -> None:
@@ -59,7 +46,7 @@ def import_everything() -> None:
 
 
 def opens_gpu(module: str, device: str = _CUDA_DEVICE) -> bool:
-    """Whether the import of a module initialises CUDA; tried in a child, which ends with it."""
+    """Return whether the import of a module initialises CUDA, tested in a child process."""
     if not Path(device).exists():
         return False
     child = os.fork()
@@ -74,18 +61,18 @@ def opens_gpu(module: str, device: str = _CUDA_DEVICE) -> bool:
 
 
 def wait_for_order() -> Sequence[str] | None:
-    """Wait, and become what is ordered: returns its arguments, None where the input ends without an order."""
+    """Wait for the order and return the worker's arguments; None if the input ends without an order."""
     print(f"spare {os.getpid()} waits", flush=True)
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         return None
-    order = Order(**json.loads(line))
+    order = SpareOrder.decode(line)
     _become(order)
     return order.arguments
 
 
-def _become(order: Order) -> None:
-    """Take the output, the environment and the command line of a worker.
+def _become(order: SpareOrder) -> None:
+    """Set the output, the environment and the command line of a worker.
 
     The rest of the environment is what it was started with, and what vLLM added to it while it was imported.
     """

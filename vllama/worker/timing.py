@@ -1,4 +1,4 @@
-"""The six figures of a final record, from the engine's own timestamps (contract §1.2).
+"""The figures of a final record, from the engine's own timestamps (contract §1.2).
 
 All times are of one monotonic clock, which the processes of a machine share, so they may be
 subtracted: the gateway's receipt of the request, the engine's queue, first and last token.
@@ -25,16 +25,16 @@ class Stopwatch:
     first_output: int = 0
 
     def submit(self) -> None:
-        """Note that the request goes to the engine."""
+        """Record that the request goes to the engine."""
         self.submitted = time.monotonic_ns()
 
     def output(self) -> None:
-        """Note the first output; later calls change nothing."""
+        """Record the first output; later calls change nothing."""
         if not self.first_output:
             self.first_output = time.monotonic_ns()
 
-    def timings(self, metrics: Any, prompt_tokens: int, eval_tokens: int) -> Timings:
-        """The figures at the end of the request.
+    def timings(self, metrics: Any, prompt_tokens: int, eval_tokens: int, cached: int | None = None) -> Timings:
+        """Return the timings at the end of the request; `cached` prompt tokens were not computed, None if unknown.
 
         `load_duration` ends when the engine has the request; the wait in the engine's queue is in none
         of the parts, so the parts and the queueing add up to `total_duration`.
@@ -51,6 +51,7 @@ class Stopwatch:
             prompt_eval_duration=max(first - started, 0),
             eval_count=eval_tokens,
             eval_duration=max(last - first, 0),
+            prompt_eval_cached_count=cached,
         )
 
 

@@ -1,8 +1,8 @@
-"""Shared memory of a worker's processes is removed however they end.
+"""Remove the shared memory of a worker's processes, however they end.
 
-multiprocessing keeps a process that does so once all others of a tree are gone. It is a member of their process group,
-though, so whoever kills that group kills it as well; and where processes are forked, each starts one of its own. So the
-main process starts one for all, which leaves the group.
+multiprocessing has a resource tracker: a process that removes shared memory once all others of its tree have exited.
+It belongs to their process group, though, so killing that group kills it as well; and each forked process starts one of
+its own. So the main process starts one for all, and that one leaves the group.
 """
 
 from __future__ import annotations

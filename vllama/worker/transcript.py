@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllama.errors import EngineError
-from vllama.ollama.replies import Replies, TokenLogprob
+from vllama.ollama.replies import Replies, Timings, TokenLogprob
 from vllama.ollama.status import JSON, NDJSON
+from vllama.protocol.token_counts import TokenCounts
+from vllama.worker.closed_calls import Piece
 from vllama.worker.dialects import Rendered, Request
-from vllama.worker.engine import Engine, token_logprobs
+from vllama.worker.engine import Engine, cached_tokens, token_logprobs
 from vllama.worker.engine_errors import as_our_error
-from vllama.worker.parsing import Piece
 from vllama.worker.sink import Sink
 from vllama.worker.timing import Stopwatch
 
 MOST_CONTEXT_IDS = 16_384
-"""`context` is left out beyond this many token ids: line readers choke on lines of over 128 KB (contract §1.1)."""
+"""Maximum number of token ids in `context`; beyond it the field is omitted (contract §1.1).
+
+Some clients fail on lines of over 128 KB.
+"""
 
 
 @dataclass(slots=True)
 class Transcript:
-    """One reply in the making. `ids` and `texts` are what the engine has said so far."""
+    """A reply while it is generated. `ids` and `texts` are the engine's output so far."""
 
     request: Request
     replies: Replies
@@ -38,48 +43,66 @@ class Transcript:
         try:
             async for output in outputs:
                 last = output
+        except asyncio.CancelledError:
+            sink.count(self._counts(None))
+            raise
         except Exception as error:
             raise as_our_error(error) from error
         completion = last.outputs[0]
-        _raise_if_failed(completion)
+        self._raise_if_failed(completion)
         self.ids, self.texts = list(completion.token_ids), [completion.text]
         parsed = self.rendered.parsed
         said = parsed.output.whole(completion.text, self.ids) if parsed else Piece(completion.text)
         spoken = _without_end(completion, self.ids)
         body = self.replies.final(
             _done_reason(completion),
-            self.stopwatch.timings(last.metrics, len(self.rendered.token_ids), len(self.ids)),
+            self._timings(last),
             text=said.content,
             thinking=said.thinking,
             calls=said.calls,
             context=self._context(completion),
             logprobs=token_logprobs(completion, len(spoken), self.request.top_logprobs),
         )
+        sink.count(self._counts(last))
         await sink.reply(200, JSON, body)
 
     async def stream(self, outputs: AsyncGenerator[Any, None], sink: Sink) -> None:
         """Send the reply record by record. Raises EngineError where the engine fails, before or after the first."""
-        started = False
+        started, output = False, None
         try:
             async for output in outputs:
                 completion = output.outputs[0]
                 if not started:
                     self.stopwatch.output()
-                    _raise_if_failed(completion)  # still in time for a status
+                    self._raise_if_failed(completion)  # still in time for a status
                     started = True
                     await sink.start(NDJSON)
                 finished = output.finished
-                body = self._lines(completion, finished=finished)
+                # One write for each record: some clients take a network chunk for a record.
+                for line in self._lines(completion, finished=finished):
+                    await sink.write(line, last=False)
                 if finished:
-                    _raise_if_failed(completion)
-                    body += self._last_line(output)
-                if body:
-                    await sink.write(body, last=finished)
+                    self._raise_if_failed(completion)
+                    sink.count(self._counts(output))
+                    await sink.write(self._last_line(output), last=True)
+        except asyncio.CancelledError:
+            if output is None or not output.finished:
+                sink.count(self._counts(output))  # until the client left
+            raise
         except Exception as error:
             raise as_our_error(error) from error
 
-    def _lines(self, completion: Any, *, finished: bool) -> bytes:
-        """The lines of one output: mostly one, none where its text is still held back."""
+    def _raise_if_failed(self, completion: Any) -> None:
+        """Raise EngineError if the engine ended the request; before the first token, the grammar is at fault."""
+        if completion.finish_reason not in {"abort", "error"}:
+            return
+        cause = f"request ended by {completion.finish_reason}"
+        if completion.finish_reason == "error" and self.request.format is not None and not self.ids:
+            cause += ": its format could not be compiled into a grammar; the model's log has the cause"
+        raise EngineError(f"an error was encountered while running the model: {cause}")
+
+    def _lines(self, completion: Any, *, finished: bool) -> list[bytes]:
+        """Return the lines of one output: usually one, none if its text is still held back."""
         text, ids = completion.text, completion.token_ids
         self.ids.extend(ids)
         logprobs: Sequence[TokenLogprob] = ()
@@ -90,23 +113,31 @@ class Transcript:
             self.texts.append(text)
         parsed = self.rendered.parsed
         if parsed is None:
-            return self.replies.delta(text, logprobs) + b"\n" if text or logprobs else b""
+            return [self.replies.delta(text, logprobs) + b"\n"] if text or logprobs else []
         piece = parsed.output.delta(text, ids, finished=finished)
-        lines = b""
+        lines = []
         if piece.thinking:
-            lines += self.replies.delta("", logprobs, thinking=piece.thinking) + b"\n"
+            lines.append(self.replies.delta("", logprobs, thinking=piece.thinking) + b"\n")
             logprobs = ()
         if piece.content or logprobs:
-            lines += self.replies.delta(piece.content, logprobs) + b"\n"
-        if piece.calls:
-            # On a line of their own before the last: some clients look for them nowhere else (contract §1.3).
-            lines += self.replies.delta("", calls=piece.calls) + b"\n"
+            lines.append(self.replies.delta(piece.content, logprobs) + b"\n")
+        # Each call has a line of its own: some clients keep only the last line with calls, and some look for calls
+        # nowhere else than before the last line (contract §1.3).
+        lines += (self.replies.delta("", calls=(call,)) + b"\n" for call in piece.calls)
         return lines
 
     def _last_line(self, output: Any) -> bytes:
         completion = output.outputs[0]
-        timings = self.stopwatch.timings(output.metrics, len(self.rendered.token_ids), len(self.ids))
-        return self.replies.final(_done_reason(completion), timings, context=self._context(completion)) + b"\n"
+        reason, context = _done_reason(completion), self._context(completion)
+        return self.replies.final(reason, self._timings(output), context=context) + b"\n"
+
+    def _timings(self, output: Any) -> Timings:
+        prompt_tokens = len(self.rendered.token_ids)
+        return self.stopwatch.timings(output.metrics, prompt_tokens, len(self.ids), cached_tokens(output))
+
+    def _counts(self, output: Any) -> TokenCounts:
+        cached = cached_tokens(output) if output is not None else None
+        return TokenCounts(len(self.rendered.token_ids), cached or 0, len(self.ids))
 
     def _context(self, completion: Any) -> Sequence[int]:
         if not self.returns_context:
@@ -124,14 +155,7 @@ def _done_reason(completion: Any) -> str:
     return "length" if completion.finish_reason == "length" else "stop"
 
 
-def _raise_if_failed(completion: Any) -> None:
-    if completion.finish_reason in {"abort", "error"}:
-        raise EngineError(
-            f"an error was encountered while running the model: request ended by {completion.finish_reason}"
-        )
-
-
 def _without_end(completion: Any, ids: Sequence[int]) -> Sequence[int]:
-    """The ids without the end-of-text or stop token that closed the reply."""
+    """Return the ids without the end-of-text or stop token that ended the reply."""
     ended_by_token = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
     return ids[:-1] if ended_by_token and ids else ids

@@ -1,4 +1,4 @@
-"""What the dialect needs of vLLM's multimodal side, in one small adapter.
+"""A small adapter for vLLM's multimodal functions.
 
 Written against vLLM 0.26 and 0.32 (`tests/worker/test_vision_adapter.py` holds it to them). Public: `ImageMediaIO`.
 Internal, and kept to this file: `renderer.mm_processor.info.allowed_mm_limits`
@@ -25,7 +25,7 @@ from vllm.multimodal.media import ImageMediaIO
 from vllama.errors import RequestError
 
 MOST_PIXELS = 256 * 1024**2
-"""The most pixels of all images of a request together, 768 MiB once they are decoded; vLLM limits a single image."""
+"""Maximum pixels of all images of a request, 768 MiB decoded; vLLM limits a single image."""
 
 NO_SHARED_CACHE = True
 """vLLM's `skip_mm_cache` for every prompt of ours.
@@ -65,8 +65,8 @@ class Vision:
         sizes = await asyncio.to_thread(lambda: [_pixels(data) for data in images])
         if sum(sizes) > MOST_PIXELS:
             raise RequestError(
-                f"invalid image input: the images have {sum(sizes)} pixels together, the limit is {MOST_PIXELS}; "
-                "send fewer or smaller ones"
+                f"invalid image input: the images have {sum(sizes)} pixels in total; the maximum is {MOST_PIXELS}. "
+                "Send fewer or smaller images"
             )
         return await asyncio.gather(*(asyncio.to_thread(self._decode, data) for data in images))
 
@@ -81,7 +81,7 @@ class Vision:
         return get_model_cls(self._model_config)
 
     def placed(self, text: str, count: int) -> str:
-        """A raw prompt with the model's own placeholder for each of so many images (contract §2.6).
+        """Return a raw prompt with the model's own placeholder for each image (contract §2.6).
 
         They take the places of `[img]` and `[img-N]`; those without a place stand before the text, unless it has the
         model's placeholders already.
@@ -100,24 +100,24 @@ class Vision:
 
 
 def text_ids(prompt: dict[str, Any]) -> list[int]:
-    """The token ids of a rendered prompt without those that stand for its images."""
+    """Return the token ids of a rendered prompt without those for its images."""
     ids: list[int] = prompt["prompt_token_ids"]
     covered = {position for taken in _ranges(prompt) for position in range(taken.offset, taken.offset + taken.length)}
     return [token_id for position, token_id in enumerate(ids) if position not in covered] if covered else ids
 
 
 def images_in(prompt: dict[str, Any]) -> int:
-    """How many images a rendered prompt has."""
+    """Return the number of images in a rendered prompt."""
     return len(list(_ranges(prompt)))
 
 
-def prepend(ids: Sequence[int], prompt: dict[str, Any]) -> None:
-    """Put token ids before a rendered prompt."""
-    prompt["prompt_token_ids"] = [*ids, *prompt["prompt_token_ids"]]
+def prepend(ids: Sequence[int], prompt: dict[str, Any], dropped: int = 0) -> None:
+    """Put token ids before a rendered prompt, in the place of its first `dropped` ones."""
+    prompt["prompt_token_ids"] = [*ids, *prompt["prompt_token_ids"][dropped:]]
     prompt.pop("prompt", None)  # the text of what was rendered, which it is no more
     if placeholders := prompt.get("mm_placeholders"):
         prompt["mm_placeholders"] = {
-            kind: [replace(taken, offset=taken.offset + len(ids)) for taken in ranges]
+            kind: [replace(taken, offset=taken.offset + len(ids) - dropped) for taken in ranges]
             for kind, ranges in placeholders.items()
         }
 
@@ -128,7 +128,7 @@ def _ranges(prompt: dict[str, Any]) -> Iterator[Any]:
 
 
 def _pixels(data: bytes) -> int:
-    """Width times height, from the image's header."""
+    """Return width times height, from the image's header."""
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
             return image.width * image.height

@@ -1,4 +1,4 @@
-"""The worker's end of the channel to the gateway (vllama.frames)."""
+"""The worker's end of the channel to the gateway (vllama.protocol.frames)."""
 
 from __future__ import annotations
 
@@ -9,33 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from vllama.errors import EngineError, VllamaError, WorkerDied
-from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
 from vllama.ollama.status import JSON, error_body, error_line, status_of
-from vllama.worker.profile import Profile
+from vllama.protocol.frames import Form, FrameReader, Kind, Opened, frame, parse_open, reply_frame
+from vllama.protocol.profile import Profile
+from vllama.protocol.token_counts import TokenCounts
 from vllama.worker.sink import Sink
 
 log = logging.getLogger(__name__)
 
-Endpoint = Callable[[bytes, int, Sink, Profile], Awaitable[None]]
-"""Answers a body that was received at a monotonic time in ns, for a model of this profile."""
+Endpoint = Callable[[bytes, int, Sink, Profile, Form], Awaitable[None]]
+"""Answers a body of this form that was received at a monotonic time in ns, for a model of this profile."""
 
 
 Pulse = Callable[[], Awaitable[Any]]
-"""Returns when the engine has answered a question."""
+"""Function that returns when the engine has responded."""
 
 
 async def listen(path: Path, endpoints: Mapping[str, Endpoint], pulse: Pulse) -> asyncio.AbstractServer:
-    """Serve these endpoints, by their paths, to gateways that connect to the socket."""
+    """Serve these endpoints, keyed by path, on the socket."""
     path.unlink(missing_ok=True)
-    return await asyncio.get_running_loop().create_unix_server(lambda: Channel(endpoints, pulse), str(path))
+    return await asyncio.get_running_loop().create_unix_server(lambda: ChannelConnection(endpoints, pulse), str(path))
 
 
-def socket_path(http_socket: str, rank: int, count: int) -> Path:
-    """Where API server process `rank` of `count` has its channel; its HTTP socket is shared by all of them."""
-    return Path(f"{http_socket}.{rank}of{count}")
-
-
-class Channel(asyncio.Protocol):
+class ChannelConnection(asyncio.Protocol):
     """One gateway's connection: a task for each stream, one write for each turn of the loop."""
 
     def __init__(self, endpoints: Mapping[str, Endpoint], pulse: Pulse) -> None:
@@ -51,7 +47,7 @@ class Channel(asyncio.Protocol):
         self.writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Start accepting frames."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -59,8 +55,12 @@ class Channel(asyncio.Protocol):
         for kind, stream, payload in self._reader.feed(data):
             if kind == Kind.OPEN:
                 self._open(stream, payload)
-            elif kind == Kind.PROFILE:
+            elif kind == Kind.PROFILE and payload:
                 self._profiles[stream] = Profile.from_json(payload)
+            elif kind == Kind.PROFILE:
+                self._profiles.pop(stream, None)
+            elif kind == Kind.HEARD:
+                self.send(frame(Kind.HEARD, stream))
             elif kind == Kind.PULSE:
                 task = asyncio.create_task(self._answer_pulse(stream))
                 self._pulses.add(task)
@@ -75,18 +75,18 @@ class Channel(asyncio.Protocol):
                 entry[1].resumed.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody listens any more: abort everything."""
+        """Abort all streams: the gateway has disconnected."""
         del exc
         self.writable.set()
         for task in (*self._pulses, *(task for task, _ in self._streams.values())):
             task.cancel()
 
     def pause_writing(self) -> None:
-        """The gateway does not read: let the streams wait."""
+        """Pause the streams, because the gateway does not read."""
         self.writable.clear()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Resume the streams, because the gateway reads again."""
         self.writable.set()
 
     def send(self, data: bytes) -> None:
@@ -106,9 +106,9 @@ class Channel(asyncio.Protocol):
             self._transport.write(data)
 
     def _open(self, stream: int, payload: bytes) -> None:
-        path, received, profile, body = parse_open(payload)
+        opened = parse_open(payload)
         sink = ChannelSink(self, stream)
-        task = asyncio.create_task(self._answer(path, received, self._profiles[profile], body, sink))
+        task = asyncio.create_task(self._answer(opened, self._profiles[opened.profile], sink))
         self._streams[stream] = (task, sink)
         task.add_done_callback(lambda _: self._streams.pop(stream, None))
 
@@ -116,36 +116,49 @@ class Channel(asyncio.Protocol):
         try:
             await self._pulse()
         except Exception:
-            log.exception("the engine does not answer")
+            log.exception("the engine does not respond")
         else:
             self.send(frame(Kind.PULSE, number))
 
-    async def _answer(self, path: str, received: int, profile: Profile, body: bytes, sink: ChannelSink) -> None:
+    async def _answer(self, opened: Opened, profile: Profile, sink: ChannelSink) -> None:
         try:
-            await self._endpoints[path](body, received, sink, profile)
+            await self._endpoints[opened.path](opened.body, opened.received, sink, profile, opened.form)
+        except asyncio.CancelledError:
+            if not sink.is_counted:
+                sink.count(TokenCounts())  # the gateway may wait for the counts of a client that left
+            raise
         except Exception:
-            log.exception("%s failed", path)
+            log.exception("%s failed", opened.path)
             await sink.fail(EngineError("internal error, check the model's log"))
 
 
 class ChannelSink:
     """One stream of a channel."""
 
-    __slots__ = ("_channel", "_started", "_stream", "resumed")
+    __slots__ = ("_channel", "_started", "_stream", "is_counted", "resumed")
 
-    def __init__(self, channel: Channel, stream: int) -> None:
+    def __init__(self, channel: ChannelConnection, stream: int) -> None:
         self._channel = channel
         self._stream = stream
         self._started = False
+        self.is_counted = False
         self.resumed = asyncio.Event()
         self.resumed.set()
 
+    def add_headers(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Do nothing: the gateway adds its own headers to what comes over a channel."""
+
+    def count(self, counts: TokenCounts) -> None:
+        """Send the token counts."""
+        self.is_counted = True
+        self._channel.send(frame(Kind.TOKENS, self._stream, counts.to_bytes()))
+
     async def reply(self, status: int, content_type: str, body: bytes) -> None:
-        """Send one whole reply."""
+        """Send a complete reply."""
         self._channel.send(reply_frame(Kind.REPLY, self._stream, status, content_type, body))
 
     async def start(self, content_type: str) -> None:
-        """Begin a stream with status 200."""
+        """Start a stream with status 200."""
         self._started = True
         self._channel.send(reply_frame(Kind.START, self._stream, 200, content_type))
 
@@ -158,7 +171,7 @@ class ChannelSink:
         self._channel.send(frame(Kind.LAST if last else Kind.DATA, self._stream, body))
 
     async def fail(self, error: VllamaError) -> None:
-        """End a reply that will not be complete; without an engine the whole channel, so that the gateway knows."""
+        """End an incomplete reply; without an engine close the channel, so that the gateway notices."""
         if isinstance(error, WorkerDied):
             self._channel.abort()
         elif self._started:

@@ -1,0 +1,31 @@
+"""The entry point of group `vllm.general_plugins`, which changes vLLM in each process of a worker."""
+
+from __future__ import annotations
+
+from vllama.worker import (
+    bounded_templates,
+    cpu_sampling,
+    grammars,
+    image_processors,
+    rank_groups,
+    repacked_weights,
+    sleep_backend,
+    slow_masks,
+    tokenizer_class,
+)
+
+
+def register() -> None:
+    """Register what changes templates, sampling, grammars, images, ranks, weights, sleep and tokenizers.
+
+    The second time does nothing.
+    """
+    bounded_templates.register()
+    cpu_sampling.register()
+    grammars.register()
+    image_processors.register()
+    rank_groups.register()
+    repacked_weights.register()
+    sleep_backend.register()
+    slow_masks.register()
+    tokenizer_class.register()
