@@ -1,1 +1,1 @@
-"""HTTP on 11434: decides which worker speaks, and carries its bytes."""
+"""HTTP server on port 11434, which selects a worker for each request and relays its reply."""

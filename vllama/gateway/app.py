@@ -1,177 +1,200 @@
-"""The ASGI application: guard, router, and one place where errors become replies."""
+"""The FastAPI application: its routes, its middleware and its OpenAPI document."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-import time
-from html import escape
-from http import HTTPStatus
+import resource
+from typing import Any
 
-from vllama import OLLAMA_VERSION
-from vllama.asgi import Receive, Scope, Send
-from vllama.errors import EngineError, VllamaError
-from vllama.gateway import cloud
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from vllama import OLLAMA_VERSION, __version__, schema_size
+from vllama.durations import to_seconds
+from vllama.gateway import cloud, documentation
+from vllama.gateway.access import Access
+from vllama.gateway.admission import Admission
+from vllama.gateway.bodies import Bodies
+from vllama.gateway.choices import Choices
 from vllama.gateway.create import Create
+from vllama.gateway.dispatcher import Dispatcher
 from vllama.gateway.drain import Drain
 from vllama.gateway.inference import Inference
-from vllama.gateway.library import Library
+from vllama.gateway.library import Library, Puller
+from vllama.gateway.metering import Metering
+from vllama.gateway.middleware import OllamaMiddleware
 from vllama.gateway.models import Models
 from vllama.gateway.openai import OpenAI
-from vllama.gateway.replies import BrokenReply, send_bytes, send_error, send_json, send_text
-from vllama.gateway.routing import Request, Router
+from vllama.gateway.replies import send_bytes, send_json
+from vllama.gateway.routing import Request, Routes
+from vllama.gateway.schema_preparation import SchemaPreparation
 from vllama.gateway.security import Guard
-from vllama.gateway.workers import Workers
+from vllama.gateway.transfers import Transfers
+from vllama.http_limits import Connections, HttpLimits
+from vllama.machine.threads import Threads
+from vllama.ollama import template_limits
 from vllama.scheduler.scheduler import Scheduler
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
+from vllama.store.gguf import limits as converter_limits
 from vllama.store.model_store import ModelStore
+from vllama.store.pull import pull
 
-log = logging.getLogger(__name__)
-access = logging.getLogger("vllama.access")
-
-
-_CLIENT_LEFT = 499  # contract §1.1
+_STORE_THREADS = 4
+"""Threads for short work on the store: the removal of a model, a look for an upload."""
 
 
-class Gateway:
-    """Serves HTTP over a store and a scheduler."""
+class Gateway(FastAPI):
+    """The FastAPI application over a store and a scheduler."""
 
     def __init__(
-        self, settings: Settings, store: ModelStore, scheduler: Scheduler, serving: Serving | None = None
+        self,
+        settings: Settings,
+        store: ModelStore,
+        scheduler: Scheduler,
+        serving: Serving | None = None,
+        *,
+        puller: Puller = pull,
     ) -> None:
-        """Take the parts; `serving` holds the engine flags of all models, none unless given."""
+        """Take the parts; `serving` holds the engine flags of all models (none by default), `puller` fetches models.
+
+        Raises KeysError if the key file is invalid.
+        """
+        # FastAPI's own documentation page loads scripts from the internet; ours is in documentation.py.
+        super().__init__(title="vllama", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
         serving = serving or Serving()
         self._guard = Guard(settings)
+        self._access = Access(settings)
+        self._metering = Metering(settings)
         self._drain = Drain()
-        self._workers = Workers(store, scheduler)
-        self._router = _routes(
-            Inference(self._workers, serving),
-            OpenAI(self._workers, serving),
-            Models(store, scheduler, serving),
-            Library(store),
-            Create(store, serving.check_adapter),
+        self._bodies = Bodies(settings)
+        self._choices = Choices(settings.max_choices)
+        self._schemas = SchemaPreparation(settings.schema_timeout)
+        self._limits = _http_limits(settings)
+        self._admission = Admission(settings.key_slots)
+        self._workers = Dispatcher(store, scheduler, self._admission)
+        self._transfers = Transfers(settings.max_transfers)
+        _set_limits(settings)
+        routes = Routes()
+        # The router tries routes in this order, so inference comes first.
+        metered = routes.within(self._metering.metered)
+        _add_inference(metered, Inference(self._workers, serving, self._schemas))
+        OpenAI(self._workers, serving, self._choices, self._schemas).add_routes(metered)
+        _add_models(routes, Models(store, scheduler, serving))
+        threads = Threads("store", _STORE_THREADS)
+        _add_store(
+            routes.within(self._access.managed),
+            Library(store, self._transfers, threads, puller),
+            Create(store, serving.check_adapter, self._transfers, threads, puller),
         )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return  # started without lifespan; WebSockets are refused by the server
-        received = time.monotonic_ns()
-        headers = dict(scope["headers"])
-        verdict = self._guard.judge(scope["method"], headers)
-        request = Request(
-            method=scope["method"],
-            path=re.sub("/{2,}", "/", scope["path"]),
-            scope=scope,
-            receive=receive,
-            send=send,
-            headers=headers,
-            received=received,
-            extra_headers=verdict.headers,
+        _add_cloud(routes)
+        documentation.add_routes(routes, self.openapi)
+        self.router.redirect_slashes = False  # Starlette redirects every method with 307
+        self.router.routes.extend(routes.all())
+        self.add_middleware(
+            OllamaMiddleware,
+            routes=routes,
+            guard=lambda: self._guard,
+            access=self._access,
             drain=self._drain,
+            bodies=self._bodies,
         )
-        if hosts := _wrong_hosts(scope):
-            body = f"400 Bad Request: {hosts}".encode()
-            await send_bytes(request, 400, "text/plain; charset=utf-8", body, ((b"connection", b"close"),))
-            return
-        if verdict.refused:
-            await send_bytes(request, verdict.status, "", b"", self._allowed(request))
-            return
-        try:
-            await self._dispatch(request)
-        except VllamaError as error:
-            await send_error(request, error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # The client left before it had sent all of its request (vllama.asgi.read_body).
-        finally:
-            took = (time.monotonic_ns() - received) / 1e6
-            status = request.status or _CLIENT_LEFT
-            access.info("%3d %8.1f ms  %s %s", status, took, request.method, request.path)
+        self.connections = Connections(lambda: self._limits)
 
-    async def _dispatch(self, request: Request) -> None:
-        found = self._router.find(request.method, request.path)
-        if callable(found):
-            try:
-                await found(request)
-            except (VllamaError, BrokenReply):
-                raise
-            except Exception as error:
-                if request.status:
-                    raise
-                log.exception("%s %s failed", request.method, request.path)
-                raise EngineError("internal error, check the server's log") from error
-            return
-        if found is None and request.path != "/" and request.path.endswith("/"):
-            slashless = request.path.rstrip("/")
-            if self._router.find(request.method, slashless):
-                await _redirect(request, slashless)
-                return
-        if found is None:
-            await send_text(request, 404, "404 page not found")
-        else:
-            await send_text(request, 405, "405 method not allowed", self._allowed(request))
+    def build_middleware_stack(self) -> ASGIApp:
+        """Wrap the router in the added middleware only.
 
-    def _allowed(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
-        """The Allow header, where the path has other methods only; also when the guard answers, as recorded."""
-        found = self._router.find(request.method, request.path)
-        return ((b"allow", ", ".join(found).encode()),) if isinstance(found, tuple) else ()
+        FastAPI's default middleware wraps `send`, which costs CPU for each chunk of a stream, and changes error bodies.
+        """
+        app: ASGIApp = self.router
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document. The first call imports the schemas and builds it."""
+        if self.openapi_schema is None:
+            from vllama.gateway.openapi.document import document
+
+            self.openapi_schema = document()
+        return self.openapi_schema
 
     def end_replies(self) -> None:
-        """End all replies under way, each with an error in its own format: the server stops."""
+        """End all running replies with an error in their own formats, because the server is stopping."""
         self._workers.end_replies()
         self._drain.end()
 
     def adopt(self, settings: Settings) -> None:
-        """Judge requests by these settings from now on."""
+        """Use these settings for requests from now on."""
         self._guard = Guard(settings)
+        self._access.adopt(settings)
+        self._admission.slots = settings.key_slots
+        self._transfers.adopt(settings.max_transfers)
+        _set_limits(settings)
+        self._bodies.adopt(settings)
+        self._choices.most = settings.max_choices
+        self._schemas.limit = settings.schema_timeout
+        self._limits = _http_limits(settings)
 
     def close(self) -> None:
-        """Close the connections to the workers."""
+        """Close the connections to the workers, the record of usage, and the audit log."""
         self._workers.close()
+        self._metering.close()
+        self._access.close()
 
 
-def _routes(inference: Inference, openai: OpenAI, models: Models, library: Library, create: Create) -> Router:
-    router = Router()
-    router.add("HEAD|GET", "/", _root)
-    router.add("HEAD|GET", "/api/version", _version)
-    router.add("GET", "/api/status", cloud.status)
-    router.add("POST", "/api/me", cloud.me)
-    router.add("POST", "/api/signout", cloud.sign_out)
-    router.add("DELETE", "/api/user/keys/*", cloud.sign_out)
-    router.add("POST", "/api/experimental/web_search", cloud.web_search)
-    router.add("POST", "/api/experimental/web_fetch", cloud.web_fetch)
-    router.add("GET", "/api/experimental/model-recommendations", cloud.recommendations)
-    router.add("HEAD|GET", "/api/tags", models.tags)
-    router.add("GET", "/api/ps", models.ps)
-    router.add("POST", "/api/show", models.show)
-    router.add("POST", "/api/pull", library.pull)
-    router.add("POST", "/api/push", library.push)
-    router.add("POST", "/api/create", create.create)
-    router.add("HEAD", "/api/blobs/:digest", create.has_blob)
-    router.add("POST", "/api/blobs/:digest", create.put_blob)
-    router.add("POST", "/api/copy", library.copy)
-    router.add("DELETE", "/api/delete", library.delete)
-    router.add("POST", "/api/generate", inference.generate)
-    router.add("POST", "/api/chat", inference.chat)
-    router.add("POST", "/api/embed", inference.embed)
-    router.add("POST", "/api/embeddings", inference.embeddings)
-    router.add("GET", "/v1/models", models.openai_list)
-    router.add("GET", "/v1/models/*", models.openai_one)
-    openai.add_routes(router)
-    return router
+def _http_limits(settings: Settings) -> HttpLimits:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4  # the rest is for workers, files and pulls
+    return HttpLimits(
+        head_size=settings.max_header_size,
+        headers=settings.max_headers,
+        pipelined=settings.max_pipelined,
+        connections=min(settings.max_connections or most, most),
+        head_seconds=to_seconds(settings.header_timeout),
+        body_seconds=to_seconds(settings.body_timeout),
+    )
 
 
-def _wrong_hosts(scope: Scope) -> str:
-    """What is wrong with the number of Host headers, in Go's words; on it rests the guard against DNS rebinding."""
-    number = [name for name, _ in scope["headers"]].count(b"host")
-    if number > 1:
-        return "too many Host headers"
-    return "" if number or scope["http_version"] == "1.0" else "missing required Host header"
+def _set_limits(settings: Settings) -> None:
+    template_limits.set_limits(template_limits.limits_of(settings))
+    converter_limits.set_limits(settings)
+    schema_size.set_most_properties(settings.max_schema_properties)
+
+
+def _add_inference(routes: Routes, inference: Inference) -> None:
+    routes.add("POST", "/api/chat", inference.chat)
+    routes.add("POST", "/api/generate", inference.generate)
+    routes.add("POST", "/api/embed", inference.embed)
+    routes.add("POST", "/api/embeddings", inference.embeddings)
+
+
+def _add_models(routes: Routes, models: Models) -> None:
+    routes.add("HEAD|GET", "/", _root)
+    routes.add("HEAD|GET", "/api/version", _version)
+    routes.add("HEAD|GET", "/api/tags", models.tags)
+    routes.add("GET", "/api/ps", models.ps)
+    routes.add("POST", "/api/show", models.show)
+    routes.add("GET", "/v1/models", models.openai_list)
+    routes.add("GET", "/v1/models/{model:path}", models.openai_one)
+
+
+def _add_store(routes: Routes, library: Library, create: Create) -> None:
+    routes.add("POST", "/api/pull", library.pull)
+    routes.add("POST", "/api/push", library.push)
+    routes.add("POST", "/api/create", create.create)
+    routes.add("HEAD", "/api/blobs/{digest}", create.has_blob)
+    routes.add("POST", "/api/blobs/{digest}", create.put_blob)
+    routes.add("POST", "/api/copy", library.copy)
+    routes.add("DELETE", "/api/delete", library.delete)
+
+
+def _add_cloud(routes: Routes) -> None:
+    routes.add("GET", "/api/status", cloud.status)
+    routes.add("POST", "/api/me", cloud.me)
+    routes.add("POST", "/api/signout", cloud.sign_out)
+    routes.add("DELETE", "/api/user/keys/{key:path}", cloud.sign_out)
+    routes.add("POST", "/api/experimental/web_search", cloud.web_search)
+    routes.add("POST", "/api/experimental/web_fetch", cloud.web_fetch)
+    routes.add("GET", "/api/experimental/model-recommendations", cloud.recommendations)
 
 
 async def _root(request: Request) -> None:
@@ -180,15 +203,3 @@ async def _root(request: Request) -> None:
 
 async def _version(request: Request) -> None:
     await send_json(request, {"version": OLLAMA_VERSION})
-
-
-async def _redirect(request: Request, path: str) -> None:
-    """To the path without its last slash, as Go's router does: 301 for GET, 307 where there is a body."""
-    status = HTTPStatus.MOVED_PERMANENTLY if request.method == "GET" else HTTPStatus.TEMPORARY_REDIRECT
-    query = request.scope["query_string"].decode("latin-1")
-    location = f"{path}?{query}" if query else path
-    body, content_type = b"", ""
-    if request.method == "GET":
-        body = f'<a href="{escape(location)}">{status.phrase}</a>.\n\n'.encode()
-        content_type = "text/html; charset=utf-8"
-    await send_bytes(request, status, content_type, body, ((b"location", location.encode()),))

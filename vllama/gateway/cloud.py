@@ -1,4 +1,4 @@
-"""What Ollama sends to its cloud, answered as by a server that has none (contract §1.11, §8). Nothing phones home."""
+"""Routes of Ollama's cloud, answered like a server without cloud (contract §1.11, §8). No data leaves the server."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from vllama.ollama.status import JSON, error_body
 
 
 async def status(request: Request) -> None:
-    """`GET /api/status`."""
+    """Answer `GET /api/status` as a server without cloud."""
     await send_json(request, {"cloud": {"disabled": True, "source": "env"}})
 
 
 async def me(request: Request) -> None:
-    """`POST /api/me`: nobody is signed in."""
+    """Answer `POST /api/me`: no user is signed in."""
     await send_bytes(request, 401, JSON, error_body("unauthorized"))
 
 
 async def sign_out(request: Request) -> None:
-    """`POST /api/signout`, `DELETE /api/user/keys/KEY`."""
+    """Answer `POST /api/signout` and `DELETE /api/user/keys/KEY`."""
     await send_bytes(request, 401, JSON, error_body("you are not currently signed in"))
 
 
 async def web_search(request: Request) -> None:
-    """`POST /api/experimental/web_search`."""
+    """Refuse `POST /api/experimental/web_search` with Ollama's error."""
     del request
     raise CloudDisabled("web search is unavailable")
 
 
 async def web_fetch(request: Request) -> None:
-    """`POST /api/experimental/web_fetch`."""
+    """Refuse `POST /api/experimental/web_fetch` with Ollama's error."""
     del request
     raise CloudDisabled("web fetch is unavailable")
 
 
 async def recommendations(request: Request) -> None:
-    """`GET /api/experimental/model-recommendations`: all of Ollama's are of its cloud or in GGUF."""
+    """Answer `GET /api/experimental/model-recommendations`: none, because Ollama's are cloud models or GGUF."""
     await send_json(request, {"recommendations": []})

@@ -1,68 +1,82 @@
-"""`/api/create`, and `/api/blobs` for the files that models are made of (contract §1.9)."""
+"""Routes `/api/create`, and `/api/blobs` for uploads (contract §1.9)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 
-from vllama.asgi import Receive, read_body
+from vllama.asgi import Receive
 from vllama.errors import BlobNotFound
+from vllama.gateway.bodies import read_body
 from vllama.gateway.replies import send_bytes
 from vllama.gateway.routing import Request
 from vllama.gateway.steps import send_steps
+from vllama.gateway.transfers import Transfers
+from vllama.machine.threads import Threads
 from vllama.ollama.creation import CreateRequest
-from vllama.store.base import has_content
 from vllama.store.blobs import Blobs, parse_digest
 from vllama.store.create import Check, Puller, create
+from vllama.store.model_import import has_content
 from vllama.store.model_store import ModelStore
 from vllama.store.pull import pull
 
 _PIECE = 1 << 20
-"""Bytes that are gathered before a thread writes and hashes them."""
+"""Bytes to collect before a thread writes and hashes them."""
+
+_UPLOAD_THREADS = 8
 
 
 class Create:
-    """The routes that make models."""
+    """The routes that create models."""
 
-    def __init__(self, store: ModelStore, check: Check, puller: Puller = pull) -> None:
+    def __init__(
+        self, store: ModelStore, check: Check, transfers: Transfers, threads: Threads, puller: Puller = pull
+    ) -> None:
+        """Take the running creations, and the threads for short work on the store; uploads have their own."""
         self._store = store
+        self._transfers = transfers
+        self._threads = threads
+        self._uploads = Threads("upload", _UPLOAD_THREADS)
         self._check = check
         self._puller = puller
         self._blobs = Blobs(store.root)
 
     async def create(self, request: Request) -> None:
-        """`POST /api/create`: steps as NDJSON; what goes wrong after the first step is said in the stream."""
-        asked = CreateRequest.parse(await read_body(request.receive))
-        steps = create(
-            self._store,
-            asked.name,
-            asked.changes,
-            base=asked.base,
-            files=asked.files,
-            adapters=asked.adapters,
-            puller=self._puller,
-            check=self._check,
+        """Answer `POST /api/create` with steps as NDJSON; errors after the first step are in the stream."""
+        asked = CreateRequest.parse(await read_body(request))
+        request.subject = asked.name.display
+        steps = self._transfers.watch(
+            lambda: create(
+                self._store.converting(asked.precision),
+                asked.name,
+                asked.changes,
+                base=asked.base,
+                files=asked.files,
+                adapters=asked.adapters,
+                puller=self._puller,
+                check=self._check,
+            )
         )
         await send_steps(request, steps, stream=asked.stream)
 
     async def has_blob(self, request: Request) -> None:
-        """`HEAD /api/blobs/:digest`: whether the file need not be uploaded."""
+        """Answer `HEAD /api/blobs/:digest`: whether the file is already known."""
         digest = _digest(request)
-        if not await asyncio.to_thread(has_content, self._store, parse_digest(digest)):
+        if not await self._threads.run(has_content, self._store, parse_digest(digest)):
             raise BlobNotFound(digest)
         await send_bytes(request, 200, "", b"")
 
     async def put_blob(self, request: Request) -> None:
-        """`POST /api/blobs/:digest`: the body is the file. It goes to disk as it comes; half of one leaves nothing."""
+        """Answer `POST /api/blobs/:digest`: stream the body to disk; an incomplete body leaves no file."""
         digest = _digest(request)
         sha256 = parse_digest(digest)
-        if await asyncio.to_thread(has_content, self._store, sha256):
+        if await self._threads.run(has_content, self._store, sha256):
             await send_bytes(request, 200, "", b"")
             return
-        with await asyncio.to_thread(self._blobs.receive, sha256, digest) as upload:
+        with await self._uploads.run(self._blobs.receive, sha256, digest) as upload:
             async for piece in _pieces(request.receive):
-                await asyncio.to_thread(upload.write, piece)
-            await asyncio.to_thread(upload.finish)
+                await self._uploads.run(upload.write, piece)
+            await self._uploads.run(upload.finish)
         await send_bytes(request, 201, "", b"")
 
 
@@ -71,7 +85,7 @@ def _digest(request: Request) -> str:
 
 
 async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """The body, in pieces of about a megabyte. Raises asyncio.CancelledError where the client left before its end."""
+    """Yield the body in pieces of about a megabyte. Raises asyncio.CancelledError after a disconnect."""
     gathered: list[bytes] = []
     size = 0
     while (message := await receive())["type"] == "http.request":

@@ -1,4 +1,4 @@
-"""Work of the gateway itself that has to end when the server stops: pulls, creations."""
+"""Work of the gateway itself that must end when the server stops: pulls, creations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllama.errors import ServerStopping
 
 
 class Drain:
-    """Knows the work under way, and ends it when it must not go on."""
+    """Registry of running work that ends it when the server stops."""
 
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -19,7 +19,7 @@ class Drain:
 
     @contextmanager
     def may_end(self) -> Iterator[None]:
-        """Work that `end` may interrupt; raises ServerStopping then."""
+        """Enclose work that `end` may interrupt with ServerStopping."""
         task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a request has its task
         if self._is_over:
             raise ServerStopping
@@ -34,7 +34,7 @@ class Drain:
             self._under_way.discard(task)
 
     def end(self) -> None:
-        """Interrupt all work, and let none begin."""
+        """Interrupt all work and refuse new work."""
         self._is_over = True
         for task in self._under_way:
             task.cancel()

@@ -1,16 +1,19 @@
-"""The byte path's end: a worker's reply reaches the client unparsed, in the call that brought it.
+"""Relay of a worker's reply to the client, unparsed and in the call that received it.
 
 For each token of each stream this code runs once, so it does as little as asyncio allows: no queue and no task
-switch lie between the worker's socket and the server's `send`.
+switch is between the worker's socket and the server's `send`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllama.asgi import Send
+
+if TYPE_CHECKING:
+    from vllama.gateway.metering import Meter
 
 Header = tuple[bytes, bytes]
 OnSlow = Callable[[bool], None]
@@ -35,16 +38,17 @@ class _Resume:
 
 
 class Relay:
-    """One reply on its way to one client.
+    """The relay of one reply to one client.
 
     `on_slow(True)` is called when the client cannot take more, `on_slow(False)` when it has caught up; what
     comes in between is kept. `status` is 0 until the client has got a status line, which goes with the first
     bytes of the body: until then the reply can still become an error. `is_complete` when the client has got all.
+    `meter` counts the tokens of a request with a key.
     """
 
     __slots__ = (
         "_blocked", "_done", "_ended", "_extra_headers", "_failure", "_head", "_kept", "_on_slow", "_send",
-        "content_type", "is_complete", "last_byte", "status",
+        "content_type", "is_complete", "last_byte", "meter", "status",
     )  # fmt: skip
 
     def __init__(self, send: Send, extra_headers: tuple[Header, ...], on_slow: OnSlow) -> None:
@@ -61,13 +65,14 @@ class Relay:
         self.status = 0
         self.content_type = b""
         self.last_byte = b""
+        self.meter: Meter | None = None
 
     async def finished(self) -> None:
-        """Return when the client has got all; raise what `fail` was given."""
+        """Wait until the client has got all; raise the error of `fail`."""
         await self._done
 
     def head(self, status: int, headers: list[Header]) -> None:
-        """Note the status line and the headers (names in lower case)."""
+        """Store the status line and the headers (names in lower case)."""
         self._head = (status, headers)
         self.content_type = next((value for name, value in headers if name == b"content-type"), b"")
 
@@ -90,15 +95,15 @@ class Relay:
             self._finish()
 
     def fail(self, error: Exception) -> None:
-        """End a reply that will not be complete; what was kept for a slow client reaches it before."""
+        """Fail an incomplete reply, after sending the data kept for a slow client."""
         if self._blocked is None:
             if not self._done.done():
                 self._done.set_exception(error)
-        elif not self._ended:  # a worker may go when it has said all
+        elif not self._ended:  # a worker may exit after a complete reply
             self._failure = error
 
     def _push(self, message: dict[str, Any], *, last: bool) -> bool:
-        """Run `send` at once; where it has to wait for the client, go on later and return False."""
+        """Run `send` at once; if it must wait for the client, continue later and return False."""
         coroutine: Any = self._send(message)
         try:
             future = coroutine.send(None)
@@ -124,9 +129,10 @@ class Relay:
         elif last:
             self._finish()
         else:
-            kept, self._kept = b"".join(self._kept), []
-            if kept or self._ended:
-                self.body(kept, last=self._ended)
+            kept, self._kept = self._kept, []
+            ended = self._ended
+            for number, data in enumerate(kept, start=1):  # each by itself, as one HTTP chunk
+                self.body(data, last=ended and number == len(kept))
             if self._failure is not None:
                 self.fail(self._failure)
 
@@ -137,4 +143,4 @@ class Relay:
 
 
 RelayMaker = Callable[[OnSlow], Relay]
-"""Makes the relay of an exchange, given what tells the worker to wait."""
+"""Function that creates the relay of an exchange, given the callback that pauses the worker."""

@@ -1,4 +1,4 @@
-"""Who may talk to an unauthenticated local server: Host and Origin (contract §6.2, §6.3)."""
+"""Access checks that need no key: Host and Origin (contract §6.2, §6.3)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vllama.settings import Settings
 
@@ -20,7 +21,15 @@ _ALLOWED_HEADERS = (
     b"X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,"
     b"X-Stainless-Runtime-Version,X-Stainless-Timeout"
 )
+_KEY_HEADERS = b",X-Api-Key,Anthropic-Version,Anthropic-Beta,Anthropic-Dangerous-Direct-Browser-Access"
+"""Headers that clients of Anthropic's API also send from web pages; Ollama, which has no keys, does not allow it."""
+
 _MAX_AGE = b"43200"
+_IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+_NO_NAME = dict.fromkeys(map(ord, "/?#@!$&'()*+,;=%~\\ "))
+"""Characters that no name of a host and no address has; Go lets some of them pass in a Host header."""
+
 _VARIES = (
     (b"vary", b"Origin"),
     (b"vary", b"Access-Control-Request-Method"),
@@ -32,7 +41,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do with a request: refuse it with `status`, or go on and add `headers` to the reply."""
+    """The decision on a request: refuse it with `status`, or continue and add `headers` to the reply."""
 
     status: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -51,7 +60,7 @@ class Guard:
     """Checks Host against DNS rebinding, and Origin against foreign web pages."""
 
     def __init__(self, settings: Settings) -> None:
-        self._checks_host = _is_loopback(settings.address.host)
+        self._checks_host = settings.address.is_loopback
         self._names = {"localhost", socket.gethostname().lower()}
         local = [f"{scheme}://{name}" for scheme in ("http", "https") for name in _LOCAL_NAMES]
         patterns = [*settings.origins, *local, *(f"{origin}:*" for origin in local)]
@@ -59,8 +68,8 @@ class Guard:
         self._any_origin = "*" in settings.origins
         self._origins = re.compile("|".join(_wildcards(pattern) for pattern in patterns), re.IGNORECASE)
 
-    def judge(self, method: str, headers: Mapping[bytes, bytes]) -> Verdict:
-        """Decide on a request by its headers (names in lower case)."""
+    def judge(self, method: str, headers: Mapping[bytes, bytes], *, needs_key: bool = False) -> Verdict:
+        """Decide on a request by its headers (names in lower case); `needs_key` says whether requests need keys."""
         if self._checks_host and not self._host_allowed(headers.get(b"host", b"").decode("latin-1")):
             return _FORBIDDEN
         origin = headers.get(b"origin")
@@ -75,7 +84,7 @@ class Guard:
         return Verdict(
             status=204,
             headers=(
-                (b"access-control-allow-headers", _ALLOWED_HEADERS),
+                (b"access-control-allow-headers", _ALLOWED_HEADERS + (_KEY_HEADERS if needs_key else b"")),
                 (b"access-control-allow-methods", _ALLOWED_METHODS),
                 allowed,
                 (b"access-control-max-age", _MAX_AGE),
@@ -85,13 +94,20 @@ class Guard:
 
     def _host_allowed(self, header: str) -> bool:
         host = _without_port(header).lower()
-        if not host or host in self._names or host.endswith((".localhost", ".local", ".internal")):
+        if not host or host in self._names or _is_local(host):
             return True
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return address.is_loopback or address.is_private or address.is_unspecified or host in _own_addresses()
+        return _address(host) is not None and host in _own_addresses()  # only for addresses: it may ask a name server
+
+
+@lru_cache(maxsize=256)
+def _is_local(host: str) -> bool:
+    """Return whether a host's name or address is one of this machine or of a private network."""
+    if host.translate(_NO_NAME) != host:
+        return False
+    if host.endswith((".localhost", ".local", ".internal")):
+        return True
+    address = _address(host)
+    return address is not None and (address.is_loopback or _is_private(address) or address.is_unspecified)
 
 
 def _wildcards(pattern: str) -> str:
@@ -103,16 +119,34 @@ def _is_same_origin(origin: bytes, host: bytes) -> bool:
 
 
 def _without_port(header: str) -> str:
+    """Return the host of `host[:port]`; the whole text, which is no host, if something else stands after the colon."""
+    host, port = header, ""
     if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0] if header.count(":") == 1 else header
+        host, _, port = header[1:].partition("]")
+        if port and not port.startswith(":"):
+            return header
+        port = port[1:]
+    elif header.count(":") == 1:
+        host, _, port = header.partition(":")
+    return host if port.isdecimal() or not port else header
 
 
-def _is_loopback(host: str) -> bool:
+def _address(host: str) -> _IpAddress | None:
+    """Return the address as which a host is stated; None for a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return None
+
+
+def _is_private(address: _IpAddress) -> bool:
+    """Return whether networks use the address internally, as Go's `netip.Addr.IsPrivate` does.
+
+    Python counts link-local addresses, with which clouds tell machines their secrets, and those of documents.
+    """
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address.version == network.version and address in network for network in _PRIVATE)
 
 
 def _own_addresses() -> Sequence[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Generator
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import orjson
 
@@ -19,18 +17,18 @@ from vllama.store.progress import Progress
 _PLAIN_JSON = "application/json"
 
 
-async def send_steps(request: Request, steps: Generator[Progress, None, None], *, stream: bool) -> None:
-    """Do the work in threads, and reply; a client that leaves ends it after the step under way, as a drain does.
+async def send_steps(request: Request, steps: AsyncGenerator[Progress, None], *, stream: bool) -> None:
+    """Reply with the steps of a transfer; a disconnect or a drain ends it if no other client watches it.
 
-    What goes wrong before the first step, or without a stream, has a status of its own.
+    Errors before the first step, or without a stream, have their own status.
     """
-    async with cancelled_on_disconnect(request.receive):
+    async with cancelled_on_disconnect(request.receive), aclosing(steps):
         try:
             if stream:
-                await _stream(request, in_thread(steps))
+                await _stream(request, steps)
                 return
             with request.drain.may_end():
-                async for step in in_thread(steps):
+                async for step in steps:
                     last = step
         except VllamaError as error:
             await send_bytes(request, status_of(error), _PLAIN_JSON, error_body(str(error)))
@@ -38,7 +36,7 @@ async def send_steps(request: Request, steps: Generator[Progress, None, None], *
             await send_bytes(request, 200, _PLAIN_JSON, orjson.dumps(last.to_record()))
 
 
-async def _stream(request: Request, steps: AsyncIterator[Progress]) -> None:
+async def _stream(request: Request, steps: AsyncGenerator[Progress, None]) -> None:
     async def line(body: bytes, *, last: bool = False) -> None:
         await request.send({"type": "http.response.body", "body": body, "more_body": not last})
 
@@ -56,27 +54,3 @@ async def _stream(request: Request, steps: AsyncIterator[Progress]) -> None:
         await line(error_line(str(error)), last=True)
     else:
         await line(b"", last=True)
-
-
-async def in_thread(steps: Generator[Progress, None, None]) -> AsyncIterator[Progress]:
-    """Run a blocking generator in threads, step by step; closing or cancelling ends it after the step under way."""
-    loop = asyncio.get_running_loop()
-    pending: asyncio.Future[Any] = loop.create_future()
-    try:
-        while True:
-            pending = loop.run_in_executor(None, next, steps, None)
-            step = await asyncio.shield(pending)
-            if step is None:
-                return
-            yield step
-    finally:
-        if pending.done():
-            steps.close()
-        else:
-            pending.add_done_callback(lambda done: _close(steps, done))
-
-
-def _close(steps: Generator[Progress, None, None], done: asyncio.Future[Any]) -> None:
-    with suppress(Exception):
-        done.result()  # nobody is left to be told
-    steps.close()

@@ -1,8 +1,9 @@
-"""HTTP to a worker, for vLLM's own routes: connections that are kept, and replies that are relayed as they are."""
+"""HTTP client for vLLM's own routes in a worker, with kept connections and unchanged replies."""
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,111 +11,141 @@ from typing import Any
 import httptools
 
 from vllama.errors import EngineError, WorkerDied
-from vllama.gateway.channel import not_reached
+from vllama.gateway.channel_client import not_reached
 from vllama.gateway.relay import Header, Relay, RelayMaker
 
-# These belong to a connection and not to the message.
+# These belong to the connection, not to the message.
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date", b"server"})
-# The gateway has judged the origin: whose reply it is, the worker's CORS handler cannot know.
+# The gateway has checked the origin, which the worker's CORS handler cannot do.
 _NOT_PASSED_ON = frozenset({*_HOP_BY_HOP, b"vary"})
-# These are about the client's own exchange with us. The gateway has judged the origin and answers it itself.
-_NOT_FORWARDED = frozenset({*_HOP_BY_HOP, b"host", b"content-length", b"expect", b"origin"})
+# These concern the client's own exchange with us. The gateway has checked the origin, and workers need no secrets.
+_SECRETS = frozenset({b"authorization", b"proxy-authorization", b"x-api-key", b"cookie"})
+_NOT_FORWARDED = frozenset({*_HOP_BY_HOP, *_SECRETS, b"host", b"content-length", b"expect", b"origin"})
+
+
+class NeverSent(WorkerDied):
+    """The worker closed a kept connection before it had the whole request, which can be sent again."""
 
 
 class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection to a worker, which serves one exchange at a time."""
 
-    def __init__(self, idle: list[Connection], busy: set[Connection]) -> None:
-        """Take the list in which an idle connection waits for its next exchange, and the set of those that do not."""
-        self._idle = idle
-        self._busy = busy
+    def __init__(self, pool: HttpConnectionPool, socket: Path) -> None:
+        """Take the pool to which the connection returns after each exchange, and the worker's socket."""
+        self._pool = pool
+        self.socket = socket
         self._transport: Any = None
         self._parser: Any = None
         self._relay: Relay | None = None
         self._headers: list[Header] = []
+        self._is_chunked = False
         self._body: list[bytes] = []
+        self._pieces: list[bytes] = []
         self._complete = False
+        self._may_stay = False
         self.is_open = False
 
     async def exchange(self, request: bytes, make_relay: RelayMaker) -> None:
         """Send the request and relay the reply.
 
-        Raises WorkerDied where the worker's connection ends before its reply does. Cancelling closes the
-        connection, by which the worker knows that nobody listens any more.
+        Raises WorkerDied if the worker's connection ends before its reply, NeverSent if that was before the request.
+        Cancelling closes the connection, which tells the worker that the client has disconnected.
         """
         if not self.is_open:
-            raise WorkerDied
+            raise NeverSent
         self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._body, self._complete = [], [], False
+        self._headers, self._is_chunked, self._complete = [], False, False
+        self._body, self._pieces = [], []
         self._relay = relay = make_relay(self._slow_down)
-        self._busy.add(self)
         self._transport.write(request)
         try:
             await relay.finished()
         finally:
-            self._busy.discard(self)
             self._relay = None
-            # The server reports the end of a reply as if the client had left: cancelled or not, what counts is the end.
-            if relay.is_complete and self.is_open:
-                self._idle.append(self)
+            # uvicorn reports the end of a reply like a disconnect, so check the end first, cancelled or not.
+            if relay.is_complete and self._may_stay and self.is_open:
+                self._pool.release(self)
             else:
                 self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse the worker's bytes and relay the body that they carry."""
         if self._relay is None:
-            self._transport.abort()  # nobody asked
+            self._transport.abort()  # no request is running
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._relay.fail(WorkerDied())
             return
-        if self._body or self._complete:
-            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            self._body.clear()
-            self._relay.body(body, last=self._complete)
+        if self._body and not self._is_chunked:
+            self.on_chunk_complete()
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces[:-1]:
+            self._relay.body(piece, last=False)
+        if pieces or self._complete:
+            self._relay.body(pieces[-1] if pieces else b"", last=self._complete)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: keep a header of the message."""
+        """Store a header of the message (httptools callback)."""
         name = name.lower()
         if name not in _NOT_PASSED_ON:
             self._headers.append((name, value))
+        elif name == b"transfer-encoding":
+            self._is_chunked = b"chunked" in value.lower()
 
     def on_headers_complete(self) -> None:
-        """httptools: pass the head on."""
+        """Pass status and headers on (httptools callback)."""
         assert self._relay is not None  # noqa: S101 - data is parsed only during an exchange
+        self._may_stay = self._parser.should_keep_alive()
         self._relay.head(self._parser.get_status_code(), self._headers)
 
     def on_body(self, body: bytes) -> None:
-        """httptools: keep a piece of the body until the data that came with it has been parsed."""
+        """Store a part of the body until its chunk is complete (httptools callback)."""
         self._body.append(body)
 
+    def on_chunk_complete(self) -> None:
+        """Keep the chunk for the relay as one piece, because clients take a chunk for a record (httptools callback)."""
+        if self._body:
+            self._pieces.append(self._body[0] if len(self._body) == 1 else b"".join(self._body))
+            self._body.clear()
+
     def on_message_complete(self) -> None:
-        """httptools: note the end of the reply."""
+        """Record the end of the reply (httptools callback)."""
         self._complete = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Become usable."""
+        """Store the transport of the new connection."""
         self._transport = transport
         self.is_open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End an exchange that was not complete."""
-        del exc
+        """Fail an incomplete exchange."""
         self.is_open = False
-        if self in self._idle:
-            self._idle.remove(self)
+        self._pool.forget(self)
         if self._relay is not None and not self._complete:
-            self._relay.fail(WorkerDied())
+            # The system refuses bytes for a closed socket. uvicorn's applications get no incomplete body.
+            self._relay.fail(NeverSent() if isinstance(exc, BrokenPipeError) else WorkerDied())
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the worker has neither closed the connection nor sent anything that was not asked for.
+
+        The event loop may not have read it yet: vLLM closes idle connections after 5 seconds.
+        """
+        if not self.is_open or self._transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+        return not poll.poll(0)
 
     def end(self, error: EngineError) -> None:
-        """End the exchange under way with this error."""
+        """End the running exchange with this error."""
         if self._relay is not None:
             self._relay.fail(error)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self._transport.abort()
 
     def _slow_down(self, slow: bool) -> None:
@@ -126,43 +157,72 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-class Pool:
-    """Idle connections to workers, by socket. Every connection has one user at a time."""
+class HttpConnectionPool:
+    """Open HTTP connections to workers: each has one user at a time, and a lost one is forgotten."""
 
     def __init__(self) -> None:
         self._idle: dict[Path, list[Connection]] = {}
+        """By socket; no list is empty."""
         self._busy: set[Connection] = set()
 
     async def acquire(self, socket: Path) -> Connection:
-        """An open connection.
+        """Return an open connection for one exchange, a kept one if the worker has not closed it.
 
-        Raises WorkerDied where nothing listens, EngineError where this process cannot connect.
+        Raises WorkerDied if no process listens, EngineError if this process cannot connect.
         """
-        idle = self._idle.setdefault(socket, [])
-        if idle:
-            return idle.pop()
+        while socket in self._idle:
+            connection = self._idle[socket][-1]
+            self._take(connection)
+            if connection.is_quiet:
+                self._busy.add(connection)
+                return connection
+            connection.close()
+        return await self.connect(socket)
+
+    async def connect(self, socket: Path) -> Connection:
+        """Return a new connection for one exchange. Raises the errors of `acquire`."""
         try:
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_unix_connection(lambda: Connection(idle, self._busy), str(socket))
+            _, connection = await loop.create_unix_connection(lambda: Connection(self, socket), str(socket))
         except OSError as error:
             raise not_reached(error) from error
+        if connection.is_open:
+            self._busy.add(connection)
         return connection
 
+    def release(self, connection: Connection) -> None:
+        """Keep an open connection for the next exchange."""
+        self._busy.discard(connection)
+        self._idle.setdefault(connection.socket, []).append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection that is lost."""
+        self._busy.discard(connection)
+        self._take(connection)
+
     def end(self, error: EngineError) -> None:
-        """End all exchanges under way with this error."""
+        """End all running exchanges with this error."""
         for connection in list(self._busy):
             connection.end(error)
 
     def close(self) -> None:
         """Close all idle connections."""
         for connections in self._idle.values():
-            for connection in list(connections):
+            for connection in connections:
                 connection.close()
         self._idle.clear()
 
+    def _take(self, connection: Connection) -> None:
+        """Take a connection out of those that are idle, where it is one of them."""
+        idle = self._idle.get(connection.socket, [])
+        if connection in idle:
+            idle.remove(connection)
+            if not idle:
+                del self._idle[connection.socket]
+
 
 def request_bytes(method: str, target: bytes, headers: Iterable[Header], body: bytes) -> bytes:
-    """An HTTP/1.1 request with its whole body. Headers of the client's own connection are left out."""
+    """Encode an HTTP/1.1 request with its body, without headers of the client's own connection."""
     lines = [method.encode(), b" ", target, b" HTTP/1.1\r\nhost: worker\r\n"]
     for name, value in headers:
         if name not in _NOT_FORWARDED:
