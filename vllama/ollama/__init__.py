@@ -1,1 +1,1 @@
-"""Ollama's wire: request and reply records, options, NDJSON. No web framework, no engine."""
+"""Ollama's wire format: request and reply records, options, NDJSON. No web framework, no engine."""

@@ -1,4 +1,4 @@
-"""Whether a model can do what a request asks, in Ollama's order (contract §1.2 "Order of checks")."""
+"""Checks that a model can serve a request, in Ollama's order (contract §1.2 "Order of checks")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllama.ollama.templates import check_request_template
 
 
 def check_generate(request: GenerateRequest, capabilities: Collection[str], full_name: str) -> None:
-    """Raise where the request cannot be served; `full_name` is `host/ns/model:tag`.
+    """Raise an error if the request cannot be served; `full_name` is `host/ns/model:tag`.
 
     Raises RequestError or Unsupported.
     """
@@ -25,13 +25,13 @@ def check_generate(request: GenerateRequest, capabilities: Collection[str], full
     if request.images and "vision" not in capabilities:
         raise Unsupported(f"{full_name} does not support vision")
     if request.images and request.suffix:
-        raise RequestError("images cannot go with a suffix: what stands in a gap is text")
+        raise RequestError("images cannot be combined with a suffix")
     check_images(request.images, "images")
     check_request_template(request.template)
 
 
 def check_chat(request: ChatRequest, capabilities: Collection[str], full_name: str) -> None:
-    """Raise RequestError or Unsupported where the request cannot be served; `full_name` is `host/ns/model:tag`."""
+    """Raise RequestError or Unsupported if the request cannot be served; `full_name` is `host/ns/model:tag`."""
     _check_common(request, capabilities, "chat")
     if request.tools and "tools" not in capabilities:
         raise Unsupported(f"{full_name} does not support tools")

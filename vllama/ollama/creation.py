@@ -13,11 +13,12 @@ from vllama.errors import RequestError
 from vllama.names import ModelName
 from vllama.ollama.gojson import Fields, decode, known_fields
 from vllama.ollama.options import TYPES
+from vllama.settings import PRECISIONS
 
 _CREATE = known_fields(
     "model", "name", "stream", "from", "files", "adapters", "draft_files", "draft_quantize", "template", "system",
     "license", "parameters", "messages", "quantize", "quantization", "renderer", "parser", "requires", "remote_host",
-    "info",
+    "info", "precision",
 )  # fmt: skip
 _MESSAGE = known_fields("role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id")
 
@@ -31,15 +32,15 @@ REFUSED = {
     "parser": "PARSER is not supported: vLLM's parsers are chosen by the model's template, or with "
     "--tool-call-parser and --reasoning-parser",
 }
-"""Fields that cannot be served, and the answer to them."""
+"""Unsupported fields and their error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a new model says other than its base; what is empty is inherited.
+    """Differences between a new model and its base; empty fields are inherited.
 
-    `parameters` are merged key by key, None takes a key of the base away; all others replace. `template` is Go's or
-    Jinja; `messages` are (role, content) pairs; `quantize` is the level that the weights shall have ("q8_0").
+    `parameters` are merged key by key, None removes a key of the base; all others replace. `template` is Go or
+    Jinja; `messages` are (role, content) pairs; `quantize` is the required quantization of the weights ("q8_0").
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -52,9 +53,10 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
-    """A request of `/api/create`. `files` and `adapters` map paths inside the model, or the LoRA adapter, to digests.
+    """A request of `/api/create`. `files` and `adapters` map paths inside the model or the LoRA adapter to digests.
 
-    Where `base`, a model's name, is "" and `files` is None, neither was given.
+    If `base`, a model name, is "" and `files` is None, neither was given. `precision` is one of PRECISIONS, for the
+    weights of GGUF files, or "" for the server's.
     """
 
     name: ModelName
@@ -63,6 +65,7 @@ class CreateRequest:
     files: Mapping[str, str] | None
     adapters: Mapping[str, str] | None
     changes: Changes
+    precision: str = ""
 
     @classmethod
     def parse(cls, body: bytes) -> CreateRequest:
@@ -92,7 +95,16 @@ class CreateRequest:
                 messages=fields.items("messages", "[]api.Message", _message),
                 quantize=fields.string("quantize") or fields.string("quantization"),
             ),
+            precision=precision(fields),
         )
+
+
+def precision(fields: Fields) -> str:
+    """Return the field `precision`, "" if absent: vllama's own, for the weights of GGUF files. Raises RequestError."""
+    stated = fields.string("precision")
+    if stated and stated not in PRECISIONS:
+        raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}")
+    return stated
 
 
 def _files(fields: Fields, name: str) -> Mapping[str, str] | None:
@@ -110,30 +122,32 @@ def _files(fields: Fields, name: str) -> Mapping[str, str] | None:
 
 
 def is_inner_path(path: str) -> bool:
-    """Whether the path can only mean a file inside a folder: relative, with `/`, without `.`, `..` and empty parts."""
+    """Return whether the path stays inside its folder: relative, with `/`, without `.`, `..` and empty parts."""
     parts = path.split("/")
     return all(parts) and not {".", ".."} & set(parts) and not {"\0", "\\"} & set(path)
 
 
 def check_requires(version: str) -> None:
-    """Raise RequestError where a model needs a newer Ollama than the one that this server answers as."""
+    """Raise RequestError if a model requires a newer Ollama than OLLAMA_VERSION."""
     if not version:
         return
     asked = _SEMVER.fullmatch(version)
     if not asked:
         raise RequestError("requires must be a valid semver (e.g. 0.14.0)")
     if [int(part or 0) for part in asked.groups()] > [int(part) for part in OLLAMA_VERSION.split(".")]:
-        raise RequestError(f"the model requires Ollama {version}; this server answers as {OLLAMA_VERSION}")
+        raise RequestError(
+            f"the model requires Ollama {version}; this server provides the API of Ollama {OLLAMA_VERSION}"
+        )
 
 
 def _parameters(fields: Fields) -> dict[str, Any]:
-    """As sent, in the spelling that all spellings of one value share; wrong types show when the model is used."""
+    """Return the parameters as sent, in canonical spelling; wrong types are reported when the model is used."""
     return {name: _parameter(name, value) for name, value in fields.mapping("parameters").items()}
 
 
 def _parameter(name: str, value: Any) -> Any:
     if isinstance(value, str) and TYPES.get(name) == "array":
-        return [value]  # accepted as in `options`, which Ollama refuses
+        return [value]  # accepted as in `options`; Ollama refuses it
     if isinstance(value, list):
         return [_scalar(name, item) for item in value]
     return _scalar(name, value)
@@ -146,12 +160,12 @@ def _scalar(name: str, value: Any) -> Any:
 
 
 def whole(value: float) -> float | int:
-    """The number as JSON shortens it: 1, not 1.0."""
+    """Return the number as JSON shortens it: 1, not 1.0."""
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _license(fields: Fields) -> str:
-    """One text, or several that make one."""
+    """Return the licence: one text, or several joined."""
     value = fields.raw("license")
     if not isinstance(value, list):
         return fields.string("license")
@@ -165,5 +179,5 @@ def _message(value: Any) -> tuple[str, str]:
     fields = Fields(value, "CreateRequest", _MESSAGE, prefix="messages.", go="api.Message")
     for name in ("thinking", "images", "tool_calls", "tool_name", "tool_call_id"):
         if fields.raw(name):
-            raise RequestError(f"a model's messages have role and content; {name} is not supported in them")
+            raise RequestError(f"a model's messages can have role and content only; {name} is not supported")
     return fields.string("role").lower(), fields.string("content")

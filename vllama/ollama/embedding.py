@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from vllama.durations import parse_keep_alive, quote
+from vllama.durations import Nanoseconds, parse_keep_alive, quote
 from vllama.errors import RequestError, Unsupported
 from vllama.ollama import options
 from vllama.ollama.gojson import Fields, decode, known_fields
@@ -21,19 +21,19 @@ _EMBEDDINGS = known_fields(*_COMMON, "prompt")
 _OPENAI_EMBED = known_fields("model", "input", "dimensions", "encoding_format")
 
 Vector = Any
-"""A NumPy array of float32; what it is made with does not matter here."""
+"""A NumPy array of float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """A request of `/api/embed`: texts, each of which becomes a vector.
+    """A request of `/api/embed`: texts to turn into one vector each.
 
-    `keep_alive` is ns, durations.FOREVER, or None for unsaid; `dimensions` below 1 means all of them.
+    `keep_alive` is a duration, durations.FOREVER, or None if not given; `dimensions` below 1 means all dimensions.
     """
 
     model: str
     inputs: tuple[str, ...]
-    keep_alive: int | None
+    keep_alive: Nanoseconds | None
     options: dict[str, Any]
     truncate: bool = True
     dimensions: int = 0
@@ -48,7 +48,7 @@ class EmbedRequest:
         return cls(model, _inputs(fields.raw("input")), keep_alive, given, truncate is not False, dimensions)
 
     def reply(self, vectors: Sequence[Vector], timings: Timings | None = None) -> bytes:
-        """The record of these vectors; with none there are no timings either."""
+        """Return the reply with these vectors; without vectors it has no timings either."""
         written = orjson.dumps(list(vectors), option=orjson.OPT_SERIALIZE_NUMPY)
         figures = timings.to_json() if timings else b""
         return b'{"model":%b,"embeddings":%b%b}' % (orjson.dumps(self.model), written, figures)
@@ -56,9 +56,9 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsRequest(EmbedRequest):
-    """A request of `/api/embeddings`: one text, and the vector as the model makes it.
+    """A request of `/api/embeddings`: one text to turn into an unnormalised vector.
 
-    A text that is too long is cut as in `/api/embed`, where Ollama fails.
+    A text that is too long is truncated as in `/api/embed`; Ollama fails.
     """
 
     normalizes: bool = False
@@ -72,7 +72,7 @@ class EmbeddingsRequest(EmbedRequest):
         return cls(model, (prompt,) if prompt else (), keep_alive, given)
 
     def reply(self, vectors: Sequence[Vector], timings: Timings | None = None) -> bytes:
-        """The record of the one vector, or of none; it never has timings."""
+        """Return the reply with the one vector, or none; it never has timings."""
         del timings
         vector = vectors[0] if vectors else []
         return b'{"embedding":%b}' % orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -98,7 +98,7 @@ class OpenAIEmbedRequest(EmbedRequest):
         return cls(model, inputs, None, {}, dimensions=dimensions, in_base64=encoding == "base64")
 
     def reply(self, vectors: Sequence[Vector], timings: Timings | None = None) -> bytes:
-        """OpenAI's list of these vectors."""
+        """Return OpenAI's list of these vectors."""
         shown = [self._shown(vector) for vector in vectors]
         data = [{"object": "embedding", "embedding": value, "index": index} for index, value in enumerate(shown)]
         tokens = timings.prompt_eval_count if timings else 0
@@ -119,18 +119,18 @@ def _encoding(fields: Fields) -> str:
 
 
 def check_embedding(request: EmbedRequest, capabilities: Collection[str]) -> None:
-    """Raise Unsupported or OptionTypeError where the request cannot be served (contract §10)."""
+    """Raise Unsupported or OptionTypeError if the request cannot be served (contract §10)."""
     if "embedding" not in capabilities:
         raise Unsupported(f"{quote(request.model)} does not support embeddings")
     options.check(request.options)
 
 
-def _common(fields: Fields) -> tuple[str, int | None, dict[str, Any]]:
+def _common(fields: Fields) -> tuple[str, Nanoseconds | None, dict[str, Any]]:
     return fields.string("model"), parse_keep_alive(fields.raw("keep_alive")), fields.mapping("options")
 
 
 def _inputs(value: Any) -> tuple[str, ...]:
-    """The texts; an empty text alone is none, but one among others, or in a list, is a text."""
+    """Return the texts; a single empty string means no text, but in a list it counts as one."""
     if value is None or value == "":
         return ()
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""JSON as Go's decoder reads it, because clients were written against its habits (contract §1.1).
+"""JSON as Go's decoder reads it, because clients rely on its behaviour (contract §1.1).
 
 Unknown fields are ignored, names match whatever their case, `null` leaves a field at its zero value,
 bytes after the first value are ignored, and a wrong type is an error that names field and type.
@@ -20,17 +20,18 @@ from vllama.ollama.goscanner import TooManyValues, end_of_first_value
 T = TypeVar("T")
 
 MOST_MENDED = 16 << 20
-"""Bytes of a body that is read although it is not quite JSON; the event loop waits up to 30 ms for each MiB."""
+"""Maximum bytes of an invalid JSON body that is repaired; that blocks the event loop up to 30 ms per MiB."""
 
 MOST_SCANNED = 1 << 20
-"""Bytes of a malformed body that is refused in Go's own words; a larger one is refused in short."""
+"""Maximum bytes of a malformed body that is refused with Go's exact message; larger ones get a short one."""
 
 _MOST_ESCAPES = 100_000
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_LINE_BREAKS = b"\r\n"
 
 _NUMBER = re.compile(r"[-+.0-9eE]{1,40}")
-# An escape: of a surrogate pair, of a surrogate without its half (group 1), or any other.
+# An escape: a surrogate pair, a lone surrogate (group 1), or any other.
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
@@ -47,9 +48,9 @@ def decode(body: bytes) -> Any:
 
 
 def _decode_leniently(body: bytes) -> Any:
-    """Take what Go takes and orjson does not: bytes after the value, bad UTF-8, half surrogates (both U+FFFD).
+    """Decode what Go accepts and orjson refuses: bytes after the value, bad UTF-8, lone surrogates (both U+FFFD).
 
-    A byte order mark, which Windows' tools like to send, is skipped too.
+    A byte order mark, which tools on Windows often send, is skipped too.
     """
     body = body.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n")
     if not body:
@@ -79,7 +80,7 @@ def _mended(body: bytes) -> str:
 def _first_value(text: str) -> Any:
     try:
         return orjson.loads(text)
-    except orjson.JSONDecodeError as error:  # valid JSON by now, but a number may be too large
+    except orjson.JSONDecodeError as error:  # now valid JSON, but a number may be too large
         number = _NUMBER.match(text, error.pos)
         if not number:
             raise _in_short(error) from None
@@ -87,14 +88,14 @@ def _first_value(text: str) -> Any:
 
 
 def _in_short(error: orjson.JSONDecodeError) -> RequestError:
-    """What is wrong with a body that is too large to find Go's words for it."""
+    """Return a short error message for a body that is too large for Go's exact message."""
     if error.msg == "unexpected end of data":
         return RequestError("unexpected EOF")
     return RequestError(f"invalid JSON: {error.msg} (character {error.pos})")
 
 
 def kind(value: object) -> str:
-    """The JSON type's name in Go's error messages."""
+    """Return the name of a JSON value's type in Go's error messages."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):
@@ -107,15 +108,15 @@ def kind(value: object) -> str:
 class Fields:
     """The fields of one JSON object, read by name with Go's types.
 
-    `struct` and `prefix` only serve the messages: `GenerateRequest`, `messages.`.
+    `struct` and `prefix` are used in error messages only: `GenerateRequest`, `messages.`.
     """
 
     __slots__ = ("_prefix", "_struct", "_values")
 
     def __init__(self, value: object, struct: str, known: Mapping[str, str], *, prefix: str = "", go: str = "") -> None:
-        """Take the object apart; `known` maps lower-case field names to their spelling.
+        """Read the object; `known` maps lower-case field names to their spelling.
 
-        Raises RequestError where the value is no object.
+        Raises RequestError if the value is not an object.
         """
         self._struct, self._prefix = struct, prefix
         self._values: dict[str, Any] = {}
@@ -132,18 +133,18 @@ class Fields:
                 self._values[spelling] = item
 
     def mismatch(self, name: str, value: object, go: str) -> RequestError:
-        """The error for a value of the wrong JSON type."""
+        """Return the error for a value of the wrong JSON type."""
         shown = f"number {value}" if isinstance(value, float) and go == "int" else kind(value)
         return RequestError(
             f"json: cannot unmarshal {shown} into Go struct field {self._struct}.{self._prefix}{name} of type {go}"
         )
 
     def raw(self, name: str) -> Any:
-        """The value as it is; None where absent."""
+        """Return the value unchecked; None if absent."""
         return self._values.get(name)
 
     def string(self, name: str) -> str:
-        """A string; "" where absent."""
+        """Return a string; "" if absent."""
         value = self._values.get(name)
         if value is None:
             return ""
@@ -152,14 +153,14 @@ class Fields:
         return value
 
     def boolean(self, name: str) -> bool | None:
-        """A bool; None where absent."""
+        """Return a bool; None if absent."""
         value = self._values.get(name)
         if value is not None and not isinstance(value, bool):
             raise self.mismatch(name, value, "bool")
         return value
 
     def integer(self, name: str) -> int:
-        """An int; 0 where absent."""
+        """Return an int; 0 if absent."""
         value = self._values.get(name)
         if value is None:
             return 0
@@ -168,7 +169,7 @@ class Fields:
         return value
 
     def number(self, name: str, go: str = "float64") -> float | None:
-        """A number; None where absent."""
+        """Return a number; None if absent."""
         value = self._values.get(name)
         if value is None:
             return None
@@ -177,7 +178,7 @@ class Fields:
         return value
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """An object; {} where absent."""
+        """Return an object; {} if absent."""
         value = self._values.get(name)
         if value is None:
             return {}
@@ -186,7 +187,7 @@ class Fields:
         return value
 
     def items(self, name: str, go: str, read: Callable[[Any], T]) -> tuple[T, ...]:
-        """A list whose items `read` converts; () where absent."""
+        """Return a list whose items `read` converts; () if absent."""
         value = self._values.get(name)
         if value is None:
             return ()
@@ -195,7 +196,7 @@ class Fields:
         return tuple(read(item) for item in value)
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """A list of ints; () where absent."""
+        """Return a list of ints; () if absent."""
 
         def read(item: Any) -> int:
             if item is None:
@@ -207,7 +208,7 @@ class Fields:
         return self.items(name, "[]int", read)
 
     def images(self, name: str) -> tuple[bytes, ...]:
-        """A list of base64 texts, decoded; a `data:` prefix is accepted, which Ollama refuses (contract §10)."""
+        """Return a list of decoded base64 strings; `data:` prefixes are accepted, unlike in Ollama (contract §10)."""
 
         def read(item: Any) -> bytes:
             if item is None:
@@ -227,11 +228,11 @@ def decode_base64(text: str) -> bytes:
             text = payload
     bare = text.replace("\n", "").replace("\r", "")
     try:
-        # A request may carry tens of megabytes: this takes 0.1 ms a megabyte, the standard library 2 ms.
+        # A request may carry tens of megabytes: this takes 0.1 ms per megabyte, the standard library 2 ms.
         data = pybase64.b64decode(bare, validate=True)
     except ValueError:
         raise _corrupt_base64(text) from None
-    if len(bare) % 4 or bare.endswith("==="):  # Python forgives padding that nothing needs
+    if len(bare) % 4 or bare.endswith("==="):  # Python accepts superfluous padding
         raise _corrupt_base64(text)
     return data
 
@@ -241,18 +242,21 @@ def _corrupt_base64(text: str) -> RequestError:
 
 
 def _first_bad_byte(text: str) -> int:
-    """Where Go's decoder gives up (`encoding/base64: decodeQuantum`), line breaks counted."""
-    in_group = 0  # characters of the present group of four
-    for position, char in enumerate(text):
-        if char in _BASE64:
-            in_group = (in_group + 1) % 4
-        elif char not in "\r\n":
-            return position if char != "=" or in_group < 2 else _bad_padding(text, position, in_group)
-    return len(text) - in_group
+    """Return the offset where Go's decoder fails (`encoding/base64: decodeQuantum`), counting line breaks.
+
+    The text may have tens of megabytes, so each step is one of C.
+    """
+    data = text.encode("utf-8", "replace")  # the same offsets up to the first character that is not ASCII
+    strange = data.translate(None, _BASE64 + _LINE_BREAKS)
+    position = data.index(strange[:1]) if strange else len(data)
+    in_group = (position - sum(data.count(b"%c" % line_break, 0, position) for line_break in _LINE_BREAKS)) % 4
+    if not strange:
+        return len(text) - in_group
+    return position if strange[:1] != b"=" or in_group < 2 else _bad_padding(text, position, in_group)
 
 
 def _bad_padding(text: str, position: int, in_group: int) -> int:
-    """Where the padding that begins at `position` is wrong: half of it missing, or something after it."""
+    """Return the offset where the padding at `position` is wrong: incomplete, or followed by more characters."""
     after = _skip_line_breaks(text, position + 1)
     if in_group == 3:
         return after
@@ -262,11 +266,9 @@ def _bad_padding(text: str, position: int, in_group: int) -> int:
 
 
 def _skip_line_breaks(text: str, position: int) -> int:
-    while text[position : position + 1] in {"\r", "\n"}:
-        position += 1
-    return position
+    return len(text) - len(text[position:].lstrip("\r\n"))
 
 
 def known_fields(*names: str) -> dict[str, str]:
-    """The `known` argument of Fields for these field names."""
+    """Return the `known` argument of Fields for these field names."""
     return {name.lower(): name for name in names}

@@ -1,7 +1,7 @@
-"""Where JSON goes wrong, in the words of Go's decoder (`encoding/json`, scanner.go and stream.go).
+"""Locating JSON errors, with the messages of Go's decoder (`encoding/json`, scanner.go and stream.go).
 
-Runs only over bodies that orjson refused, so it is written for clarity; long texts and lists of numbers still pass at
-the speed of a regular expression, and the number of steps has an end, because the event loop waits meanwhile.
+Runs only on bodies that orjson refused, so it is written for clarity. Regular expressions skip long texts and lists of
+numbers quickly, and the number of steps is limited, because the event loop is blocked meanwhile.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from vllama.durations import quote
 from vllama.errors import RequestError
 
 MOST_DEPTH = 1024
-"""Open brackets at once, as orjson takes them; Go stops at 10,000."""
+"""Maximum nesting depth, the same as orjson's; Go's is 10,000."""
 
 MOST_STEPS = 20_000
-"""Members and items looked at one by one, which takes some 40 ms; lists of plain items are one step."""
+"""Maximum number of members and items to scan, which takes about 40 ms; a list of plain items is one step."""
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _DIGITS = re.compile(rb"[0-9]+")
@@ -23,7 +23,7 @@ _PLAIN_TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4
 _PLAIN_ITEMS = re.compile(
     rb"(?:(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+|true|false|null|" + rb'"[^"\\\x00-\x1f]*+")[ \t\r\n]*+,[ \t\r\n]*+)*+'
 )
-"""List items, each with its comma."""
+"""Plain list items, each with its comma."""
 
 _CLOSING = {b"{": b"}", b"[": b"]"}
 _LITERALS = {b"t": b"true", b"f": b"false", b"n": b"null"}
@@ -31,14 +31,14 @@ _HEXADECIMAL = re.compile(rb"[0-9a-fA-F]{0,3}")
 
 
 class TooManyValues(Exception):
-    """The mistake lies further on than is looked."""
+    """The error is beyond the part of the body that is scanned."""
 
 
 def end_of_first_value(data: bytes) -> int:
-    """Return where the first JSON value ends; whatever follows is ignored, as Go's decoder does.
+    """Return where the first JSON value ends; like Go's decoder, ignore what follows.
 
-    Raises RequestError with Go's text: `unexpected EOF`, or which character was met in which state; TooManyValues where
-    that takes more than MOST_STEPS.
+    Raises RequestError with Go's message (`unexpected EOF`, or the unexpected character and the state), TooManyValues
+    after more than MOST_STEPS steps.
     """
     open_brackets: list[bytes] = []
     at = _skip_space(data, 0)
@@ -54,7 +54,7 @@ def end_of_first_value(data: bytes) -> int:
                 continue
         else:
             at = _scalar(data, at)
-        while open_brackets:  # a value has ended, or a bracket that closes stands here
+        while open_brackets:  # a value has ended, or a closing bracket is here
             at = _skip_space(data, at)
             char, bracket = data[at : at + 1], open_brackets[-1]
             if char == b",":
@@ -70,12 +70,12 @@ def end_of_first_value(data: bytes) -> int:
 
 
 def _to_value(data: bytes, at: int, bracket: bytes) -> int:
-    """From the beginning of a member or an item to a value that has to be looked at."""
+    """Advance from the beginning of a member or item to the next value to scan."""
     return _after_key(data, at) if bracket == b"{" else _match_end(_PLAIN_ITEMS, data, at)
 
 
 def _after_key(data: bytes, at: int) -> int:
-    """From a key to its value."""
+    """Advance from a key to its value."""
     if data[at : at + 1] != b'"':
         raise _unexpected(data, at, "looking for beginning of object key string")
     at = _skip_space(data, _string(data, at))
@@ -151,7 +151,7 @@ def _unexpected(data: bytes, at: int, state: str) -> RequestError:
 
 
 def _quote_byte(byte: int) -> str:
-    """A byte as Go shows it: as the code point of the same number, even where it is a part of UTF-8."""
+    """Return a byte as Go shows it: as the code point of the same number, even if it is part of a UTF-8 sequence."""
     if byte == ord("'"):
         return r"'\''"
     if byte == ord('"'):

@@ -1,6 +1,6 @@
-"""What is taken for an image in a native request, and how large one may be (contract §2.6).
+"""Validation of images in native requests: formats and maximum size (contract §2.6).
 
-Only the first bytes are looked at: the gateway has no image library, and the worker decodes.
+Checks only the first bytes: the gateway has no image library, and the worker decodes images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vllama.errors import RequestError
 
 MOST_BYTES = 32 * 1024**2
-"""The largest image in bytes, base64 removed. Ollama has no limit; a photograph has a fifth of this."""
+"""Maximum bytes of a decoded image. Ollama has no limit; a photograph has about a fifth of this."""
 
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 

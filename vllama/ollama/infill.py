@@ -1,4 +1,4 @@
-"""Fill-in-the-middle: how a model was trained to write the text of a gap (contract §2.3 `suffix`)."""
+"""Fill-in-the-middle prompts in the format that a model was trained with (contract §2.3 `suffix`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Infill:
-    """The markers around what stands before the gap and after it; the model writes after `middle`.
+    """Markers of the text before and after the gap; the model writes after `middle`.
 
-    `suffix_first` is for the families that want the end of the text before its beginning.
+    `suffix_first` is for families that expect the suffix before the prefix.
     """
 
     prefix: str
@@ -19,7 +19,7 @@ class Infill:
     suffix_first: bool = False
 
     def prompt(self, before: str, after: str) -> str:
-        """The raw prompt for a gap between these texts."""
+        """Return the raw prompt for the gap between these texts."""
         if self.suffix_first:
             return f"{self.suffix}{after}{self.prefix}{before}{self.middle}"
         return f"{self.prefix}{before}{self.suffix}{after}{self.middle}"
@@ -33,15 +33,15 @@ _FAMILIES = (
     Infill("[PREFIX]", "[SUFFIX]", "", suffix_first=True),  # Codestral
 )
 _TRAINED_TO = ("granitemoehybrid",)
-"""Architectures of which every model was trained for it."""
+"""Architectures whose models were all trained for fill-in-the-middle."""
 
 
 def infill_of(tokens: Collection[str], model_type: str, origin: str) -> Infill | None:
-    """How to ask a model for a gap; None for one that fills none.
+    """Return the markers of a model; None if it does not support fill-in-the-middle.
 
-    `tokens` are those that its tokenizer has beyond its learned vocabulary. The general models of a family have the
-    same ones as those for code and never saw them used, so `origin` (repository, directory or name) has to speak
-    of code as well: a wrong claim hurts more than a missing one (contract §4.5).
+    `tokens` are the tokens that its tokenizer has beyond its learned vocabulary. General models of a family have the
+    same ones as its code models but were not trained with them, so `origin` (repository, directory or name) must
+    mention code as well: a wrong claim hurts more than a missing one (contract §4.5).
     """
     if "code" not in origin.lower() and model_type not in _TRAINED_TO:
         return None

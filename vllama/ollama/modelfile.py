@@ -1,12 +1,13 @@
-"""Modelfiles: what Ollama's parser takes is taken, and refused in its words.
+"""Parser for Modelfiles that accepts what Ollama's accepts and refuses with its messages.
 
-Commands are lines of a word and a value, in any case and order. A value in one or three double quotes goes over several
-lines, up to a line that ends with the same mark. `#` begins a comment where a command could begin, and nowhere else.
+A command is a line with a word and a value, in any case and order. A value in one or three double quotes may span
+several lines, up to a line that ends with the same quotes. `#` begins a comment only where a command could begin.
 """
 
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,13 +25,14 @@ _ROLES = ("system", "user", "assistant")
 _BAD_COMMAND = "command must be one of " + ", ".join(f'"{name}"' for name in _COMMANDS[:-1]) + ', or "requires"'
 _BAD_ROLE = 'message role must be one of "system", "user", or "assistant"'
 
-# Parameters of older versions, which Ollama drops with a warning, and so do we.
+# Parameters of older versions, which Ollama and vllama drop with a warning.
 _DEPRECATED = (
     "penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau",
     "mirostat_eta",
 )  # fmt: skip
 _REFUSED = {"draft": "draft_files", "renderer": "renderer", "parser": "parser"}
 
+_LARGEST_NUMBER = 1 << 63
 _BETWEEN = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
 _WORD = re.compile(r"([A-Za-z]+)[ \t]+")
 _PARAMETER = re.compile(r"([A-Za-z0-9_]+)[ \t]+")
@@ -40,20 +42,22 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 @dataclass(frozen=True, slots=True)
 class Modelfile:
-    """What a Modelfile says. `base` is the value of FROM: a model's name or a path.
+    """A parsed Modelfile. `base` is the value of FROM: a model name or a path.
 
-    `adapter` is the path of ADAPTER, "" where there is none; `warnings` name parameters that are dropped.
+    `projector` is the value of a second FROM, the path of the base's vision tower, and `adapter` the path of ADAPTER;
+    "" if there is none. `warnings` name dropped parameters.
     """
 
     base: str
     changes: Changes
+    projector: str = ""
     adapter: str = ""
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: its name in lower case, PARAMETER's name or MESSAGE's role, the value, the line it begins on."""
+    """A command: lower-case name, PARAMETER's name or MESSAGE's role, value, and first line."""
 
     name: str
     subject: str
@@ -71,7 +75,7 @@ class _Collected:
 
 
 def decode(data: bytes) -> str:
-    """Return the text of a file: UTF-8, or UTF-16 with a byte order mark. Raises RequestError."""
+    """Decode a file: UTF-8, or UTF-16 with a byte order mark. Raises RequestError."""
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         return data.decode(encoding)
@@ -80,7 +84,7 @@ def decode(data: bytes) -> str:
 
 
 def parse(text: str) -> Modelfile:
-    """Read a Modelfile. Raises RequestError, which names the line."""
+    """Parse a Modelfile. Raises RequestError, which names the line."""
     found = _Collected()
     for command in commands(text):
         try:
@@ -98,6 +102,7 @@ def parse(text: str) -> Modelfile:
             license="\n".join(found.licenses),
             messages=tuple(found.messages),
         ),
+        projector=found.values.get("projector", ""),
         adapter=found.values.get("adapter", ""),
         warnings=tuple(found.warnings),
     )
@@ -113,8 +118,10 @@ def _collect(command: Command, found: _Collected) -> None:
         found.messages.append((command.subject, value))
     elif name == "requires":
         check_requires(value)
+    elif name == "from" and "projector" in found.values:
+        raise RequestError("a third FROM is not supported; a model has one base, and one projector (mmproj)")
     elif name == "from" and "from" in found.values:
-        raise RequestError("a second FROM is not supported: a model is made of one base")
+        found.values["projector"] = value
     elif name == "adapter" and "adapter" in found.values:
         raise RequestError("only one adapter is currently supported")  # Ollama's words
     elif name != "parameter":
@@ -144,9 +151,12 @@ def _typed(name: str, text: str) -> Any:
             raise RequestError(f"invalid bool value [{text}]")
         return _BOOLEANS[text]
     try:
-        return whole(float(text)) if kind == "float32" else int(text)
+        number = float(text) if kind == "float32" else int(text)
     except ValueError:
-        raise RequestError(f"invalid {'float' if kind == 'float32' else 'int'} value [{text}]") from None
+        number = math.nan
+    if not abs(number) < _LARGEST_NUMBER:  # also NaN and infinity, which JSON cannot hold
+        raise RequestError(f"invalid {'float' if kind == 'float32' else 'int'} value [{text}]")
+    return whole(number) if isinstance(number, float) else number
 
 
 _BOOLEANS = {
@@ -156,10 +166,10 @@ _BOOLEANS = {
 
 
 def commands(text: str) -> Iterator[Command]:
-    """Take the text apart. Raises RequestError at what is no command."""
-    position = _end(_BETWEEN, text, 0)
+    """Yield the commands of the text. Raises RequestError for invalid lines."""
+    position, counted, line = _end(_BETWEEN, text, 0), 0, 1
     while position < len(text):
-        line = 1 + len(_LINE_END.findall(text, 0, position))
+        line, counted = line + len(_LINE_END.findall(text, counted, position)), position
         word = _WORD.match(text, position)
         if not word or (name := word[1].lower()) not in _COMMANDS:
             raise _at(line, _BAD_COMMAND)
@@ -177,28 +187,38 @@ def commands(text: str) -> Iterator[Command]:
 
 
 def _value(text: str, start: int, line: int) -> tuple[str, int]:
-    """The value that begins at `start`, and the end of the line that it ends on."""
+    """Return the value that begins at `start`, and the end of its last line."""
     end = _end(_LINE, text, start)
-    while (value := unquote(text[start:end].strip())) is None:
-        if end == len(text):
-            raise _at(line, "unexpected EOF: the quotes are not closed")
-        end = _end(_LINE, text, _end(_LINE_END, text, end))
-    return value, end
+    written = text[start:end].strip()
+    if (value := unquote(written)) is not None:
+        return value, end
+    start = text.index(written, start)
+    mark = _mark(written)
+    while end < len(text):
+        first = _end(_LINE_END, text, end)
+        end = _end(_LINE, text, first)
+        last = first + len(text[first:end].rstrip())
+        if text.endswith(mark, start + len(mark), last):
+            return text[start + len(mark) : last - len(mark)], end
+    raise _at(line, "unexpected EOF: the quotes are not closed")
 
 
 def unquote(text: str) -> str | None:
-    """The text without the quotes around it; None where they are opened and not closed."""
-    for mark in ('"""', '"'):
-        if text.startswith(mark):
-            is_closed = text.endswith(mark) and len(text) >= 2 * len(mark)
-            return text[len(mark) : -len(mark)] if is_closed else None
-    return text
+    """Return the text without its surrounding quotes; None if they are not closed."""
+    mark = _mark(text)
+    is_closed = text.endswith(mark, len(mark))
+    return text[len(mark) : len(text) - len(mark)] if is_closed else None
+
+
+def _mark(text: str) -> str:
+    """Return the quotes with which a text begins: three, one or none."""
+    return next((mark for mark in ('"""', '"') if text.startswith(mark)), "")
 
 
 def quote_if_needed(text: str) -> str:
-    """Quote as Ollama's writer of Modelfiles: on line breaks and outer blanks, tripled around quotes.
+    """Quote as Ollama does in Modelfiles: if there are line breaks or outer spaces, tripled if there are quotes.
 
-    Also where Ollama forgets to and then cannot read it: around outer tabs, and where the text begins with a quote.
+    Also quotes where Ollama forgets to and then cannot parse it: outer tabs, and text that begins with a quote.
     """
     if not {"\n", "\r"} & set(text) and text == text.strip() and not text.startswith('"'):
         return text

@@ -1,7 +1,7 @@
-"""`options`: their types, defaults and precedence (contract §2.10).
+"""Types, defaults and precedence of `options` (contract §2.10).
 
-Every row of the contract's table is here: what has an effect becomes a field of Sampling, what
-has none is accepted, and a wrong type is refused.
+Every row of the contract's table is here: options with an effect become fields of Sampling, others
+are accepted without effect, and a wrong type is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EFFECTIVE = {
     "num_keep": "integer",
     "stop": "array",
 }
-# Accepted for Ollama's sake: vLLM decides these at start, or has nothing of the kind.
+# Accepted for compatibility with Ollama: vLLM sets these at startup, or has no such option.
 _WITHOUT_EFFECT = {
     "typical_p": "float32",
     "num_batch": "integer",
@@ -63,10 +63,10 @@ _mentioned: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The values in force for one request, in Ollama's terms.
+    """The sampling values in force for one request, with Ollama's names.
 
     `num_predict` ≤ 0 means until the model stops, `num_ctx` 0 the whole context, `seed` < 0 random; `num_keep` < 0
-    keeps all of the beginning of a prompt that is cut.
+    keeps the whole beginning of a truncated prompt.
     """
 
     temperature: float
@@ -87,8 +87,8 @@ class Sampling:
 def check(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the effective options with their types. Raises OptionTypeError.
 
-    `null` counts as absent, integers accept fractions (cut), unknown names are ignored and
-    mentioned once in the log.
+    `null` counts as absent, fractions of integers are cut off, unknown names are ignored and
+    logged once.
     """
     checked: dict[str, Any] = {}
     for name, value in options.items():
@@ -107,7 +107,7 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(checked: Mapping[str, Any], *defaults: Mapping[str, Any]) -> Sampling:
-    """Merge checked options over the model's defaults, the earlier mapping first, and Ollama's table last."""
+    """Merge checked options: earlier mappings take precedence, Ollama's defaults come last."""
     values = dict(DEFAULTS)
     for layer in (*reversed(defaults), checked):
         values.update(layer)
@@ -131,7 +131,7 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         raise OptionTypeError(f'option "{name}" must be of type {kind}')
     if kind == "float32":
         return float(value)
-    return max(-(2**63), min(int(value), 2**63 - 1))  # the engine's wire has no wider integers
+    return max(-(2**63), min(int(value), 2**63 - 1))  # the engine's protocol has no wider integers
 
 
 def _mention(name: str) -> None:

@@ -1,7 +1,7 @@
-"""Reply records as bytes (contract §1.2, §1.3).
+"""Encoding of reply records as bytes (contract §1.2, §1.3).
 
-A line is written for every token of every stream, so lines are joined from prepared bytes: one JSON
-escape of the text and one timestamp is all that happens per token.
+A line is written for every token of every stream, so lines are joined from prepared bytes: each token
+costs one JSON escape of its text and one timestamp.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 import orjson
 
 _NS = 1_000_000_000
+_NOTHING_CACHED = (b"prompt_eval_cached_count", 0)
 
 
 class Clock:
-    """RFC 3339 times in UTC with nanoseconds, as bytes; the second's part is formatted once a second."""
+    """Clock for RFC 3339 times in UTC with nanoseconds, as bytes; the part up to the second is cached."""
 
     __slots__ = ("_prefix", "_second")
 
@@ -26,7 +27,7 @@ class Clock:
         self._prefix = b""
 
     def now(self) -> bytes:
-        """The present time, such as `2026-09-01T10:00:00.000000001Z`."""
+        """Return the present time, such as `2026-09-01T10:00:00.000000001Z`."""
         second, ns = divmod(time.time_ns(), _NS)
         if second != self._second:
             self._second = second
@@ -36,7 +37,11 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The figures of a final record: durations in ns, counts in tokens. A zero is left out on the wire."""
+    """Timings of a final record: durations in ns, counts in tokens. Zeros are left out of the JSON.
+
+    `prompt_eval_cached_count` is the part of the prompt that was read from the cache: 0 is written, and None, for
+    unknown, is left out.
+    """
 
     total_duration: int
     load_duration: int
@@ -44,18 +49,21 @@ class Timings:
     prompt_eval_duration: int
     eval_count: int
     eval_duration: int
+    prompt_eval_cached_count: int | None = None
 
     def to_json(self) -> bytes:
-        """The keys of a final record, each with a leading comma."""
+        """Return the JSON keys of a final record, each with a leading comma."""
+        cached = self.prompt_eval_cached_count
         pairs = (
             (b"total_duration", self.total_duration),
             (b"load_duration", self.load_duration),
             (b"prompt_eval_count", self.prompt_eval_count),
+            (b"prompt_eval_cached_count", -1 if cached is None else cached),
             (b"prompt_eval_duration", self.prompt_eval_duration),
             (b"eval_count", self.eval_count),
             (b"eval_duration", self.eval_duration),
         )
-        return b"".join(b',"%b":%d' % pair for pair in pairs if pair[1] > 0)
+        return b"".join(b',"%b":%d' % pair for pair in pairs if pair[1] > 0 or pair == _NOTHING_CACHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class TokenLogprob:
     top: tuple[TokenLogprob, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON object of contract §2.9."""
+        """Return the JSON object of contract §2.9."""
         wire: dict[str, Any] = {"token": self.token, "logprob": self.logprob, "bytes": list(self.bytes)}
         if self.top:
             wire["top_logprobs"] = [item.to_wire() for item in self.top]
@@ -77,7 +85,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class MadeCall:
-    """A tool call that the model made. `index` counts the calls of a reply from 0."""
+    """A tool call by the model. `index` counts the calls of a reply from 0."""
 
     id: str
     index: int
@@ -85,13 +93,13 @@ class MadeCall:
     arguments: dict[str, Any]
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON object of contract §1.3; the arguments are an object, never a text."""
+        """Return the JSON object of contract §1.3; the arguments are an object, never a string."""
         function = {"index": self.index, "name": self.name, "arguments": self.arguments}
         return {"id": self.id, "function": function}
 
 
 class Replies:
-    """Writes the records of one request. Subclasses differ in where the text stands.
+    """Encoder for the records of one request. Subclasses differ in the place of the text.
 
     Every method returns one JSON object without a line end; `model` echoes the request's spelling.
     """
@@ -110,7 +118,7 @@ class Replies:
         thinking: str = "",
         calls: Sequence[MadeCall] = (),
     ) -> bytes:
-        """A record that carries something and is not the last."""
+        """Return a record that has content and is not the last."""
         said = self._said(orjson.dumps(text), _extras(thinking, calls) if thinking or calls else b"")
         record = self._head + self._clock.now() + said + b',"done":false'
         return record + _logprobs(logprobs) + b"}" if logprobs else record + b"}"
@@ -126,7 +134,7 @@ class Replies:
         context: Sequence[int] = (),
         logprobs: Sequence[TokenLogprob] = (),
     ) -> bytes:
-        """The last record, or the only one. Of `load` and `unload` there are no timings."""
+        """Return the last or only record. Replies with reason `load` or `unload` have no timings."""
         return b"".join(
             (
                 self._head,
@@ -141,7 +149,7 @@ class Replies:
         )
 
     def rendered(self, prompt: str, images: int = 0) -> bytes:
-        """The answer to `_debug_render_only`: the prompt, how many images are in it, and nothing generated."""
+        """Return the reply to `_debug_render_only`: the prompt and its number of images, without generated text."""
         info = orjson.dumps({"rendered_template": prompt, **({"image_count": images} if images else {})})
         return self._head + self._clock.now() + self._nothing() + b',"done":false,"_debug_info":' + info + b"}"
 
@@ -180,7 +188,7 @@ class ChatReplies(Replies):
 
 
 def _extras(thinking: str, calls: Sequence[MadeCall]) -> bytes:
-    """The keys that are there only where they say something: clients take an empty `thinking` for thinking."""
+    """Return the optional keys that are not empty: clients take an empty `thinking` for thinking."""
     said = b',"thinking":' + orjson.dumps(thinking) if thinking else b""
     return said + b',"tool_calls":' + orjson.dumps([call.to_wire() for call in calls]) if calls else said
 

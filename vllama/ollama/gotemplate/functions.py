@@ -1,8 +1,8 @@
 """The functions of Go's templates and Ollama's own, as Jinja expressions.
 
-Each takes the values of its arguments and returns the value of the call. No argument's code stands twice in a result,
-so nesting cannot make it grow without bound. A result that calls a macro finds it in `macros`.
-Where the arguments are wrong they raise ValueError with Go's words.
+Each function takes the values of its arguments and returns the value of the call. No argument's code occurs twice in a
+result, so nesting cannot make it grow without bound. The macros that results call are in `macros`. Invalid arguments
+raise ValueError with Go's message.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from vllama.ollama.gotemplate.values import ANY, NUMBER, TEXT, Value, item_type,
 Translate = Callable[[Sequence[Value]], Value]
 
 UNTRANSLATED = frozenset({"call", "html", "js", "urlquery"})
-"""Functions that Go knows and no template of a model needs."""
+"""Functions of Go that no model's template needs."""
 
 MOST_WIDTH = 10_000
-"""Characters that `printf` pads to."""
+"""Maximum width in characters to which `printf` pads."""
 
 _VERB = re.compile(r"%([-+# 0]*)(\*|[0-9]*)(\.[0-9]+)?(.?)", re.DOTALL)
 
 
 def printed(value: Value) -> str:
-    """The code of a value's text, as Go prints it."""
+    """Return the code that prints a value as Go does."""
     return value.code if value.type in {TEXT, NUMBER} else f"go_text({value.code})"
 
 
 def _need(name: str, values: Sequence[Value], least: int, most: int | None = None) -> None:
-    """Check the number of arguments."""
+    """Raise ValueError unless the number of arguments is right."""
     if most is None:
         if len(values) < least:
             raise ValueError(f"wrong number of args for {name}: want at least {least} got {len(values)}")
@@ -38,7 +38,7 @@ def _need(name: str, values: Sequence[Value], least: int, most: int | None = Non
 
 
 def _chosen(word: str) -> Translate:
-    """`and`, `or`: the operand that decides."""
+    """Return the translation of `and` or `or`, which yields the deciding operand."""
 
     def translate(values: Sequence[Value]) -> Value:
         _need(word, values, 1)
@@ -76,7 +76,7 @@ def _len(values: Sequence[Value]) -> Value:
 
 
 def _index(values: Sequence[Value]) -> Value:
-    """As in Go, but what lies outside is nil."""
+    """Translate `index` as in Go, except that an index out of range yields nil."""
     _need("index", values, 1)
     value = values[0]
     for at in values[1:]:
@@ -90,7 +90,7 @@ def _index(values: Sequence[Value]) -> Value:
 
 
 def _slice(values: Sequence[Value]) -> Value:
-    """As in Go, but bounds that lie outside are moved inside."""
+    """Translate `slice` as in Go, except that bounds out of range are clamped."""
     _need("slice", values, 1, 3)
     bounds = ":".join(value.code for value in values[1:])
     part = f"[{bounds}{':' if len(values) < 3 else ''}]"
@@ -100,13 +100,13 @@ def _slice(values: Sequence[Value]) -> Value:
 
 
 def _made(code: str) -> Value:
-    """Text made of other text, which must not grow with every turn of a loop."""
+    """Return a text value made from other text, with a limit, so that it cannot grow with every turn of a loop."""
     return Value(f"go_made({code})", TEXT)
 
 
 def _json(values: Sequence[Value]) -> Value:
     _need("json", values, 1, 1)
-    # A call's arguments may be JSON text already.
+    # A call's arguments may already be JSON text.
     macro = "go_text" if values[0].type.kind in {"map", "record"} else "go_json"
     return _made(f"{macro}({values[0].code})")
 
@@ -123,7 +123,7 @@ def _printf(values: Sequence[Value]) -> Value:
     _need("printf", values, 1)
     pattern, arguments = values[0].literal, list(values[1:])
     if pattern is None:
-        raise ValueError("printf is translated only where its format is spelt out")
+        raise ValueError("printf needs a literal as its format")
     pieces: list[str] = []
     at = 0
     for verb in _VERB.finditer(pattern):
@@ -158,7 +158,7 @@ def _formatted(verb: re.Match[str], arguments: Sequence[Value]) -> str:
             return f"({quoted(f'%{flags}{width}{precision}s')}|format({padding}{text}))"
         if letter and letter in "dxXoeEfFgG":
             return f"({quoted(f'%{flags}{width}{precision}{letter}')}|format({padding}{value.code}))"
-    raise ValueError(f"printf's {verb[0]} is not translated")
+    raise ValueError(f"printf's {verb[0]} is not supported")
 
 
 def _current_date(_values: Sequence[Value]) -> Value:

@@ -31,7 +31,7 @@ _TERMINATORS = frozenset(_SPACES + ".,|:)(")
 
 
 class Kind(Enum):
-    """What a token is."""
+    """The kind of a token."""
 
     TEXT = auto()
     LEFT = auto()
@@ -69,14 +69,14 @@ _WORDS = {"true": Kind.BOOL, "false": Kind.BOOL, "nil": Kind.NIL}
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the template. `line` counts from 1; a FIELD's text begins with its dot, a VARIABLE's with `$`."""
+    """A token of the template. `line` counts from 1; a FIELD's text begins with its dot, a VARIABLE's with `$`."""
 
     kind: Kind
     text: str
     line: int
 
     def __str__(self) -> str:
-        """As Go names it in its messages."""
+        """Return the token as Go writes it in messages."""
         if self.kind is Kind.EOF:
             return "EOF"
         if self.kind in {Kind.DOT, Kind.KEYWORD, Kind.NIL}:
@@ -85,7 +85,7 @@ class Token:
 
 
 class Lexer:
-    """Yields the tokens of one template; raises TemplateError where Go's lexer stops."""
+    """Lexer for one template; raises TemplateError where Go's lexer stops."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -93,10 +93,10 @@ class Lexer:
         self._line = 1
         self._action_line = 1
         self._parens = 0
-        self._trims = False  # the action before ended with a trim marker
+        self._trims = False  # the previous action ended with a trim marker
 
     def tokens(self) -> Iterator[Token]:
-        """All tokens; the last is EOF."""
+        """Yield all tokens; the last is EOF."""
         while True:
             left = self._text.find(_LEFT, self._at)
             text = self._text[self._at : left if left >= 0 else None]
@@ -131,7 +131,7 @@ class Lexer:
         self._trims = close["trim"] is not None
 
     def _action(self) -> Iterator[Token]:
-        """The tokens up to the closing braces, and these."""
+        """Yield the tokens up to and including the closing braces."""
         self._parens = 0
         while True:
             close = _CLOSE.match(self._text, self._at)
@@ -147,7 +147,7 @@ class Lexer:
             self._skip(len(token.text))
 
     def _inside(self) -> Token:
-        """The next token inside of an action."""
+        """Return the next token inside an action."""
         char = self._text[self._at : self._at + 1]
         if not char:
             raise self.error("unclosed action")
@@ -211,7 +211,7 @@ class Lexer:
         return self._token(_WORDS.get(text, Kind.IDENTIFIER), text)
 
     def _check_end(self, length: int) -> None:
-        """A name ends at a space, at punctuation or at the action's end."""
+        """Raise TemplateError unless a space, punctuation or the action's end follows."""
         at = self._at + length
         char = self._text[at : at + 1]
         if char and char not in _TERMINATORS and not self._text.startswith("}}", at):
@@ -229,7 +229,7 @@ class Lexer:
         return Token(kind, text, self._line)
 
     def error(self, message: str) -> TemplateError:
-        """What went wrong here, and where the action began if that is on another line."""
+        """Return the error at this place, with the line where the action began if it differs."""
         started = ""
         if self._action_line != self._line:
             started = f"{'' if message.endswith(' action') else ' in action'} started at :{self._action_line}"
@@ -237,7 +237,7 @@ class Lexer:
 
 
 def failed(line: int, message: str) -> TemplateError:
-    """An error as Go words it: the template has no name, so a colon stands alone before the line."""
+    """Return an error with Go's wording; as the template has no name, the message begins with a colon."""
     return TemplateError(f"template: :{line}: {message}")
 
 

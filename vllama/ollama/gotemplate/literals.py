@@ -1,4 +1,4 @@
-"""Go's literals: strings, characters and numbers."""
+"""Literals of Go: strings, characters and numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def unquote(text: str) -> str:
-    """The value of `"…"`, `'…'` or `` `…` ``. Raises ValueError where an escape is none."""
+    """Return the value of `"…"`, `'…'` or `` `…` ``. Raises ValueError if an escape is invalid."""
     quote, inner = text[0], text[1:-1]
     if quote == "`":
         return inner.replace("\r", "")
@@ -46,7 +46,7 @@ def _unescape(escape: re.Match[str], quote: str) -> bytes:
 
 
 def number(text: str) -> int | float:
-    """The value of a number. Raises ValueError with Go's words; imaginary numbers are none here."""
+    """Return the value of a number. Raises ValueError with Go's message; imaginary numbers are not supported."""
     try:
         value = int(_OLD_OCTAL.sub(r"\g<1>0o", text), 0)
     except ValueError:

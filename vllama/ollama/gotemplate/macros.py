@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MACROS = {
-    # Go's JSON escapes what could end an HTML script. Argument text that is JSON already comes as a string.
+    # Go's JSON escapes what could end an HTML script. Arguments that are already JSON text are strings.
     "go_json": r"""
 {%- macro go_json(value) -%}
   {{- (value if value is defined else none)|tojson(separators=(',', ':'))
@@ -11,7 +11,7 @@ MACROS = {
       |replace('\u2028', '\\u2028')|replace('\u2029', '\\u2029') -}}
 {%- endmacro -%}
 """,
-    # Strings as they are, nothing for nil, objects as JSON, lists of anything else in Go's brackets.
+    # Strings unchanged, nothing for nil, objects as JSON, lists of anything else in Go's brackets.
     "go_text": """
 {%- macro go_text(value) -%}
   {%- if value is boolean -%}
@@ -26,7 +26,7 @@ MACROS = {
   {%- endif -%}
 {%- endmacro -%}
 """,
-    # Go's Sprint puts a blank between operands of which neither is a string, Sprintln between all.
+    # Go's Sprint adds a space between operands of which neither is a string, Sprintln between all.
     "go_print": """
 {%- macro go_print(values, line=false) -%}
   {%- for value in values -%}
@@ -37,13 +37,13 @@ MACROS = {
   {{- '\\n' if line -}}
 {%- endmacro -%}
 """,
-    # A template may come with a request, so what it can make has an end.
+    # A template may come with a request, so its output is limited.
     "go_made": """
 {%- macro go_made(text) -%}
   {{- text if text|length <= 16777216 else raise_exception('the template makes more than 16 Mi characters') -}}
 {%- endmacro -%}
 """,
-    # Bytes, as Go counts them.
+    # Length in bytes, as in Go.
     "go_length": """
 {%- macro go_length(value) -%}
   {{- (value.encode('utf-8') if value is string else value or [])|length -}}
@@ -84,7 +84,7 @@ _NEEDS = {"go_text": ("go_json",), "go_print": ("go_json", "go_text")}
 
 
 def definitions(program: str) -> str:
-    """The macros that a program calls, and those that these call in turn."""
+    """Return the definitions of the macros that a program calls, directly or indirectly."""
     used = {name for name in MACROS if f"{name}(" in program}
     needed = used.union(*(_NEEDS.get(name, ()) for name in used))
     return "".join(text.strip() + "\n" for name, text in MACROS.items() if name in needed)

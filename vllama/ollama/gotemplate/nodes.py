@@ -10,12 +10,12 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """`.`: what the enclosing `range` or `with` is at."""
+    """`.`: the current value of the enclosing `range` or `with`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """`$` and what follows: fields of the whole data."""
+    """`$` and fields of the whole data."""
 
     names: Names
 
@@ -29,7 +29,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """`$x` and its fields. Each declaration in the text has a `slot` of its own, so scopes are settled here."""
+    """`$x` and its fields. Each declaration in the text has its own `slot`, so scopes are already resolved."""
 
     slot: int
     names: Names = ()
@@ -37,14 +37,14 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A string, a number, a truth value or nil."""
+    """A string, a number, a boolean or nil."""
 
     value: str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """The name of a function."""
+    """A reference to a function."""
 
     name: str
 
@@ -59,7 +59,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Pipe:
-    """Commands, each handing its value to the next as last argument; the value goes into the `targets` too."""
+    """Commands, each passing its value to the next as last argument; the result is assigned to the `targets`."""
 
     line: int
     commands: tuple[tuple[Operand, ...], ...]
@@ -71,7 +71,7 @@ Operand = Dot | Root | Field | Variable | Literal | Function | Chain | Pipe
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text outside of actions, trimmed already."""
+    """Text outside actions, already trimmed."""
 
     text: str
 
@@ -85,7 +85,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """`if` or `with`: `arms` are tried in turn, then comes `otherwise`."""
+    """`if` or `with`: the `arms` are tried in order, then `otherwise`."""
 
     keyword: str
     arms: tuple[tuple[Pipe, Nodes], ...]
@@ -120,4 +120,4 @@ class Template:
     names: frozenset[str]
     """All names of fields, at any depth."""
     reassigned: frozenset[int] = field(default_factory=frozenset)
-    """The slots of variables that `=` gives new values."""
+    """Slots of variables that `=` assigns."""

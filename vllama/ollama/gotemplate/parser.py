@@ -1,4 +1,4 @@
-"""Tokens to the syntax tree (the grammar of Go's text/template)."""
+"""Parser from tokens to the syntax tree (the grammar of Go's text/template)."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from vllama.ollama.gotemplate.nodes import (
 )
 
 MOST_BLOCKS = 32
-"""`if`, `with` and `range` inside of each other."""
+"""Maximum depth of nested `if`, `with` and `range`."""
 MOST_LOOPS = 12
-"""`range` inside of each other; Python, which runs Jinja, stops at 20 loops."""
+"""Maximum depth of nested `range`; Python, which runs Jinja, allows 20 loops."""
 MOST_PARENS = 12
-"""Parentheses inside of each other."""
+"""Maximum depth of nested parentheses."""
 MOST_IN_A_ROW = 100
-"""`else if` of one `if`, or operands of one command."""
+"""Maximum number of `else if` of one `if`, or of operands of one command."""
 MOST_STAGES = 16
-"""Commands in one pipeline, or fields in one chain."""
+"""Maximum number of commands in a pipeline, or of fields in a chain."""
 MOST_NODES = 2_000
-"""Pieces of text and actions in one template; Jinja takes about a millisecond for each."""
+"""Maximum number of texts and actions in a template; Jinja takes about a millisecond for each."""
 
 _LITERALS = {Kind.BOOL, Kind.CHARACTER, Kind.NIL, Kind.NUMBER, Kind.RAW_STRING, Kind.STRING}
 _OPERANDS = _LITERALS | {Kind.DOT, Kind.FIELD, Kind.IDENTIFIER, Kind.LEFT_PAREN, Kind.VARIABLE}
@@ -50,25 +50,25 @@ _PLAIN_VALUES = (Literal, Dot)
 
 
 def parse(text: str) -> Template:
-    """The tree of a template. Raises TemplateError."""
+    """Parse a template and return its syntax tree. Raises TemplateError."""
     return Parser(text).template()
 
 
 class Parser:
-    """Reads one template, with a look at the tokens ahead."""
+    """Parser for one template, with lookahead."""
 
     def __init__(self, text: str) -> None:
         self._tokens = Lexer(text).tokens()
         self._ahead: list[Token] = []
         self._line = 1
-        self._scope: list[tuple[str, int]] = []  # the variables that are visible, the innermost last
+        self._scope: list[tuple[str, int]] = []  # visible variables, innermost last
         self._slots = 0
         self._names: set[str] = set()
         self._reassigned: set[int] = set()
         self._nodes = self._blocks = self._loops = self._parens = 0
 
     def template(self) -> Template:
-        """The whole template."""
+        """Parse the whole template."""
         nodes, end = self._list()
         if end != "EOF":
             self._expect_right(end)
@@ -76,7 +76,7 @@ class Parser:
         return Template(nodes, frozenset(self._names), frozenset(self._reassigned))
 
     def _list(self) -> tuple[Nodes, str]:
-        """Nodes up to `end`, `else` (which the caller reads on) or the end of the text, and which it was."""
+        """Parse nodes up to `end`, `else` (whose rest the caller parses) or the end of the text."""
         nodes: list[Node] = []
         while True:
             token = self._next()
@@ -125,7 +125,7 @@ class Parser:
                 if len(arms) > MOST_IN_A_ROW:
                     raise self._outside(f"more than {MOST_IN_A_ROW} `else {keyword}` in a row")
                 if len(arms) > 1 and (keyword == "with" or pipe.targets):
-                    self._count_block()  # Jinja has no `elif` for it
+                    self._count_block()  # Jinja has no `elif` for this
                 if end == "else" and self._peek_past_space().text == keyword:
                     self._next_past_space()
                     continue
@@ -136,13 +136,13 @@ class Parser:
             pipe = self._pipeline("range")
             self._loops += 1
             if self._loops > MOST_LOOPS:
-                raise self._outside(f"more than {MOST_LOOPS} {{{{range}}}} inside of each other")
+                raise self._outside(f"more than {MOST_LOOPS} nested {{{{range}}}}")
             body, end = self._list()
             self._loops -= 1
             return Range(pipe, body, self._otherwise(end))
 
     def _otherwise(self, end: str) -> Nodes:
-        """What stands between a block's `else` and its `end`, which must come."""
+        """Parse the nodes between a block's `else` and its required `end`."""
         nodes: Nodes = ()
         if end == "else":
             self._expect_right("else")
@@ -156,7 +156,7 @@ class Parser:
 
     @contextmanager
     def _nested(self) -> Iterator[None]:
-        """A block: what it declares is forgotten at its end."""
+        """Enter a block; its declarations end with it."""
         visible, blocks = len(self._scope), self._blocks
         self._count_block()
         yield
@@ -166,7 +166,7 @@ class Parser:
     def _count_block(self) -> None:
         self._blocks += 1
         if self._blocks > MOST_BLOCKS:
-            raise self._outside(f"more than {MOST_BLOCKS} blocks inside of each other")
+            raise self._outside(f"more than {MOST_BLOCKS} nested blocks")
 
     def _expect_right(self, context: str) -> None:
         token = self._next_past_space()
@@ -174,7 +174,7 @@ class Parser:
             raise self._unexpected(token, context)
 
     def _pipeline(self, context: str, end: Kind = Kind.RIGHT) -> Pipe:
-        """Declarations and commands up to the braces or the parenthesis that ends them, which is read too."""
+        """Parse declarations and commands up to and including the closing braces or parenthesis."""
         line = self._peek_past_space().line
         targets = self._targets(context)
         commands: list[tuple[Operand, ...]] = []
@@ -196,7 +196,7 @@ class Parser:
         return Pipe(line, tuple(commands), targets)
 
     def _targets(self, context: str) -> tuple[int, ...]:
-        """`$x :=`, `$x =` or, in `range`, `$i, $x :=`; nothing where the pipeline begins with a variable's value."""
+        """Parse `$x :=`, `$x =` or, in `range`, `$i, $x :=`; return nothing if the pipeline begins with a value."""
         names: list[str] = []
         read: list[Token] = []
         while self._peek_past_space(read).kind is Kind.VARIABLE:
@@ -231,7 +231,7 @@ class Parser:
         raise self._failed(f"undefined variable {quote(name)}")
 
     def _command(self) -> tuple[Operand, ...]:
-        """Operands with spaces between them; a pipe ends it and is read, what closes the pipeline is left."""
+        """Parse operands separated by spaces, up to and including a pipe, or up to the end of the pipeline."""
         operands: list[Operand] = []
         while True:
             self._peek_past_space()
@@ -252,7 +252,7 @@ class Parser:
             return tuple(operands)
 
     def _operand(self) -> Operand | None:
-        """A term with the fields that follow it at once."""
+        """Parse a term and the fields directly after it."""
         token = self._peek_past_space()
         if token.kind not in _OPERANDS:
             return None
@@ -312,7 +312,7 @@ class Parser:
     def _parenthesis(self) -> Pipe:
         self._parens += 1
         if self._parens > MOST_PARENS:
-            raise self._outside(f"more than {MOST_PARENS} parentheses inside of each other")
+            raise self._outside(f"more than {MOST_PARENS} nested parentheses")
         pipe = self._pipeline("parenthesized pipeline", Kind.RIGHT_PAREN)
         self._parens -= 1
         return pipe
@@ -342,7 +342,7 @@ class Parser:
         return self._ahead.pop(0)
 
     def _peek_past_space(self, read: list[Token] | None = None) -> Token:
-        """The next token that is no space; the spaces are dropped, or kept in `read`."""
+        """Return the next token that is not a space; spaces are dropped, or kept in `read`."""
         while self._peek().kind is Kind.SPACE:
             space = self._next()
             if read is not None:
@@ -360,7 +360,7 @@ class Parser:
         return self._failed(f"unexpected {token} in {context}")
 
     def _outside(self, what: str) -> TemplateError:
-        return self._failed(f"{what} is not supported here; Ollama's own templates do without it")
+        return self._failed(f"{what} is not supported")
 
     def _failed(self, message: str) -> TemplateError:
         return failed(self._line, message)

@@ -1,7 +1,7 @@
-"""The beginning of every translated template: OpenAI-shaped messages to the data that Ollama's templates see.
+"""The beginning of every translated template: converts OpenAI-shaped messages to the data of Ollama's templates.
 
-`root` is that data, under Go's names. Messages follow each other as Ollama collates them: those of one role are joined
-with a blank line, but for `tool`; `.System` is all system messages joined. Unlike Ollama, joining loses no tool calls.
+`root` is that data, with Go's names. Messages are collated as in Ollama: consecutive messages of one role are joined
+with a blank line, except `tool`; `.System` is all system messages joined. Unlike Ollama, joining loses no tool calls.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ _ALWAYS = {"Response": "''", "Tools": "(tools or [])"}
 _CONVERSATION = {"System": r"(go.systems|join('\n\n'))", "Messages": "go.messages"}
 
 FILLING_IN = "(prompt and suffix)"
-"""Whether the gap between a prompt and its suffix is to be filled, as a Jinja condition."""
+"""Jinja condition: whether the request is to fill in the middle between prompt and suffix."""
 
 
 def prologue(names: Collection[str], *, in_rounds: bool) -> str:
-    """Jinja that sets `root`, and `go.rounds` where the template runs once for each round.
+    """Return Jinja code that sets `root`, and `go.rounds` if the template runs once per round.
 
-    Holds only what `names`, the fields that the template uses, ask for, so that `prompt`, `suffix`, `enable_thinking`
-    and `reasoning_effort` are variables of those templates alone that read them.
+    Contains only what `names`, the fields that the template uses, require, so that `prompt`, `suffix`,
+    `enable_thinking` and `reasoning_effort` are variables only of templates that read them.
     """
     thinks = [name for name in _THINK if name in names]
     parts = [_MESSAGES]

@@ -1,4 +1,4 @@
-"""Where the model's reply begins, in a template that shows one round of prompt and response."""
+"""Finding where the model's reply begins in a template for one round of prompt and response."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from vllama.ollama.gotemplate.nodes import Action, Branch, Chain, Field, Node, N
 
 
 def up_to_the_reply(nodes: Nodes) -> Nodes:
-    """The nodes without all that comes after the first that prints `.Response`."""
+    """Return the nodes up to the first one that prints `.Response`."""
     return _cut(nodes)[0]
 
 
 def _cut(nodes: Nodes) -> tuple[Nodes, bool]:
-    """The nodes that stay, and whether the reply was among them."""
+    """Return the nodes that are kept, and whether one of them prints the reply."""
     kept: list[Node] = []
     for node in nodes:
         stays, found = _cut_node(node)

@@ -1,8 +1,8 @@
-"""The syntax tree to Jinja.
+"""Translation of the syntax tree to Jinja.
 
-Go's variables become attributes of one namespace, because Jinja's own assignments end with the loop they stand in.
-All text is written as string literals, and every tag trims around itself: nothing of the text can be syntax to Jinja,
-and the layout of the result is free.
+Go's variables become attributes of one namespace, because Jinja's own assignments end with their loop. All text is
+written as string literals, and every tag trims its surroundings, so text can never be Jinja syntax and the layout of
+the result does not matter.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from vllama.ollama.gotemplate.rounds import up_to_the_reply
 from vllama.ollama.gotemplate.values import ANY, NUMBER, TEXT, Type, Value, item_type, quoted, record
 
 MOST_TURNS = 100_000
-"""Turns of all loops that stand in other loops: without an end to them a template could run for days."""
+"""Maximum turns of all nested loops together; without it a template could run for days."""
 MOST_NESTING = 30
-"""Brackets inside of each other in one expression; Jinja's parser is recursive."""
+"""Maximum depth of nested brackets in one expression; Jinja's parser is recursive."""
 
 _LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'", re.DOTALL)
 _NO_END = "raise_exception('the loops of the template find no end')"
@@ -46,7 +46,7 @@ _ROOT = Value("root", record("root"))
 
 
 def translate(template: Template) -> str:
-    """Jinja that renders what Ollama would. Raises TemplateError for what is not translated."""
+    """Return Jinja code that renders what Ollama would. Raises TemplateError for unsupported features."""
     names = {name.lower() for name in template.names}
     in_rounds = "messages" not in names
     nodes = template.nodes
@@ -62,18 +62,18 @@ def translate(template: Template) -> str:
 
 
 class _Body:
-    """Writes nodes as lines of Jinja. A `dot` is the value that `.` has where a node stands."""
+    """Writer of nodes as lines of Jinja. A `dot` is the value of `.` at a node."""
 
     def __init__(self, template: Template) -> None:
         self.lines: list[str] = []
         self._reassigned = template.reassigned
-        self._types: dict[int, Type] = {}  # of the variables, by slot
+        self._types: dict[int, Type] = {}  # variables by slot
         self._depth = 0
         self._loops = 0
         self._blocks = 0
 
     def rounds(self, nodes: Nodes, *, fills_in: bool) -> None:
-        """A template without messages runs once for each round; the last ends where the model's reply begins."""
+        """Write a template without messages, which runs once per round; the last ends where the reply begins."""
         self._tag("for root in go.rounds")
         self._loops = 1
         self._tag(f"if loop.last and not {FILLING_IN}" if fills_in else "if loop.last")
@@ -84,7 +84,7 @@ class _Body:
         self._tag("endfor")
 
     def write(self, nodes: Nodes, dot: Value) -> None:
-        """Nodes, one after the other."""
+        """Write the nodes in order."""
         for node in nodes:
             self._node(node, dot)
 
@@ -109,7 +109,7 @@ class _Body:
             self._line(f"{{{{- {self._checked(printed(value), pipe.line)} -}}}}")
 
     def _branch(self, branch: Branch, dot: Value) -> None:
-        """Arms follow each other as `elif`, but where one sets a variable or the dot before it is tried."""
+        """Write the arms as `elif`, unless an arm sets a variable or the dot before its test."""
         open_blocks = 0
         for number, (pipe, body) in enumerate(branch.arms):
             value = self._pipe(pipe, dot)
@@ -156,13 +156,13 @@ class _Body:
         self._indented(node.body, element)
         self._loops -= 1
         self._tag("endfor")
-        if node.otherwise:  # Jinja's own `else` of a loop runs after a `break` in the first turn as well
+        if node.otherwise:  # the `else` of a Jinja loop also runs after a `break` in the first turn
             self._tag(f"if not {over.code}")
             self._indented(node.otherwise, dot)
             self._tag("endif")
 
     def _range_over_anything(self, over: Value, key: str, item: str) -> tuple[Value, Value]:
-        """A list, a map, a number; text stands for the list of one that Ollama makes of a property's `type`."""
+        """Write a `range` over a list, map or number; text means the one-item list of a property's `type`."""
         held = self._held(over).code
         self._tag(f"set {held} = [{held}] if {held} is string else {held} or []")
         count = f"range({held} if {held} is integer else {held}|length)"
@@ -171,7 +171,7 @@ class _Body:
         return Value(key), Value(item)
 
     def _held(self, value: Value) -> Value:
-        """The value under a name of its own."""
+        """Assign the value to a new name and return that."""
         self._blocks += 1
         self._tag(f"set dot{self._blocks} = {value.code}")
         return Value(f"dot{self._blocks}", value.type)
@@ -223,7 +223,7 @@ class _Body:
 
     def _pipe_value(self, pipe: Pipe, dot: Value) -> Value:
         if pipe.targets:
-            raise ValueError("a variable cannot be set inside of parentheses here")
+            raise ValueError("a variable cannot be set inside parentheses")
         return self._pipe(pipe, dot)
 
     def _checked(self, code: str, line: int) -> str:

@@ -1,7 +1,7 @@
-"""What Ollama's templates see of a conversation, and how Jinja reaches it.
+"""The data of Ollama's templates, and the Jinja expressions for it.
 
 Ollama hands its templates structs with Go's names; vLLM hands its templates dictionaries in OpenAI's shape. Types are
-followed through the template, so that each `.Name` becomes the right key, and a nil in between does no harm.
+tracked through the template, so that each `.Name` becomes the right key and a nil in between causes no error.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ TEXT, NUMBER, ANY = Type("text"), Type("number"), Type("any")
 
 
 def listed(of: Type) -> Type:
-    """A list of something."""
+    """Return the type of a list of `of`."""
     return Type("list", of)
 
 
 def mapped(of: Type) -> Type:
-    """A map from text to something."""
+    """Return the type of a map from text to `of`."""
     return Type("map", of)
 
 
 def record(name: str) -> Type:
-    """A struct of Ollama's."""
+    """Return the type of one of Ollama's structs."""
     return Type("record", name)
 
 
@@ -86,7 +86,7 @@ RECORDS: dict[str, dict[str, tuple[str, Type]]] = {
         "Required": ("required", listed(TEXT)),
     },
 }
-"""Go's name of a field to its key and type. The root's are made by the translation and keep Go's names."""
+"""Map from struct and Go field name to key and type. The root's fields keep Go's names."""
 
 _SPECIAL = re.compile(r"[^ -&(-\[\]-~]")
 _KEYS = {go: key for fields in list(RECORDS.values())[1:] for go, (key, _) in fields.items()}
@@ -95,20 +95,20 @@ _ZERO = {"text": "''", "number": "0", "list": "[]", "map": "{}", "record": "{}"}
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A Jinja expression, in parentheses where it has operators, and the type of its value."""
+    """A Jinja expression (in parentheses if it has operators) and the type of its value."""
 
     code: str
     type: Type = ANY
     literal: str | None = None
-    """The string, where the template spells it out."""
+    """The string, if it is a literal in the template."""
 
     @property
     def is_text(self) -> bool:
-        """Whether it is surely a string."""
+        """Whether the value is always a string."""
         return self.type == TEXT
 
     def field(self, name: str) -> Value:
-        """`.name` of this value. Where Ollama's struct has no such field, rendering fails, as it does in Go."""
+        """Return `.name` of this value. If Ollama's struct has no such field, rendering fails, as in Go."""
         if self.type == record("root"):
             _, type_of_field = RECORDS["root"].get(name, (name, ANY))
             return Value(f"{self.code}[{quoted(name)}]", type_of_field)
@@ -127,7 +127,7 @@ class Value:
         return _unknown_field(name, self.type.kind)
 
     def fields(self, names: tuple[str, ...]) -> Value:
-        """A chain of fields."""
+        """Return the value of a chain of fields."""
         value = self
         for name in names:
             value = value.field(name)
@@ -140,12 +140,12 @@ def _unknown_field(name: str, of: str) -> Value:
 
 
 def item_type(of: Type) -> Type:
-    """The type of what a list or a map holds."""
+    """Return the type of the items of a list or map."""
     return of.of if isinstance(of.of, Type) else ANY
 
 
 def quoted(text: str) -> str:
-    """A Jinja string literal; whatever it holds, braces and percent signs too, is no syntax to Jinja."""
+    """Return a Jinja string literal; nothing in it, not even braces and percent signs, is Jinja syntax."""
     return "'" + _SPECIAL.sub(_escaped, text) + "'"
 
 

@@ -1,1 +1,1 @@
-"""The OpenAI and Anthropic APIs as Ollama speaks them: from a client's body to what vLLM's own routes take (§5)."""
+"""The OpenAI and Anthropic APIs as in Ollama: conversion of client bodies to bodies for vLLM's routes (§5)."""

@@ -1,4 +1,4 @@
-"""What a request of `/v1` asks for, and what the model adds to it before vLLM sees it (contract §5)."""
+"""Requests of `/v1`, and what the model's settings add to them before vLLM gets them (contract §5)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from vllama.durations import quote
+from vllama.durations import Nanoseconds, quote
 from vllama.errors import RequestError, Unsupported
+from vllama.ollama.formats import Header
 from vllama.ollama.gojson import Fields, decode
 from vllama.ollama.openai.thinking import template_arguments
 from vllama.ollama.requests import Think
@@ -17,32 +18,35 @@ OWN_TEMPLATE = "chat_template"
 
 
 class ModelPart(Protocol):
-    """The model's part of every request; see vllama.worker.profile.Profile."""
+    """The model's part of every request; see vllama.protocol.profile.Profile."""
 
     @property
     def full_name(self) -> str:
-        """`host/namespace/model:tag`."""
+        """The full name: `host/namespace/model:tag`."""
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What it can do, in Ollama's terms."""
+        """The model's capabilities, with Ollama's names."""
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """PARAMETER values with their types."""
+        """Typed PARAMETER values."""
 
     @property
     def system(self) -> str:
-        """The system prompt, "" for none."""
+        """The system message; "" if there is none."""
 
     @property
     def messages(self) -> tuple[tuple[str, str], ...]:
-        """(role, content) pairs put before the client's own."""
+        """(role, content) pairs that precede the client's messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call(ABC):
-    """A checked request. `body` is what vLLM takes but for the model's part; `think` is None where it says nothing."""
+    """A checked request. `body` is vLLM's body without the model's part; `think` is None if not given.
+
+    `keep_alive` is a duration, durations.FOREVER, or None if not given.
+    """
 
     verb: ClassVar[str] = "chat"
 
@@ -51,9 +55,11 @@ class Call(ABC):
     think: Think = None
     uses_tools: bool = False
     shows_images: bool = False
+    reply_headers: tuple[Header, ...] = ()
+    keep_alive: Nanoseconds | None = None
 
     def check(self, part: ModelPart) -> None:
-        """Raise Unsupported where the model cannot do it, in the order and words of Ollama's native routes."""
+        """Raise Unsupported if the model lacks a capability, in the order and words of Ollama's native routes."""
         if self.think and "thinking" not in part.capabilities:
             raise Unsupported(f"{quote(self.model)} does not support thinking")
         if "completion" not in part.capabilities:
@@ -65,15 +71,15 @@ class Call(ABC):
 
     @abstractmethod
     def for_vllm(self, part: ModelPart) -> dict[str, Any]:
-        """The body that vLLM gets: the model's own values where the client left them out."""
+        """Return the body for vLLM, with the model's values for fields that the client left out."""
 
     def beyond_the_api(self, part: ModelPart) -> dict[str, Any]:
-        """Sampling values of the model for which the API has no field, under vLLM's names."""
+        """Return the model's sampling values for which the API has no field, under vLLM's names."""
         del part
         return {}
 
     def _thinking(self, part: ModelPart) -> dict[str, Any]:
-        """The template's switches, unless the client has set them itself; {} for models that do not think."""
+        """Return the template's thinking switches unless the client set them; {} for models without thinking."""
         stated = self.body.get("chat_template_kwargs") or {}
         switches = template_arguments(self.think) if "thinking" in part.capabilities else {}
         merged = {**switches, **stated}
@@ -81,9 +87,9 @@ class Call(ABC):
 
 
 def read_object(body: bytes, struct: str, known: Mapping[str, str]) -> tuple[Fields, dict[str, Any]]:
-    """The fields to check, and all fields that are not null, those that are known in their proper spelling.
+    """Return the fields to check, and all fields that are not null, known ones in canonical spelling.
 
-    Raises RequestError for what is no JSON object, and for a chat template: Jinja from strangers can stall a worker.
+    Raises RequestError if the body is not a JSON object or has a chat template, which could stall a worker.
     """
     if not body.strip():
         raise RequestError("EOF")
@@ -94,12 +100,12 @@ def read_object(body: bytes, struct: str, known: Mapping[str, str]) -> tuple[Fie
     if not isinstance(arguments, dict):
         raise fields.mismatch("chat_template_kwargs", arguments, "map[string]interface {}")
     if OWN_TEMPLATE in passed or OWN_TEMPLATE in arguments:
-        raise RequestError("a request cannot bring its own chat_template: create a model with a TEMPLATE instead")
+        raise RequestError("chat_template is not supported in a request; create a model with a TEMPLATE instead")
     return fields, passed
 
 
 def check_types(fields: Fields, numbers: tuple[str, ...], integers: tuple[str, ...], booleans: tuple[str, ...]) -> None:
-    """Raise RequestError with Go's text where one of these fields has another type."""
+    """Raise RequestError with Go's message if one of these fields has another type."""
     for name in numbers:
         fields.number(name)
     for name in integers:
@@ -109,15 +115,28 @@ def check_types(fields: Fields, numbers: tuple[str, ...], integers: tuple[str, .
 
 
 def drop_unlimited(body: dict[str, Any], *names: str) -> None:
-    """Take limits of 0 and less away: with Ollama they mean none, and vLLM refuses them."""
+    """Remove limits of 0 and less: in Ollama they mean no limit, and vLLM refuses them."""
     for name in names:
         if name in body and body[name] <= 0:
             del body[name]
 
 
+def keep_within_bounds(body: dict[str, Any]) -> None:
+    """Move sampling values that vLLM would refuse to the nearest value that it accepts, as for a model's own."""
+    for name, least, most in _BOUNDS.values():
+        value = body.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            body[name] = min(max(value, least), most)
+    if body.get("repetition_penalty") == 0:
+        del body["repetition_penalty"]
+
+
 def one_where_all_are_alike(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body without an `n` where it is greedy: vLLM refuses to say the same twice, Ollama says it once."""
-    greedy = body.get("temperature", 1) < _GREEDY
+    """Return the body without `n` if sampling is greedy: vLLM refuses n > 1 then, Ollama returns one choice.
+
+    `n` stays with vLLM's `use_beam_search`, where it is the number of beams, and temperature 0 is usual.
+    """
+    greedy = body.get("temperature", 1) < _GREEDY and not body.get("use_beam_search")
     return {name: value for name, value in body.items() if not (greedy and name == "n")}
 
 
@@ -125,22 +144,18 @@ _GREEDY = 1e-5  # vLLM's `_SAMPLING_EPS`
 
 
 def stop_strings(value: Any) -> list[str]:
-    """`stop` as a list; Ollama ignores whatever is no text."""
+    """Return `stop` as a list; like Ollama, ignore items that are not strings."""
     given = value if isinstance(value, list) else [value]
     return [text for text in given if isinstance(text, str) and text]
 
 
 def own_values(parameters: Mapping[str, Any], *, limit: str, stop: str = "stop") -> dict[str, Any]:
-    """Ollama's PARAMETER values as fields of vLLM's requests, kept within what vLLM accepts (contract §2.10).
+    """Return Ollama's PARAMETER values as vLLM request fields, within vLLM's limits (contract §2.10).
 
     `limit` and `stop` are the API's names for `num_predict` and `stop`.
     """
-    values: dict[str, Any] = {}
-    for name, (theirs, least, most) in _BOUNDS.items():
-        if name in parameters:
-            values[theirs] = min(max(parameters[name], least), most)
-    if values.get("repetition_penalty") == 0:
-        del values["repetition_penalty"]
+    values = {theirs: parameters[name] for name, (theirs, _, _) in _BOUNDS.items() if name in parameters}
+    keep_within_bounds(values)
     if parameters.get("repeat_last_n") == 0:
         values |= _NO_PENALTIES
     if parameters.get("seed", -1) >= 0:

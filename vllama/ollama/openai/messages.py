@@ -9,7 +9,18 @@ from vllama.durations import quote
 from vllama.errors import RequestError
 from vllama.ollama.gojson import Fields, decode_base64, known_fields
 from vllama.ollama.openai import thinking
-from vllama.ollama.openai.call import Call, ModelPart, check_types, own_values, read_object
+from vllama.ollama.openai.blocks import settled_message, settled_system
+from vllama.ollama.openai.call import (
+    Call,
+    ModelPart,
+    check_types,
+    keep_within_bounds,
+    own_values,
+    read_object,
+    stop_strings,
+)
+from vllama.ollama.openai.ignored import leave_out_unusable
+from vllama.ollama.openai.structured import enforce
 from vllama.ollama.requests import Think
 
 _STRUCT = "MessagesRequest"
@@ -21,12 +32,16 @@ _KNOWN = known_fields(
     "thinking", "output_config", "chat_template", "chat_template_kwargs",
 )  # fmt: skip
 _HERE = frozenset({"temperature", "top_p", "top_k", "stop_sequences"})
-"""The sampling values that vLLM takes on this route."""
+"""Sampling values that vLLM accepts on this route."""
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+"""Efforts that count; as with Ollama, others have no effect on this route."""
+_SERVER_TOOLS = ("web_search", "web_fetch", "code_execution", "tool_search", "mcp_toolset", "advisor")
+"""How the types of tools begin that Anthropic's servers run."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnthropicMessage(Call):
-    """A request for a message, or for the number of its tokens."""
+    """A request for a message, or for its token count."""
 
     @classmethod
     def parse(cls, body: bytes) -> AnthropicMessage:
@@ -40,7 +55,7 @@ class AnthropicMessage(Call):
 
     @classmethod
     def parse_count(cls, body: bytes) -> AnthropicMessage:
-        """The same of `/v1/messages/count_tokens`, which limits nothing."""
+        """Decode and check a body of `/v1/messages/count_tokens`, which needs no max_tokens. Raises RequestError."""
         fields, passed = read_object(body, _STRUCT, _KNOWN)
         return cls._checked(fields.string("model"), fields, passed)
 
@@ -53,17 +68,30 @@ class AnthropicMessage(Call):
             raise RequestError("messages is required")
         shown = [_shows_image(message.get("content")) for message in messages]
         tools = fields.items("tools", "[]anthropic.Tool", _tool)
+        stop = fields.items("stop_sequences", "[]string", lambda item: _text(fields, item))
+        settled = [settled_message(message) for message in messages]
+        passed |= {"messages": [message for message in settled if message["content"] != []], "tools": list(tools)}
+        if "stop_sequences" in passed:
+            passed["stop_sequences"] = stop_strings(list(stop))
+        if isinstance(passed.get("system"), list):
+            passed["system"] = settled_system(passed["system"])
+        elif not isinstance(passed.get("system"), str):
+            passed.pop("system", None)
         if not tools:
-            for name in ("tools", "tool_choice"):
-                passed.pop(name, None)
-        return cls(model, passed, _think(passed), bool(tools), any(shown))
+            passed.pop("tools")
+        if not tools or not _is_choice(passed.get("tool_choice")):
+            passed.pop("tool_choice", None)
+        leave_out_unusable(passed)
+        keep_within_bounds(passed)
+        told = enforce(passed, "output_config", "format")
+        return cls(model, passed, _think(passed), bool(tools), any(shown), told)
 
     def check(self, part: ModelPart) -> None:
-        """Raise Unsupported where the model cannot do it; whoever asks a plain model to think gets a plain answer."""
+        """Raise Unsupported if the model lacks a capability other than thinking, which is then just left out."""
         super(AnthropicMessage, replace(self, think=None)).check(part)
 
     def for_vllm(self, part: ModelPart) -> dict[str, Any]:
-        """The model's system where there is none, its own messages, and its sampling."""
+        """Return the body with the model's messages, its sampling, and its system message if the client has none."""
         own = own_values(part.parameters, limit="max_tokens", stop="stop_sequences")
         body = {**{name: own[name] for name in own.keys() & _HERE}, **self.body, **self._thinking(part)}
         body["messages"] = [{"role": role, "content": text} for role, text in part.messages] + body["messages"]
@@ -75,13 +103,13 @@ class AnthropicMessage(Call):
         return {**body, **({"output_config": output} if output else {})}
 
     def beyond_the_api(self, part: ModelPart) -> dict[str, Any]:
-        """What Anthropic's API has no field for: penalties, min_p and the seed."""
+        """Return sampling values that Anthropic's API has no field for: penalties, min_p and the seed."""
         own = own_values(part.parameters, limit="max_tokens", stop="stop_sequences")
         return {name: own[name] for name in own.keys() - _HERE - {"max_tokens"}}
 
 
 def _think(body: dict[str, Any]) -> Think:
-    """What `thinking` asks for, else the effort; a budget has no effect, as with Ollama. Takes `thinking` away."""
+    """Remove `thinking` and return its value, else the effort's; as with Ollama, a budget has no effect."""
     stated = body.pop("thinking", None)
     kind = stated.get("type") if isinstance(stated, dict) else None
     config = body.get("output_config")
@@ -90,7 +118,8 @@ def _think(body: dict[str, Any]) -> Think:
     if kind in ("enabled", "disabled"):
         return bool(kind == "enabled")
     effort = config.get("effort") if config else None
-    return thinking.of_effort(effort) if isinstance(effort, str) else None
+    known = effort.strip().lower() if isinstance(effort, str) else ""
+    return thinking.of_effort(known) if known in _EFFORTS else None
 
 
 def _message(value: Any) -> dict[str, Any]:
@@ -100,7 +129,7 @@ def _message(value: Any) -> dict[str, Any]:
 
 
 def _shows_image(content: Any) -> bool:
-    """Whether blocks, or the results of tools among them, show images. Raises RequestError unless in base64."""
+    """Return whether blocks or tool results contain images. Raises RequestError unless they are base64."""
     shows = False
     for block in content if isinstance(content, list) else ():
         if not isinstance(block, dict):
@@ -127,12 +156,25 @@ def _check_source(source: Any) -> None:
 
 
 def _tool(value: Any) -> dict[str, Any]:
-    """A tool of the client's. Raises RequestError for those that only Anthropic's own servers have."""
+    """Return a client's tool, with a schema. Raises RequestError for Anthropic's server tools."""
     if not isinstance(value, dict):
         raise RequestError("invalid tool format")
-    if value.get("type") not in (None, "custom"):
+    if f"{value.get('type')}".startswith(_SERVER_TOOLS):
         raise RequestError(
             f"the server tool {quote(str(value.get('name') or value['type']))} is not supported: "
-            "nothing here can search the web or run code"
+            "this server cannot search the web or run code"
         )
+    settled = {name: item for name, item in value.items() if item is not None}
+    return {"input_schema": {"type": "object"}, **settled}
+
+
+def _text(fields: Fields, value: Any) -> str:
+    if not isinstance(value, str):
+        raise fields.mismatch("stop_sequences", value, "string")
     return value
+
+
+def _is_choice(value: Any) -> bool:
+    """Return whether vLLM accepts a `tool_choice`, which Ollama ignores."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind in ("auto", "any", "none") or (kind == "tool" and isinstance(value.get("name"), str))

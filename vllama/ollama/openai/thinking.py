@@ -1,4 +1,4 @@
-"""How hard to think, in the words of each API (contract §5.1, §5.7)."""
+"""Thinking levels of each API (contract §5.1, §5.7)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EFFORTS: dict[str, bool | str] = {
 
 
 def of_effort(effort: str) -> Think:
-    """What `reasoning_effort` asks for; None for "". Raises RequestError where Ollama knows no such effort."""
+    """Return the thinking level of a `reasoning_effort`; None for "". Raises RequestError for unknown efforts."""
     if not effort:
         return None
     if effort not in _EFFORTS:
@@ -29,11 +29,11 @@ def of_effort(effort: str) -> Think:
 
 
 def template_arguments(think: Think) -> dict[str, Any]:
-    """Both names that chat templates use for the switch; saying nothing switches thinking on, as with Ollama."""
+    """Return both names that chat templates use for the switch; as with Ollama, thinking is on by default."""
     switch = think is not False
     return {"enable_thinking": switch, "thinking": switch}
 
 
 def level(think: Think) -> str | None:
-    """The level that every one of vLLM's families takes: not all know more than high."""
+    """Return the level in a form that all model families of vLLM accept: "max" becomes "high"."""
     return {"max": "high"}.get(think, think) if isinstance(think, str) else None
