@@ -1,1 +1,1 @@
-"""This machine as it is: its GPUs, its memory and its processes. Knows nothing of what they are asked for."""
+"""Information about this machine: GPUs, memory and processes. Independent of scheduling and measuring."""

@@ -1,4 +1,4 @@
-"""NVIDIA's management library (NVML): opened once, why there is none, and the GPUs that CUDA would show."""
+"""Access to NVIDIA's management library (NVML), and the GPUs that CUDA would show."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 
 class NvmlUnavailable(Exception):
-    """There is no NVML to ask; the text says why."""
+    """NVML is not available; the message says why."""
 
 
 _opened: Any = None
-"""The module whose library is open. It stays so: opening it can take as long as waking a model."""
+"""The opened `pynvml` module, kept open because opening can take as long as waking a model."""
 
 
 @contextlib.contextmanager
 def nvml(module: Any = None) -> Iterator[Any]:
-    """Give the module `pynvml`, or what stands for it, ready to be asked. Its errors become NvmlUnavailable."""
+    """Return the initialised `pynvml` module, or the given stand-in. Raises NvmlUnavailable."""
     global _opened  # noqa: PLW0603 - the library has one state for a process, too
     try:
         module = module or import_module("pynvml")
@@ -36,21 +36,21 @@ def nvml(module: Any = None) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class VisibleGpu:
-    """A GPU, or a part of one that is divided (MIG). `id` is what CUDA_VISIBLE_DEVICES calls it."""
+    """A GPU or a MIG device. `id` is its name in CUDA_VISIBLE_DEVICES."""
 
     id: str
     uuid: str
     handle: Any
 
     def is_meant_by(self, entry: str) -> bool:
-        """Whether an entry of CUDA_VISIBLE_DEVICES means it; of a UUID its beginning is enough."""
+        """Return whether an entry of CUDA_VISIBLE_DEVICES means this GPU; the beginning of a UUID is enough."""
         return entry == self.id or (entry.startswith(("GPU-", "MIG-")) and self.uuid.startswith(entry))
 
 
 def visible(library: Any, environ: Mapping[str, str]) -> list[VisibleGpu]:
-    """Return the GPUs in the order that CUDA_VISIBLE_DEVICES gives them, all without that variable.
+    """Return the GPUs in the order of CUDA_VISIBLE_DEVICES, or all GPUs if it is not set.
 
-    As CUDA does, the list is read up to the first entry that is no GPU.
+    Like CUDA, stops at the first entry that is not a GPU.
     """
     present = list(_present(library))
     stated = environ.get("CUDA_VISIBLE_DEVICES")
@@ -66,12 +66,12 @@ def visible(library: Any, environ: Mapping[str, str]) -> list[VisibleGpu]:
 
 
 def text(value: str | bytes | None) -> str:
-    """Return a text of NVML's; older versions of its Python module answer with bytes."""
+    """Return a text from NVML as `str`; older versions of pynvml return bytes."""
     return value.decode() if isinstance(value, bytes) else value or ""
 
 
 def _present(library: Any) -> Iterator[VisibleGpu]:
-    """Every GPU; of one that is divided each part."""
+    """Yield every GPU, or its MIG devices if it is divided."""
     for number in range(library.nvmlDeviceGetCount()):
         handle = library.nvmlDeviceGetHandleByIndex(number)
         parts = _parts(library, handle)
@@ -84,7 +84,7 @@ def _present(library: Any) -> Iterator[VisibleGpu]:
 
 
 def _parts(library: Any, handle: Any) -> list[Any] | None:
-    """The MIG devices of a GPU; None where it is not divided."""
+    """Return the MIG devices of a GPU; None if it is not divided."""
     try:
         mode, _ = library.nvmlDeviceGetMigMode(handle)
     except library.NVMLError:

@@ -1,4 +1,4 @@
-"""Processes: who listens on a port, who descends from whom, what they use and how they were started."""
+"""Information about processes: listening ports, process trees, resource usage and command lines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vllama.machine.proc import PROC, TICK, process_ids, read_lines, read_number
 
 _LISTEN = "0A"
 _FORWARDERS = frozenset({"docker-proxy", "rootlessport", "sshd", "ssh", "kubectl", "socat"})
-"""They listen in the name of a server that runs elsewhere."""
+"""Programs that listen on behalf of a server that runs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process tree has used and holds.
+    """Resource usage of a process tree.
 
-    `cpu` is in s, that of processes which have ended meanwhile included; `rss` is bytes of resident memory, in which
-    pages that several processes share count for each.
+    `cpu` is CPU time in s, including processes that have ended; `rss` is resident memory in bytes, in which pages
+    shared by several processes count once per process.
     """
 
     cpu: float
@@ -31,7 +31,7 @@ class Usage:
 
 
 def is_local(host: str) -> bool:
-    """Whether this name or address is this machine's: only then can a socket be bound to it."""
+    """Return whether this name or address belongs to this machine, that is, whether a socket can be bound to it."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
     except OSError:
@@ -43,9 +43,9 @@ def is_local(host: str) -> bool:
 
 
 def listener(port: int, proc: Path = PROC) -> int | None:
-    """Return the process that listens on this TCP port; of several that share the socket, their ancestor.
+    """Return the process that listens on this TCP port; if several share the socket, their common ancestor.
 
-    None where nobody does, where the process belongs to another user or container, or only forwards.
+    None if no process listens, or if it belongs to another user or container, or only forwards.
     """
     sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
     if not sockets:
@@ -56,9 +56,9 @@ def listener(port: int, proc: Path = PROC) -> int | None:
 
 
 class ProcessTree:
-    """A process and its descendants. `scan` finds them, `read` says what those found use.
+    """A process and its descendants. `scan` finds them, `read` returns their resource usage.
 
-    A process that has once been seen in the tree stays in it, even where its parent has ended.
+    A process that was once found stays in the tree, even if its parent has ended.
     """
 
     def __init__(self, root: int, proc: Path = PROC) -> None:
@@ -70,11 +70,11 @@ class ProcessTree:
 
     @property
     def pids(self) -> frozenset[int]:
-        """The processes that the latest scan and read have found alive."""
+        """The processes that the last scan and read found alive."""
         return frozenset(self._began)
 
     def scan(self) -> None:
-        """Look for new processes; takes some ms."""
+        """Find new processes; takes a few ms."""
         seen = dict(stats(self._proc))
         members = {self._root} | {pid for pid, began in self._began.items() if pid in seen and seen[pid].began == began}
         while grown := {pid for pid, stat in seen.items() if stat.parent in members and pid not in members}:
@@ -82,12 +82,12 @@ class ProcessTree:
         self._began = {pid: seen[pid].began for pid in members if pid in seen}
 
     def read(self) -> Usage:
-        """Return what the tree uses now."""
+        """Return the current resource usage of the tree."""
         rss = 0
         for pid, began in list(self._began.items()):
             stat = stat_of(pid, self._proc)
             if stat is None or stat.began != began:
-                del self._began[pid]  # what it used stays counted
+                del self._began[pid]  # its usage still counts
                 continue
             self._cpu[pid, began] = stat.cpu
             rss += stat.rss
@@ -95,19 +95,19 @@ class ProcessTree:
 
 
 def ram_of(processes: Collection[int], proc: Path = PROC) -> int:
-    """Return the RAM that processes hold, shared pages in proportion; what is mapped from files does not count."""
+    """Return the RAM of processes in bytes, with a proportional share of shared pages and without mapped files."""
     facts = [read_numbers(proc / str(process) / "smaps_rollup") for process in processes]
     return sum(fact.get("Pss_Anon", 0) + fact.get("Pss_Shmem", 0) for fact in facts) * 1024
 
 
 def machine_cpu(proc: Path = PROC) -> float:
-    """Return the CPU time that all processes of the machine have used, in s since it started."""
+    """Return the CPU time in s that all processes have used since the machine started."""
     user, nice, system, _, _, irq, softirq = map(int, (proc / "stat").read_text().split("\n", 1)[0].split()[1:8])
     return (user + nice + system + irq + softirq) / TICK
 
 
 def command_lines(pids: Iterable[int], proc: Path = PROC) -> list[list[str]]:
-    """Return the different command lines of these processes, in the order of their numbers; what is secret as `***`."""
+    """Return the distinct command lines of these processes in the order of their ids, with secrets as `***`."""
     lines: list[list[str]] = []
     for pid in sorted(pids):
         with contextlib.suppress(OSError):
@@ -118,7 +118,7 @@ def command_lines(pids: Iterable[int], proc: Path = PROC) -> list[list[str]]:
 
 
 def variables(pid: int, prefixes: tuple[str, ...], proc: Path = PROC) -> dict[str, str]:
-    """Return the environment variables whose names begin so, as the process was started; what is secret as `***`."""
+    """Return the process's initial environment variables with these name prefixes, with secrets as `***`."""
     with contextlib.suppress(OSError):
         text = (proc / str(pid) / "environ").read_bytes().decode(errors="replace")
         pairs = (entry.partition("=") for entry in text.split("\0"))
@@ -131,7 +131,7 @@ def variables(pid: int, prefixes: tuple[str, ...], proc: Path = PROC) -> dict[st
 
 
 _SECRET = re.compile(r"key|token|secret|password|passwd|credential", re.IGNORECASE)
-# Flags that have such a word in their name and hide nothing.
+# Flags whose names contain such a word but which hold no secret.
 _OPEN = re.compile(r"tokens|tokenizer|token-id", re.IGNORECASE)
 
 
@@ -161,4 +161,4 @@ def _holds(folder: Path, sockets: set[str]) -> bool:
     try:
         return any(os.readlink(entry) in sockets for entry in folder.iterdir())  # noqa: PTH115 - no path
     except OSError:
-        return False  # it has ended, or belongs to somebody else
+        return False  # it has ended, or belongs to another user

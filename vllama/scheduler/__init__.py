@@ -1,1 +1,1 @@
-"""Who is resident: leases, loads, evictions and the workers' processes."""
+"""Scheduling of models: leases, loads, evictions and worker processes."""

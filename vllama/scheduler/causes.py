@@ -1,6 +1,6 @@
-"""Why a worker ended: what its log and its exit status say, and what to do about it.
+"""Diagnosis of ended workers from log and exit status, with advice.
 
-What is known stands in causes.toml; tests/scheduler/logs has logs with it, docs/troubleshooting.md lists it.
+Known causes are in causes.toml; tests/scheduler/logs has their logs, docs/troubleshooting.md lists them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vllama.scheduler.log_text import clean_lines
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The cause of an end and its fix, a line each. `key` is that of causes.toml, "" for what it does not have."""
+    """A cause and its fix, one line each. `key` is the key in causes.toml, "" for unknown causes."""
 
     key: str
     cause: str
@@ -28,13 +28,13 @@ class Diagnosis:
         return f"{self.cause}; {self.fix}"
 
     def known_or(self, other: Diagnosis) -> Diagnosis:
-        """Itself if the catalogue has it, else the other."""
+        """Return this diagnosis if the catalogue has its cause, else the other."""
         return self if self.key else other
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A known cause. Where one of its patterns is found in a log, the groups fill the braces of `text` and `fix`."""
+    """A known cause. If one of its patterns matches a log, the groups fill the braces of `text` and `fix`."""
 
     key: str
     patterns: tuple[re.Pattern[str], ...]
@@ -42,14 +42,14 @@ class Cause:
     fix: str
 
     def find(self, log: str) -> Diagnosis | None:
-        """What it means for this log; None where the log does not show it."""
+        """Return the diagnosis if a pattern matches the log, else None."""
         for pattern in self.patterns:
             if found := pattern.search(log):
                 return self._fill({name: _on_one_line(value or "") for name, value in found.groupdict().items()})
         return None
 
     def of_signal(self, name: str) -> Diagnosis:
-        """What it means that this signal ended a process."""
+        """Return the diagnosis for a process that this signal killed."""
         return self._fill({"name": name})
 
     def _fill(self, said: dict[str, str]) -> Diagnosis:
@@ -58,7 +58,7 @@ class Cause:
 
 @cache
 def catalogue() -> tuple[Cause, ...]:
-    """The causes that logs show, the most telling first."""
+    """Return the causes that logs show, most specific first."""
     return tuple(
         Cause(row["key"], tuple(re.compile(p, re.MULTILINE) for p in row["patterns"]), row["text"], row["fix"])
         for row in _tables()["cause"]
@@ -67,7 +67,7 @@ def catalogue() -> tuple[Cause, ...]:
 
 @cache
 def signals() -> dict[str, Cause]:
-    """The causes that signals show, by the signal's name."""
+    """Return the causes that signals show, by signal name."""
     return {row["name"]: Cause(row["key"], (), row["text"], row["fix"]) for row in _tables()["signal"]}
 
 
@@ -76,9 +76,9 @@ def _tables() -> dict[str, Any]:
 
 
 def diagnose(log: str, status: int | None = None) -> Diagnosis:
-    """The most telling cause: one that the catalogue has, or the signal, or the last error that the log names.
+    """Return the most specific cause: from the catalogue, else the signal, else the last error in the log.
 
-    `status` is the exit status of the main process, negative for a signal, None where that tells nothing.
+    `status` is the exit status of the main process, negative for a signal, None if it is not meaningful.
     """
     text = cleaned(log)
     for cause in catalogue():
@@ -87,19 +87,19 @@ def diagnose(log: str, status: int | None = None) -> Diagnosis:
     if killed := _signal_of(text, status):
         return killed
     ended = "" if status is None else f" (exit status {status})"
-    return Diagnosis("", _last_error(text) or f"vLLM ended without a word{ended}", "the worker's log says more")
+    return Diagnosis("", _last_error(text) or f"vLLM exited without an error message{ended}", "see the worker's log")
 
 
 def diagnose_error(error: OSError) -> Diagnosis:
-    """The cause of an error of our own with a file."""
+    """Return the diagnosis of our own error with a file."""
     text = f"{type(error).__name__}: {error}"
-    return diagnose(text).known_or(Diagnosis("", text, "check the directory and who may write to it"))
+    return diagnose(text).known_or(Diagnosis("", text, "check that the directory exists and is writable"))
 
 
 def cleaned(log: str) -> str:
-    """The log without colours, progress bars, what vLLM puts in front of each line, and the code of tracebacks.
+    """Return the log without colours, progress bars, vLLM's line prefixes and the code of tracebacks.
 
-    Very long lines are cut: the time that patterns take grows with the square of a line's length.
+    Very long lines are truncated: the matching time grows with the square of a line's length.
     """
     lines = (_PREFIX.sub("", line[:_LONGEST_LINE]).rstrip() for line in clean_lines(log))
     return "\n".join(line for line in lines if not line.startswith(_CODE))
@@ -110,7 +110,7 @@ _PREFIX = re.compile(
 )
 _CODE = ("    ", '  File "')
 _ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b: .+", re.MULTILINE)
-# These only say that something went wrong before them.
+# These only report that something failed before them.
 _ECHOES = ("Engine core initialization failed", "WorkerProc initialization failed", "EngineDeadError", "CancelledError")
 _LONGEST = 400
 _LONGEST_LINE = 2000
@@ -118,7 +118,7 @@ _CHILD_ENDED = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)|\(exit code: 
 
 
 def _last_error(text: str) -> str:
-    """The last exception that says something of its own."""
+    """Return the last exception that is not just a consequence of another one."""
     errors = [line for line in _ERROR.findall(text) if not any(echo in line for echo in _ECHOES)]
     return _on_one_line(errors[-1]) if errors else ""
 
@@ -128,7 +128,7 @@ def _on_one_line(text: str) -> str:
 
 
 def _signal_of(text: str, status: int | None) -> Diagnosis | None:
-    """A process that a signal ended: one whose end vLLM noticed, or the main one."""
+    """Return the diagnosis of a process killed by a signal: one that vLLM reports, or the main one."""
     number = -status if status is not None and status < 0 else 0
     for found in _CHILD_ENDED.finditer(text):
         number = int(found[1] or found[2])
@@ -137,4 +137,4 @@ def _signal_of(text: str, status: int | None) -> Diagnosis | None:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if known := signals().get(name):
         return known.of_signal(name)
-    return Diagnosis("", f"a process of the worker was ended by {name}", "the worker's log says more")
+    return Diagnosis("", f"a process of the worker was killed by {name}", "see the worker's log")

@@ -1,4 +1,4 @@
-"""The devices that workers can have, as they are now: the machine's GPUs, or its RAM and cores."""
+"""The current devices for workers: the machine's GPUs, or its RAM and cores."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vllama.scheduler.memory import Device
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What workers can have. `devices` are GPUs, or the machine itself where there are none, and then `reason` why.
+    """The machine's devices: GPUs, or the machine itself if there are none, with the `reason`.
 
-    Not `is_known`: there are GPUs, but NVML does not tell of them.
+    If not `is_known`, there are GPUs that NVML does not report.
     """
 
     devices: tuple[Device, ...]
@@ -25,26 +25,26 @@ class Machine:
 
     @property
     def has_gpu(self) -> bool:
-        """Whether workers find a GPU."""
+        """Whether workers have a GPU."""
         return self.devices[0].kind == "gpu"
 
 
 def read_machine(environ: Mapping[str, str] = os.environ) -> Machine:
-    """Look at the machine; of the GPUs only those that CUDA_VISIBLE_DEVICES leaves. Takes milliseconds."""
+    """Read the machine's devices, respecting CUDA_VISIBLE_DEVICES. Takes milliseconds."""
     found, reason = _gpus(environ)
     return Machine(found) if found else Machine((host(),), reason)
 
 
 def host() -> Device:
-    """The machine: its RAM, or what its control group leaves of it."""
+    """Return the machine as a device: its RAM within the limits of the control group."""
     ram = host_memory()
     return Device(0, processor(), ram.total, ram.free, kind="cpu", cores=cores())
 
 
 def held_by(processes: Collection[int], environ: Mapping[str, str] = os.environ) -> dict[int, int] | None:
-    """The bytes that these processes hold together on each GPU, by its index.
+    """Return the bytes that these processes hold together on each GPU, by GPU index.
 
-    None where NVML cannot tell: in a container it may see no processes, or others' numbers for them.
+    None if NVML cannot tell: in a container it may see no processes, or different process ids.
     """
     try:
         with nvml() as library:
@@ -55,7 +55,7 @@ def held_by(processes: Collection[int], environ: Mapping[str, str] = os.environ)
 
 
 def _gpus(environ: Mapping[str, str]) -> tuple[tuple[Device, ...], str]:
-    """The visible GPUs, or none and why."""
+    """Return the visible GPUs, or none and the reason."""
     if environ.get("CUDA_VISIBLE_DEVICES") == "":
         return (), "CUDA_VISIBLE_DEVICES is empty"
     try:

@@ -1,20 +1,25 @@
-"""vLLM's command line for one worker: what the user passed, over what this machine and model want."""
+"""Command line and environment of a worker: user flags take precedence over our defaults."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vllama.errors import BadEngineFlags
-from vllama.machine.host import cores
+from vllama.installed.cpu_products import multiplies_packed_weights
+from vllama.installed.preload import preload
+from vllama.machine.host import computes_half_precision_fast, cores, host_memory
+from vllama.protocol.environment import CORES
+from vllama.protocol.sleep import WORKER_EXTENSION
 from vllama.settings import Settings
 from vllama.store.description import ModelDescription
 from vllama.store.remote_code import TRUST
-from vllama.worker.preload import preload
+from vllama.store.weights import packed_bytes
 
-_DECIDED = "is decided by vllama and cannot be passed to vLLM"
-_NOT_SPOKEN = "would cut vllama off from its own worker: put it in front of vllama, not behind"
+_DECIDED = "is set by vllama and cannot be passed to vLLM"
+_NOT_SPOKEN = "would keep vllama from reaching its own worker; use a reverse proxy in front of vllama instead"
 
 REFUSED = {
     **dict.fromkeys(("--uds", "--host", "--port", "--served-model-name", "--model"), _DECIDED),
@@ -23,23 +28,37 @@ REFUSED = {
     # vLLM lets every other flag, ours too, win over the file, and reads it only where no "=" stands.
     "--config": "cannot be passed to vLLM: put the file's flags on the command line",
 }
-"""Flags with which the gateway could not reach its worker, and why."""
+"""Flags that would keep the gateway from reaching its worker, and the reasons."""
 
 
 MOST_PIXELS = 64 * 1024**2
-"""The largest image, 192 MiB once it is decoded. vLLM's own limit is three times that."""
+"""Maximum pixels of an image, 192 MiB decoded. vLLM's own limit is three times as much."""
 
 EAGER = "--enforce-eager"
-"""Has vLLM neither compile nor capture graphs."""
+"""Flag that turns off compilation and CUDA graphs."""
+
+CONTEXT = "--max-model-len"
+"""Flag for the context in tokens, of prompt and reply together."""
+
+SCHEDULING = "--scheduling-policy"
+"""Flag for the order in which waiting requests are served."""
 
 TORCH_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Settings of torch's allocators, by their old and their new name."""
+"""Variables of torch's allocators, old and new name."""
 
 _MOST_PINNING_THREADS = 16
+_SCALES = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+
+_MOST_STOP_STRINGS = 2**31 - 1
+"""Maximum stop strings of a request of vLLM's own routes: Ollama has no limit, and vLLM's is OpenAI's, four."""
 
 REMOVED_VARIABLES = ("VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND")
-"""They do to a worker what `--api-key` and a server without our plugin would do."""
+"""Variables with the effect of `--api-key`, or of a server without our plugin."""
 
+
+TOKEN = "--hf-token"  # noqa: S105 - the name of a flag
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+"""Where the token of the Hugging Face Hub comes from. Workers are offline and do not get it."""
 
 SEVERAL_HOSTS = (
     "--distributed-executor-backend",
@@ -50,20 +69,36 @@ SEVERAL_HOSTS = (
     "--data-parallel-backend",
     "--kv-transfer-config",
 )
-"""Flags with which a worker may have parts on other machines, to which it tells its own address."""
+"""Flags for workers with parts on other machines, which need its address."""
 
 
 def check_for_all(flags: Sequence[str]) -> None:
-    """Raise BadEngineFlags where a flag cannot be given for all models: one of REFUSED, or trust in their code."""
+    """Raise BadEngineFlags for flags that cannot be given for all models: REFUSED, or trust in code."""
     refuse_ours(flags)
     if is_given(flags, TRUST):
         raise BadEngineFlags(
-            f"{TRUST} is not given for all models: name the one that you trust, vllama pull {TRUST} NAME"
+            f"{TRUST} cannot be given for all models; give it to the model that you trust: vllama pull {TRUST} NAME"
         )
 
 
+def without_token(flags: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return the flags without the token of the Hub, and the token: all users can read the list of processes."""
+    kept: list[str] = []
+    token, is_next = "", False
+    for item in flags:
+        name, has_value, value = item.partition("=")
+        if is_next and not item.startswith("-"):
+            token, is_next = item, False
+        elif name.startswith("--hf") and _means(name, TOKEN):
+            token, is_next = (value if has_value else token), not has_value
+        else:
+            kept.append(item)
+            is_next = False
+    return tuple(kept), token
+
+
 def refuse_ours(flags: Sequence[str]) -> None:
-    """Raise BadEngineFlags where a passed-through flag is one of REFUSED, also where it is abbreviated."""
+    """Raise BadEngineFlags if a passed-through flag is one of REFUSED, even abbreviated."""
     for name in _names(flags):
         for refused, reason in REFUSED.items():
             if _means(name, refused):
@@ -84,7 +119,7 @@ def command_line(
     dtype: str = "",
     planned: Sequence[str] = (),
 ) -> list[str]:
-    """The arguments of `vllama.worker.launch`. The user's flags come last and win.
+    """Return the arguments of `vllama.worker.launch`. The user's flags come last and take precedence.
 
     `pools` says that the model makes vectors or classes and no text; `dtype` is the type to compute in, where vLLM is
     not to choose; `planned` are pairs of flag and value that the memory plan chose (`vllama.scheduler.memory.flags`).
@@ -92,6 +127,7 @@ def command_line(
     Raises BadEngineFlags where one of them is not the user's to give.
     """
     refuse_ours(user_flags)
+    user_flags, _ = without_token(user_flags)
     given = set(_names(user_flags))
     arguments = [str(snapshot), "--uds", str(socket), "--served-model-name", *names]
 
@@ -103,11 +139,16 @@ def command_line(
     default("--disable-uvicorn-access-log")
     # vLLM would fetch whatever URL a request names, from our own network too. No host can be called this.
     default("--allowed-media-domains", "no remote media")
+    # Replies of /v1 say how much of the prompt was in the cache, as Ollama's do (contract §5.1).
+    default("--enable-prompt-tokens-details", unless=("--no-enable-prompt-tokens-details",))
     # A model's own limit of its replies is no default of Ollama's (contract §2.10); vLLM takes it for one.
     default("--override-generation-config", '{"max_new_tokens":null}')
     if pools:
         # vLLM would let the architecture decide, and some of these write text too.
         default("--runner", "pooling")
+    else:
+        # Requests for several replies wait for those for one (vllama.gateway.choices).
+        default(SCHEDULING, "priority")
     if dtype:
         default("--dtype", dtype)
     if settings.num_parallel:
@@ -119,6 +160,8 @@ def command_line(
         default("--mm-processor-cache-gb", "1")
     else:
         default("--enable-sleep-mode", unless=("--no-enable-sleep-mode",))
+        # The gateway decides when weights are copied to the host, and how long the copy stays.
+        default("--worker-extension-cls", WORKER_EXTENSION)
     if on_cpu and not compiled:
         # Ready in a third of the time for 5 to 12 % less throughput (docs/architecture.md).
         default(EAGER, unless=("--no-enforce-eager", "-O", "--optimization-level"))
@@ -128,12 +171,12 @@ def command_line(
 
 
 def is_given(flags: Sequence[str], flag: str) -> bool:
-    """Whether the flag is among those passed through, however it is spelled."""
+    """Return whether the flag is passed through, in any spelling."""
     return any(_means(name, flag) for name in _names(flags))
 
 
 def given_value(flags: Sequence[str], flag: str) -> str:
-    """The value of a passed-through flag, "" where it is not given; the last one counts, as with argparse."""
+    """Return the value of a passed-through flag, "" if absent; the last one counts, as in argparse."""
     value = ""
     for index, item in enumerate(flags):
         if is_given([item], flag):
@@ -142,8 +185,14 @@ def given_value(flags: Sequence[str], flag: str) -> str:
     return value
 
 
+def tokens_of(text: str) -> int:
+    """Parse a number like vLLM's `human_readable_int` ("8192", "8k", "4K", "1.5G"); 0 if invalid or negative."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", text.strip())
+    return int(float(match.group(1)) * _SCALES[match.group(2)]) if match else 0
+
+
 def sleeps(arguments: Sequence[str]) -> bool:
-    """Whether a worker that was started with these arguments can sleep; the last word counts, as with argparse."""
+    """Return whether a worker with these arguments can sleep; the last flag counts, as in argparse."""
     said = [
         name for name in _names(arguments) if _means(name, "--enable-sleep-mode") or name == "--no-enable-sleep-mode"
     ]
@@ -153,7 +202,7 @@ def sleeps(arguments: Sequence[str]) -> bool:
 def environment(
     base: Mapping[str, str], runtime: Path, *, on_cpu: bool, user_flags: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The worker's environment: offline, silent towards the world, our plugin on, REMOVED_VARIABLES away."""
+    """Return the worker's environment: offline, no telemetry or tokens, our plugin on, no REMOVED_VARIABLES."""
     offline = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -173,24 +222,34 @@ def environment(
         # vLLM would find the machine's address by a socket to a public name server, and meet its own parts there.
         here["VLLM_HOST_IP"] = base.get("VLLM_HOST_IP", "127.0.0.1")
         here["GLOO_SOCKET_IFNAME"] = base.get("GLOO_SOCKET_IFNAME", "lo")
-    images = {}
-    if "VLLM_MAX_IMAGE_PIXELS" not in base:
-        images["VLLM_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
+    limits = {"VLLM_MAX_IMAGE_PIXELS": str(MOST_PIXELS), "VLLM_MAX_STOP_STRINGS": str(_MOST_STOP_STRINGS)}
+    limits = {name: value for name, value in limits.items() if name not in base}
     device = _cpu_environment(base) if on_cpu else _gpu_environment(base)
-    kept = {name: value for name, value in base.items() if name not in REMOVED_VARIABLES}
-    return {**kept, **offline, **ours, **here, **images, **device}
+    kept = {name: value for name, value in base.items() if name not in {*REMOVED_VARIABLES, *TOKEN_VARIABLES}}
+    return {**kept, **offline, **ours, **here, **limits, **device}
 
 
 def _cpu_environment(base: Mapping[str, str]) -> dict[str, str]:
     made = preload(base)
-    if "VLLM_CPU_OMP_THREADS_BIND" not in base:
-        every_core = sorted(os.sched_getaffinity(0))
-        made["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, every_core))  # vLLM's own choice leaves a core out
+    if CORES not in base:
+        made[CORES] = cores_of_ranks(1)  # vLLM's own choice leaves a core out
     return made
 
 
+def cores_of_ranks(ranks: int) -> str:
+    """Return vLLM's list of the cores that each rank of a worker on CPUs computes on, divided evenly.
+
+    vLLM's own choice wants a NUMA node for each rank.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // ranks
+    if not share:
+        return "nobind"
+    return "|".join(",".join(map(str, cores[rank * share : (rank + 1) * share])) for rank in range(ranks))
+
+
 def _gpu_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Has torch pin host memory, of which a first sleep needs all that the weights take, with several threads.
+    """Return variables that let torch pin host memory, as large as the weights, with several threads.
 
     13 GiB took 10.4 s with its one thread and 1.6 s with 16 (one H100's host). The number has to be a power of two.
     """
@@ -201,7 +260,7 @@ def _gpu_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, str]:
-    """What an eager worker on a CPU needs besides its flags.
+    """Return the variables that an eager worker on a CPU needs.
 
     vLLM compiles a part of its sampler even then, for the first request with log probabilities: that takes seconds and
     a C++ compiler, and a machine without one would lose its worker.
@@ -210,17 +269,24 @@ def eager_environment(arguments: Sequence[str], *, on_cpu: bool) -> dict[str, st
 
 
 def computing_type(description: ModelDescription, *, on_cpu: bool) -> str:
-    """The `--dtype` of a model that vLLM is not to choose, "" for its own choice.
+    """Return the `--dtype` for a model, "" for vLLM's own choice.
 
-    A pooling model's weights in float32 stay so on a CPU: vLLM's choice, float16, took three times as long, and is less
-    exact.
+    On a CPU a model computes in float32 where its weights have 32 bits and it makes vectors or classes (vLLM's choice,
+    float16, took three times as long and is less exact), or where the processor emulates types of 16 bits, unless its
+    weights would then take more than half of the machine's memory.
     """
+    if not on_cpu:
+        return ""
     pools = "completion" not in description.capabilities
-    return "float32" if pools and on_cpu and description.quantization_level == "F32" else ""
+    if pools and description.quantization_level == "F32":
+        return "float32"
+    packed = packed_bytes(description.tensors, 4) if multiplies_packed_weights() else None
+    fits = (packed or 4 * description.parameter_count) <= host_memory().total / 2
+    return "float32" if description.computes_as_float and fits and not computes_half_precision_fast() else ""
 
 
 def has_gpu() -> bool:
-    """Whether workers will find an NVIDIA GPU."""
+    """Return whether workers will find an NVIDIA GPU."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(
         path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*")
     )
@@ -232,7 +298,7 @@ def _plugins(stated: str) -> Iterator[str]:
 
 
 def _names(flags: Sequence[str]) -> Iterator[str]:
-    """The flags without their values, as vLLM's FlexibleArgumentParser reads `--a_b=1`, `--a-b.c 1` and `-O3`."""
+    """Yield the flags without values, as vLLM's FlexibleArgumentParser reads `--a_b=1`, `--a-b.c 1` and `-O3`."""
     for flag in flags:
         if flag.startswith("-O"):
             yield "-O"
@@ -241,5 +307,5 @@ def _names(flags: Sequence[str]) -> Iterator[str]:
 
 
 def _means(name: str, flag: str) -> bool:
-    """Whether argparse takes `name` for `flag`: it lets long flags be abbreviated as long as one alone fits."""
+    """Return whether argparse takes `name` for `flag`: it accepts unambiguous abbreviations."""
     return name == flag or (len(name) > 2 and name.startswith("--") and flag.startswith(name))

@@ -1,4 +1,4 @@
-"""Engines that failed to load, or whose workers died: how often in a row, and when they may be loaded again."""
+"""Failures in a row of engines (failed loads and dead workers), and the pause before the next load."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class _Failure:
 
     @property
     def pause(self) -> float:
-        """Seconds: none after the first failure, then twice as long each time."""
+        """The pause in seconds: none after the first failure, then doubled each time."""
         return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self.count - 2)) if self.count > 1 else 0.0
 
 
 class Failures:
-    """What failed lately, by engine: other files or flags are another engine, which has failed in nothing yet.
+    """Recent failures by engine; other files or flags are another engine, without failures.
 
     Times are seconds of one clock.
     """
@@ -34,17 +34,17 @@ class Failures:
         self._failures: dict[str, _Failure] = {}
 
     def note(self, engine: str, cause: str, now: float) -> None:
-        """Count a load that failed, or a worker that died."""
+        """Record a failed load or a dead worker."""
         self._failures = {key: old for key, old in self._failures.items() if now - old.at < _FORGET_AFTER}
         before = self._failures.get(engine)
         self._failures[engine] = _Failure(before.count + 1 if before else 1, cause, now)
 
     def forget(self, engine: str) -> None:
-        """It works: it has answered, or was ready for a while. A load that succeeds alone proves nothing."""
+        """Forget the failures of an engine that has answered or was ready for a while; a load proves nothing."""
         self._failures.pop(engine, None)
 
     def check(self, engine: str, name: str, now: float) -> None:
-        """Raise KeepsFailing where it is too early to load the engine for this name again."""
+        """Raise KeepsFailing if it is too early to load the engine again."""
         failure = self._failures.get(engine)
         if failure is not None and (left := failure.at + failure.pause - now) > 0:
             raise KeepsFailing(name, failure.count, math.ceil(left), failure.cause)

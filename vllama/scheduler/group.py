@@ -1,4 +1,4 @@
-"""The processes of a group, as /proc shows them: of a worker's tree, whoever their parents are by now."""
+"""Processes of a process group from /proc, that is, of a worker's tree even after reparenting."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vllama.machine.proc import Stat, stats
 
 _SHARED = "/dev/shm/"  # noqa: S108
 _COMPUTING = 0.1
-"""The share of a core from which on a process counts as computing; one that waits takes much less."""
+"""Share of a core above which a process counts as computing; a waiting one takes much less."""
 
 
 def living_members(group: int) -> list[int]:
-    """The processes of a process group that still hold something; a zombie does only while it has threads."""
+    """Return the processes of a group that still hold resources; a zombie does while it has threads."""
     return [pid for pid, _ in _members(group)]
 
 
 def shared_memory(group: int) -> set[Path]:
-    """The files of shared memory that processes of a group have mapped: they outlive a process that is killed."""
+    """Return the shared memory files that processes of a group have mapped, which outlive killed processes."""
     found: set[Path] = set()
     for pid, _ in _members(group):
         with contextlib.suppress(OSError), Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
@@ -30,7 +30,7 @@ def shared_memory(group: int) -> set[Path]:
 
 
 class Computing:
-    """Whether a group has computed, besides its leader, since one asked before."""
+    """Check whether a group, without its leader, has computed since the last check."""
 
     def __init__(self, group: int) -> None:
         self._group = group
@@ -38,7 +38,7 @@ class Computing:
         self._at = 0.0
 
     def __call__(self) -> bool:
-        """Look, and compare with the look before."""
+        """Check now and compare with the last check."""
         now = asyncio.get_running_loop().time()
         seconds = sum(stat.cpu for pid, stat in _members(self._group) if pid != self._group)
         computed, passed = seconds - self._seconds, now - self._at
@@ -50,7 +50,7 @@ def _members(group: int) -> Iterator[tuple[int, Stat]]:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
-        return  # the usual case, and much cheaper than a look at all processes
+        return  # the usual case, much cheaper than reading all processes
     for pid, stat in stats():
         if stat.group == group:
             yield pid, stat

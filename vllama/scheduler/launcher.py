@@ -1,4 +1,4 @@
-"""From a manifest to a starting worker: flags, environment, socket, log."""
+"""Start of workers from manifests: flags, environment, socket and log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from vllama.durations import ZERO, to_seconds
 from vllama.errors import LoadFailed, VllamaError
+from vllama.protocol.environment import (
+    CORES,
+    GRAMMAR_TIMEOUT,
+    MAX_SCHEMA_PROPERTIES,
+    SUPERVISED,
+    TEMPLATE_LENGTH,
+    TEMPLATE_OUTPUT,
+    TEMPLATE_TIMEOUT,
+    UNTAGGED_CALLS,
+)
 from vllama.scheduler import engine_flags
 from vllama.scheduler.adapters import room_given
 from vllama.scheduler.memory import Placement, Unfit, flags
@@ -30,16 +41,15 @@ from vllama.store import caches, remote_code
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
-from vllama.worker.profile import SUPERVISED
 
 log = logging.getLogger(__name__)
 
 _TRIALS = {"embedding": produce_one_embedding, "rerank": produce_one_class, "classify": produce_one_class}
-"""What a model has to do before it counts as loaded; whatever is not in here writes text."""
+"""Trials that a model must pass to count as loaded; other models generate text."""
 
 
 class Launcher:
-    """Starts workers for one gateway; owns the directory of their sockets."""
+    """Launcher of workers for one gateway; owns the directory of their sockets."""
 
     def __init__(
         self,
@@ -49,45 +59,50 @@ class Launcher:
         compiled: bool = False,
         command: Sequence[str] = COMMAND,
         look: Look | None = None,
+        make_spares: Callable[..., Spares] = Spares,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
-        self._user_flags = tuple(user_flags)
-        self.serving = Serving(user_flags)
+        self._user_flags, token = engine_flags.without_token(user_flags)
+        if token:
+            os.environ["HF_TOKEN"] = token  # for pulls; a worker is offline
+        self.serving = Serving(self._user_flags)
         self.planner = Planner(settings, self.serving, look=look)
         self._compiled = compiled
         self._on_cpu = not engine_flags.has_gpu()
         self._numbers = itertools.count(1)
         self._logs = settings.models / "logs"
         self.runtime = _new_runtime_directory()
-        self._spares = Spares(settings.spare_workers, self._command, self._usual_environment, self._logs / "spare.log")
+        self._spares = make_spares(
+            settings.spare_workers, self._command, self._usual_environment, self._logs / "spare.log"
+        )
         for name in engine_flags.REMOVED_VARIABLES:
             if os.environ.get(name):
-                log.warning("%s is not passed to the models' workers: vllama could not talk to them", name)
+                log.warning("%s is not passed to workers, because vllama could not reach them with it", name)
 
     async def check_flags(self) -> None:
-        """Ask vLLM about the user's flags, if there are any. Raises BadEngineFlags."""
+        """Check the user's flags with vLLM, if there are any. Raises BadEngineFlags."""
         if self._user_flags:
             await check_flags(self._user_flags, self._environment(), self._command)
 
     def keep_spares(self, is_quiet: Callable[[], bool]) -> None:
-        """Prepare spare workers from now on, as many as the settings say, when it is quiet."""
+        """Keep as many spare workers as the settings say from now on, started while `is_quiet`."""
         self._spares.open(is_quiet)
 
     async def drop_spares(self) -> None:
-        """End the spare workers, and prepare no more."""
+        """Stop the spare workers and start no more."""
         await self._spares.close()
 
     def engine_of(self, manifest: Manifest) -> str:
-        """The identity of the engine that serves the model: models with the same can share a worker."""
+        """Return the identity of the model's engine; models with the same engine can share a worker."""
         return self.serving.engine_of(manifest)
 
     async def room(
         self, manifest: Manifest, occupants: Sequence[Occupant | None], asleep: Placement | None = None
     ) -> Room:
-        """The room for this model on the machine as it is now; `asleep` is its placement where its worker sleeps.
+        """Return the current room for this model; `asleep` is its placement if its worker sleeps.
 
-        An occupant that was not planned is None: what it holds is not known, and then there is room anywhere.
+        An unplanned occupant is None: its memory is unknown, and then there is room everywhere.
         """
         machine = await self.planner.machine()
         planned = [occupant for occupant in occupants if occupant is not None]
@@ -96,17 +111,19 @@ class Launcher:
         return PlannedRoom(machine, planned, asleep or self.planner.need(manifest, machine))
 
     async def start(self, manifest: Manifest, placement: Placement | None = None) -> WorkerProcess:
-        """Start a worker for this model, and for those that have an adapter on it; it is not ready yet.
+        """Start a worker for this model and its adapters, without waiting until it is ready.
 
-        Without a placement it takes one as if no other worker were there. Raises LoadFailed where there is none.
+        Without a placement, plans as if there were no other worker. Raises LoadFailed if it does not fit.
         """
         placement = placement or await self._place_alone(manifest)
-        description = describe(manifest)
+        description = describe(manifest)  # also refuses files that were damaged since the request was checked
         self.serving.check_adapter(manifest)
         rank = self.serving.adapter_rank(manifest, ModelStore(self._settings.models).list())
-        served = self.serving.plan(manifest)
+        self._tell_of_cut(manifest)
+        served = self.serving.served(manifest)
         trial = next((trial for what, trial in _TRIALS.items() if what in served.capabilities), produce_one_token)
         name = manifest.name
+        log_name = re.sub("[^A-Za-z0-9._-]", "_", name.display) + (".embeddings" if manifest.embeds else "")
         socket = self.runtime / f"{next(self._numbers)}.sock"
         arguments = engine_flags.command_line(
             manifest.snapshot,
@@ -121,6 +138,9 @@ class Launcher:
             planned=flags(placement) if placement else self._unplanned(description),
         )
         environment = {**self._worker_environment(arguments), **(memory_environment(placement) if placement else {})}
+        ranks = len(placement.devices) if placement else 1
+        if self._on_cpu and ranks > 1 and CORES not in os.environ:
+            environment[CORES] = engine_flags.cores_of_ranks(ranks)
         cache = caches.use(self._settings.models, manifest.weights_digest)
         if cache is not None:
             environment |= caches.variables(self._settings.models, manifest.weights_digest, environment)
@@ -129,12 +149,14 @@ class Launcher:
             environment=environment,
             socket=socket,
             memory=self._memory(manifest, placement),
-            log=self._logs / f"{re.sub('[^A-Za-z0-9._-]', '_', name.display)}.log",
+            log=self._logs / f"{log_name}.log",
             command=self._command,
             trial=trial,
-            hang_timeout=self._settings.hang_timeout,
+            hang_timeout=to_seconds(self._settings.hang_timeout),
             adapter_rank=room_given([*manifest.engine_flags, *self._user_flags], rank),
             without_code=remote_code.advice(manifest),
+            kept_logs=self._settings.kept_logs,
+            max_log_size=self._settings.max_log_size,
         )
         with ExitStack() as held:
             if cache is not None:
@@ -147,9 +169,9 @@ class Launcher:
     async def bring_up(
         self, worker: WorkerProcess, manifest: Manifest, placement: Placement | None, stall_timeout: float | None
     ) -> Placement | None:
-        """Wait until a worker can serve, and measure what it took; returns the placement with that.
+        """Wait until a worker can serve, measure its memory, and return the updated placement.
 
-        Raises LoadFailed as `become_ready` does.
+        Raises LoadFailed like `become_ready`.
         """
         await worker.become_ready(stall_timeout)
         return await self.planner.learn_load(manifest, placement, worker.pid) if placement else None
@@ -157,7 +179,7 @@ class Launcher:
     async def put_to_sleep(
         self, worker: WorkerProcess, manifest: Manifest, placement: Placement | None
     ) -> tuple[float, Placement | None]:
-        """Send a worker to sleep, and measure what it keeps where that is not known; returns the seconds, too.
+        """Put a worker to sleep, measure its remaining memory if unknown, and return seconds and placement.
 
         Raises SleepFailed.
         """
@@ -170,7 +192,7 @@ class Launcher:
         return seconds, await self.planner.learn_sleep(manifest, placement, worker.pid, before)
 
     async def _place_alone(self, manifest: Manifest) -> Placement | None:
-        """The placement on the machine as it is; None where only vLLM can see what there is."""
+        """Return the placement on the current machine; None if only vLLM can read its memory."""
         machine = await self.planner.machine()
         if machine is None:
             return None
@@ -179,18 +201,28 @@ class Launcher:
             raise LoadFailed(found.message)
         return found
 
+    def _tell_of_cut(self, manifest: Manifest) -> None:
+        stated = self.serving.stated_context(self._settings)
+        if cut := self.serving.cut_context(manifest, stated):
+            log.warning(
+                "%s has a context of %d tokens; the %d that are set for all models are cut to that",
+                manifest.name.display,
+                cut,
+                stated,
+            )
+
     def _unplanned(self, description: ModelDescription) -> list[str]:
-        """What is said of memory where only vLLM can see it: the context, or that vLLM finds the largest that fits."""
+        """Return memory flags if only vLLM can read the memory: the context, or that vLLM chooses it."""
         wanted = self._settings.context_length
         return ["--max-model-len", str(min(wanted, description.context_length or wanted) or -1)]
 
     def _memory(self, manifest: Manifest, placement: Placement | None) -> Memory:
-        """What it was promised, or the weights where nothing was planned."""
+        """Return its planned memory, or that of the weights if nothing was planned."""
         total = placement.claim * len(placement.devices) if placement else manifest.size
         return Memory(total, 0 if self._on_cpu else total)
 
     def adopt(self, settings: Settings) -> None:
-        """Start workers by these settings from now on."""
+        """Use these settings for workers from now on."""
         self._settings = settings
         self.planner.adopt(settings)
 
@@ -199,7 +231,7 @@ class Launcher:
         shutil.rmtree(self.runtime, ignore_errors=True)
 
     def _usual_environment(self) -> dict[str, str]:
-        """That of a worker whose model brings no flags."""
+        """Return the environment of a worker whose model has no flags."""
         return self._worker_environment(
             engine_flags.command_line(
                 Path("model"),
@@ -218,6 +250,12 @@ class Launcher:
             **caches.shared_variables(self._settings.models, os.environ),
             **self._environment(),
             SUPERVISED: "1",
+            UNTAGGED_CALLS: str(int(self._settings.untagged_calls)),
+            TEMPLATE_TIMEOUT: f"{to_seconds(self._settings.template_timeout or ZERO):f}s",
+            GRAMMAR_TIMEOUT: f"{to_seconds(self._settings.grammar_timeout or ZERO):f}s",
+            MAX_SCHEMA_PROPERTIES: str(self._settings.max_schema_properties),
+            TEMPLATE_OUTPUT: str(self._settings.template_output),
+            TEMPLATE_LENGTH: str(self._settings.template_length),
         }
 
     def _environment(self) -> dict[str, str]:
@@ -225,10 +263,10 @@ class Launcher:
 
 
 def _new_runtime_directory() -> Path:
-    """A private directory for sockets; those that killed gateways left behind are removed.
+    """Create a private directory for sockets, and remove those of killed gateways.
 
     It is where the system wants it, or, where that cannot be, in the directory for temporary files. Raises
-    RuntimeDirectoryError where no place will do.
+    VllamaError where no place will do.
     """
     refusals = []
     for base in dict.fromkeys(filter(None, [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"])):  # noqa: S108
@@ -240,28 +278,29 @@ def _new_runtime_directory() -> Path:
             continue
         if len(os.fsencode(directory)) + _LONGEST_NAME <= _LONGEST_SOCKET_PATH:
             for refusal in refusals:
-                log.warning("no sockets in %s; they are in %s", refusal, directory)
+                log.warning("cannot create sockets in %s; using %s instead", refusal, directory)
             return directory
         directory.rmdir()
         refusals.append(f"{base}: the path of a socket in it would be longer than the kernel allows")
     reasons = "; ".join(refusals)
     raise VllamaError(
-        f"no directory for the workers' sockets ({reasons}); set XDG_RUNTIME_DIR to a short one that can be written to"
+        f"no usable directory for the workers' sockets ({reasons}); set XDG_RUNTIME_DIR to a writable directory with a "
+        "short path"
     )
 
 
 def _clear(base: Path) -> None:
-    """Remove the directories of gateways that are gone."""
+    """Remove the directories of gateways that have exited."""
     for stale in base.glob("vllama-*-*"):
         pid = stale.name.split("-")[1]
-        with contextlib.suppress(FileNotFoundError):  # another gateway that starts now may be quicker
+        with contextlib.suppress(FileNotFoundError):  # another starting gateway may be faster
             if pid.isdigit() and stale.lstat().st_uid == os.getuid() and not _is_alive(int(pid)):
                 shutil.rmtree(stale, ignore_errors=True)
 
 
 _LONGEST_SOCKET_PATH = 107
 _LONGEST_NAME = len("/") + 36
-"""vLLM names its own sockets by UUIDs; those of channels are shorter."""
+"""Maximum length of a socket name: vLLM names its sockets by UUIDs; channel names are shorter."""
 
 
 def _is_alive(pid: int) -> bool:

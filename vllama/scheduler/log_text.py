@@ -1,4 +1,4 @@
-"""A worker's log as people read it: no colours, and of a progress bar only how it looks now."""
+"""Cleaning of log text: no colours, and only the last state of progress bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NOISE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def clean_lines(text: str) -> Iterator[str]:
-    """Yield the lines that say something."""
+    """Yield the lines that are not empty."""
     for line in text.split("\n"):
         clean = _NOISE.sub("", line.rstrip().rsplit("\r", 1)[-1]).rstrip()
         if clean:

@@ -1,4 +1,4 @@
-"""Making room for one newcomer after the other: asks the policy until it says go, and has its plans carried out."""
+"""Making room for new models, one after the other: carries out the policy's plans until it says Go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
+from vllama.durations import to_seconds
 from vllama.errors import NoRoom
 from vllama.machine.host import HostMemory
 from vllama.scheduler.memory import Placement
@@ -17,17 +18,17 @@ from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 
 _LEFT_OF_HOST = 20
-"""What part of the host's memory is left alone by those that go to sleep."""
+"""Fraction (1/n) of host memory that stays free of sleeping models."""
 
 _LOOK_LASTS = 1.0
-"""Seconds for which a look at the machine counts, while nothing moves on it that is ours."""
+"""Seconds for which a reading of the machine stays valid while none of our models moves."""
 
 FindRoom = Callable[[Manifest, Sequence[Occupant | None], Placement | None], Awaitable[Room]]
-"""Looks where a model finds its place; see vllama.scheduler.residency.WorkerLauncher.room."""
+"""Function that returns the Room for a model; see vllama.scheduler.residency.WorkerLauncher.room."""
 
 
 class Residents(Protocol):
-    """Those that may be in a newcomer's way; see vllama.scheduler.residency.Residency."""
+    """The residents that a new model competes with; see vllama.scheduler.residency.Residency."""
 
     settings: Settings
 
@@ -35,19 +36,19 @@ class Residents(Protocol):
         """All that may hold something."""
 
     def carry_out(self, plan: Evict, why: str) -> None:
-        """Send some to sleep and stop others."""
+        """Put residents to sleep and stop others, as planned."""
 
     def notify(self) -> None:
-        """Wake those who wait for a change."""
+        """Notify all waiters of a change."""
 
     async def change(self, seconds: float | None = None) -> None:
-        """Return when something has changed, or after so many seconds."""
+        """Wait for a change, or for at most this many seconds."""
 
 
 class RoomMaker:
-    """Makes room among the residents. Whoever needs some takes his `turn`: loads and wakes, in order of arrival.
+    """Makes room among the residents. Loads and wakes each wait for their `turn`, in order of arrival.
 
-    `host_memory` tells what those that go to sleep can have.
+    `host_memory` returns the memory available for sleeping models.
     """
 
     def __init__(self, residents: Residents, find_room: FindRoom, host_memory: Callable[[], HostMemory]) -> None:
@@ -57,7 +58,7 @@ class RoomMaker:
         self._host_memory = host_memory
 
     async def make(self, newcomer: Resident) -> None:
-        """Carry out the policy's plans until there is room, and take it. Raises NoRoom where there will be none."""
+        """Carry out the policy's plans until there is room, and take it. Raises NoRoom if there will be none."""
         residents, loop = self._residents, asyncio.get_running_loop()
         since = loop.time()
         asleep = newcomer.placement if newcomer.holds is Holding.ASLEEP else None
@@ -69,7 +70,7 @@ class RoomMaker:
                 if occupants != seen or loop.time() - looked > _LOOK_LASTS:
                     room = await self._find_room(newcomer.manifest, occupants, asleep)
                     looked, seen = loop.time(), occupants
-                    continue  # meanwhile what was seen of the machine may have become untrue
+                    continue  # meanwhile the reading of the machine may be outdated
                 facts, now = [other.facts() for other in others], loop.time()
                 plan = make_room(facts, self.limits(room), room, now=now, waited=now - since)
                 if isinstance(plan, Go):
@@ -78,7 +79,7 @@ class RoomMaker:
                 if isinstance(plan, Refuse):
                     raise NoRoom(plan.reason)
                 if isinstance(plan, Evict):
-                    residents.carry_out(plan, f"{newcomer.manifest.name} needs the room")
+                    residents.carry_out(plan, f"{newcomer.manifest.name} needs its memory")
                 elif isinstance(plan, Wait):
                     for other in others:
                         other.yields = other.number in plan.yielding
@@ -89,16 +90,17 @@ class RoomMaker:
             residents.notify()
 
     def limits(self, room: Room = anywhere) -> Limits:
-        """The policy's limits, by the settings and the memory of this moment."""
+        """Return the policy's limits from the settings and the current memory."""
         settings, ram = self._residents.settings, self._host_memory()
         stated = settings.sleep_budget
         budget = stated if isinstance(stated, int) else int(stated * ram.total)
         sleepers = (other for other in self._residents.everyone() if other.state in {State.SLEEPING, State.ASLEEP})
-        asleep = sum(sleeper.host_bytes for sleeper in sleepers)
-        available = asleep + max(0, ram.free - ram.total // _LEFT_OF_HOST)
+        kept = sum(other.host_bytes for other in self._residents.everyone() if other.keeps_copy)  # given up when needed
+        asleep = sum(sleeper.host_bytes for sleeper in sleepers if not sleeper.keeps_copy)
+        available = asleep + kept + max(0, ram.free - ram.total // _LEFT_OF_HOST)
         return Limits(
             awake=settings.resident_limit(room.gpus if isinstance(room, PlannedRoom) else 1),
             sleep_budget=min(budget, available),
-            min_residency=settings.min_residency,
-            yield_after=settings.yield_after,
+            min_residency=to_seconds(settings.min_residency),
+            yield_after=to_seconds(settings.yield_after),
         )

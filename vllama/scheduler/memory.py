@@ -1,6 +1,6 @@
-"""What a model needs, what there is, and the plan that comes of it: the records, and the plan as vLLM's flags.
+"""Records of the memory plan (needs, devices, placements), and the plan as vLLM's flags.
 
-The rule by which the plan is made is in `vllama.scheduler.placing`.
+The rules of the plan are in `vllama.scheduler.placing`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ MIB = 1024**2
 GIB = 1024**3
 
 FLOOR = 2048
-"""Tokens: a context below it is refused, unless the model has no more."""
+"""Minimum context in tokens, unless the model's own is shorter."""
 
 COMFORTABLE = 8192
-"""Tokens of a request that the KV cache is laid out for, and the context for which more devices are taken."""
+"""Tokens per request for which the KV cache is sized, and for which more devices are used."""
 
 REQUESTS = 64
-"""How many such requests at once, where OLLAMA_NUM_PARALLEL does not say."""
+"""Number of such requests at once, unless OLLAMA_NUM_PARALLEL is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Device:
 
     @property
     def headroom(self) -> int:
-        """Bytes that are never planned for: the estimates are estimates. RAM can be swapped, a GPU's memory cannot."""
+        """Bytes left free because of inexact estimates. RAM can be swapped, GPU memory cannot."""
         return max(512 * MIB, self.total // 50) if self.kind == "gpu" else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a resident was promised on one device, and the part that it is known to hold already; bytes."""
+    """A resident's planned bytes on one device, and the part of them that it already holds."""
 
     device: int
     size: int
@@ -57,7 +57,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Measured bytes: on each device what a load took beyond weights and KV cache, and what stays while asleep.
+    """Measured bytes per device: overhead beyond weights and KV cache, and memory kept while asleep.
 
     `host` is what its sleep took of the host's memory. `residue` and `host` are 0 where it never slept.
     """
@@ -69,7 +69,7 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What is neither weights nor KV cache, in bytes on each device.
+    """Memory other than weights and KV cache, in bytes per device.
 
     `fixed` is held while it is awake: the CUDA context, libraries, graphs, the sampler's buffers; `asleep` is what of
     it stays in sleep. `transient` is what the largest batch needs while it is computed.
@@ -82,7 +82,7 @@ class Overhead:
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Total overhead in bytes."""
         return self.fixed + self.transient
 
 
@@ -98,9 +98,9 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What the user's own vLLM flags decide; 0 where they do not. `kv` is bytes on each device.
+    """Values set by the user's own vLLM flags, 0 if not set. `kv` is bytes per device.
 
-    `elsewhere`: the user spreads the model over machines, or has Ray do so; its devices are not ours to choose.
+    `elsewhere`: the user spreads the model over several machines or with Ray, so its devices are not planned.
     """
 
     tensor_parallel: int = 0
@@ -114,14 +114,12 @@ class Stated:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model needs, read from its files and flags (vllama.scheduler.need).
+    """The needs of a model, read from its files and flags (vllama.scheduler.need).
 
-    `weights` are bytes on all devices together, in `bits` bits each on the whole, with the room for LoRA adapters, if
-    any. `pinning` is by how much larger their copy in the host's memory is estimated to be, while they sleep there.
-    `kv_item` is the bytes of one value in the KV cache. `context` is tokens, `is_context_stated` where the user wants
-    just that. `requests` are the requests that the KV cache should hold; `shares` says that there may be other models
-    awake on the device, `has_sleepers` that some may sleep there. `learned` is by the device's name. `notes` say what
-    is a guess.
+    `weights` is the bytes on all devices, with about `bits` bits per weight, including memory for LoRA adapters.
+    `kv_item` is the bytes of a value in the KV cache. `context` is in tokens, `is_context_stated` if the user set it.
+    `requests` is the number that the KV cache should hold; `shares` says that other models may be awake on the
+    device, `has_sleepers` that some may sleep there. `learned` is keyed by device name. `notes` name estimates.
     """
 
     name: str
@@ -129,7 +127,6 @@ class Need:
     kv: KvShape
     context: int
     bits: int = 16
-    pinning: float = 1.0
     kv_item: int = 2
     is_context_stated: bool = False
     requests: int = REQUESTS
@@ -144,21 +141,21 @@ class Need:
     notes: tuple[str, ...] = ()
 
     def kv_bytes(self, tokens: int, size: int = 1) -> int:
-        """What one request of so many tokens holds in the KV cache of each of `size` devices."""
+        """Return the bytes of one request of `tokens` in the KV cache of each of `size` devices."""
         values = self.kv.elements(math.ceil(tokens / 256) * 256, devices=size // self.stated.pipeline_parallel or 1)
         return math.ceil(values * self.kv_item / self.stated.pipeline_parallel)
 
     @property
     def floor(self) -> int:
-        """The least context that is worth a load, in tokens."""
+        """The minimum context for a load, in tokens."""
         return self.context if self.is_context_stated else min(FLOOR, self.context)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The plan of one load; bytes are those on each of the `devices`. `context` is tokens, as far as can be foretold.
+    """The plan of a load, in bytes per device. `context` is the expected context in tokens.
 
-    `claim` is all that it may take: weights, overhead and KV cache.
+    `claim` is its total: weights, overhead and KV cache.
     """
 
     need: Need
@@ -172,28 +169,28 @@ class Placement:
 
     @property
     def spread(self) -> int:
-        """Over how many devices one copy of the weights is spread."""
+        """The number of devices across which one copy of the weights is split."""
         return self.tensor_parallel_size * self.need.stated.pipeline_parallel
 
     @property
     def kv_per_token(self) -> int:
-        """Bytes that a token of a short request holds on each device."""
+        """Bytes of one token of a short request on each device."""
         return (self.need.kv_bytes(FLOOR, self.spread) - self.need.kv_bytes(0, self.spread)) // FLOOR
 
     @property
     def host_bytes(self) -> int:
-        """What its sleep takes of the host's memory: as measured at a first one, else the estimate."""
+        """Host memory in bytes that its sleep takes, measured or estimated."""
         learned = self.need.learned.get(self.devices[0].name)
-        estimate = int(self.weights * len(self.devices) * self.need.pinning)
+        estimate = self.weights * len(self.devices)
         return learned.host if learned and learned.host else estimate
 
     def requests(self, tokens: int) -> int:
-        """How many requests of so many tokens the KV cache holds at once."""
+        """Return the number of requests of `tokens` that the KV cache holds at once."""
         one = self.need.kv_bytes(tokens, self.spread)
         return self.kv // one if one else self.need.requests
 
     def claims(self, *, is_loaded: bool = False) -> tuple[Claim, ...]:
-        """What it takes while awake. Before it is loaded it holds nothing, and then all but what batches need.
+        """Return its claims while awake. Before the load it holds nothing, then all except batch memory.
 
         On a CPU the pages of the KV cache are taken when they are first used, too.
         """
@@ -202,25 +199,25 @@ class Placement:
         return tuple(Claim(device.index, self.claim, held) for device in self.devices)
 
     def claims_waking(self) -> tuple[Claim, ...]:
-        """What it takes while awake, as long as it holds no more than in its sleep."""
+        """Return its claims while awake, with only its sleeping memory held so far."""
         return tuple(Claim(device.index, self.claim, self.overhead.asleep) for device in self.devices)
 
     def claims_asleep(self) -> tuple[Claim, ...]:
-        """What stays on the devices while it sleeps."""
+        """Return its claims while asleep."""
         return tuple(Claim(device.index, self.overhead.asleep, self.overhead.asleep) for device in self.devices)
 
     def with_overhead(self, overhead: Overhead) -> Placement:
-        """The same placement, of whose overhead more is known now."""
+        """Return the placement with a newly measured overhead."""
         return replace(self, overhead=overhead, claim=self.weights + overhead.total + self.kv)
 
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """Why there is no place, and what there would be a place for. Bytes are those on one device.
+    """The reason why a model does not fit, and what would fit. Bytes are per device.
 
     `weights`, `overhead` and `kv` (for one request of `context` tokens) are the least with which it would load,
     `available` is the most that one device has for it. `fits_alone`: there would be room without the residents.
-    `largest_context` is tokens, `gpus` a number of devices like these, `bits` of a quantisation; each 0 where that
+    `largest_context` is tokens, `gpus` a number of devices like these, `bits` of a quantization; each 0 where that
     does not help.
     """
 
@@ -238,12 +235,12 @@ class Unfit:
 
     @property
     def needed(self) -> int:
-        """The least that it would take, in bytes."""
+        """The minimum memory for a load, in bytes."""
         return self.weights + self.overhead.total + self.kv
 
     @property
     def message(self) -> str:
-        """Ollama's words for the case, then the numbers, then what would fit."""
+        """The message: Ollama's words, the numbers, and what would fit."""
         kind = "GPU" if self.device.kind == "gpu" else "system"
         stated = self.need.stated
         purpose = "as stated" if stated.kv or stated.utilization else f"for one request of {self.context} tokens"
@@ -262,17 +259,17 @@ class Unfit:
         if self.gpus:
             yield f"on {self.gpus} GPUs of this kind"
         if self.bits:
-            yield f"quantised to {self.bits} bits"
+            yield f"quantized to {self.bits} bits"
 
 
 def flags(placement: Placement) -> list[str]:
-    """The plan as vLLM's flags: all but those that the user gave."""
+    """Return the plan as vLLM's flags, without those that the user gave."""
     need, stated, device = placement.need, placement.need.stated, placement.devices[0]
     chosen: list[str] = []
     if not stated.kv and not stated.utilization:
         chosen += ["--kv-cache-memory-bytes", str(placement.kv)]
     if device.kind == "gpu" and not stated.utilization:
-        # With a stated KV cache it serves for one check alone: so much must be free when vLLM starts.
+        # With a stated KV cache it is used for one check only: that this much is free when vLLM starts.
         share = (placement.weights + placement.kv) / device.total
         chosen += ["--gpu-memory-utilization", f"{min(max(math.floor(share * 1000) / 1000, 0.001), 1):.3f}"]
     if not stated.context:
@@ -284,7 +281,7 @@ def flags(placement: Placement) -> list[str]:
 
 
 def environment(placement: Placement) -> dict[str, str]:
-    """The variables that give the worker its devices; NVML counts them as CUDA does in PCI order alone."""
+    """Return the variables that select the devices; NVML numbers them like CUDA in PCI order."""
     if placement.devices[0].kind != "gpu" or placement.need.stated.elsewhere:
         return {}
     ids = ",".join(device.id or str(device.index) for device in placement.devices)
@@ -292,5 +289,5 @@ def environment(placement: Placement) -> dict[str, str]:
 
 
 def gib(size: int) -> str:
-    """Bytes as Ollama writes them in its errors: "3.4 GiB"."""
+    """Return bytes as Ollama writes them in errors: "3.4 GiB"."""
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / MIB:.1f} MiB"

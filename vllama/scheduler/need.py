@@ -1,40 +1,42 @@
-"""What a model needs, read from its files, its flags and the settings: the facts that a plan is made of."""
+"""Memory needs of a model, read from its files, its flags and the settings."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllama.scheduler.engine_flags import given_value, is_given
-from vllama.scheduler.memory import REQUESTS, Layout, Learned, Need, Stated
+from vllama.installed.cpu_products import multiplies_packed_weights
+from vllama.scheduler.engine_flags import CONTEXT, given_value, is_given, tokens_of
+from vllama.scheduler.memory import COMFORTABLE, REQUESTS, Layout, Learned, Need, Stated
 from vllama.settings import Settings
-from vllama.store.description import describe, read_config
+from vllama.store.description import ModelDescription, describe, read_config
 from vllama.store.kv_shape import kv_shape
 from vllama.store.manifest import Manifest
-from vllama.store.weights import Tensor, quantization_bits
+from vllama.store.weights import REPACKED, Tensor, packed_bytes, quantization_bits
 
 _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
-"""By safetensors' names; what is not listed has one byte."""
+"""Bytes per value by safetensors type; types not listed have one byte."""
 
 _DTYPES = {"float32": 4, "float": 4}
-"""What `--dtype` can make of weights and of the KV cache besides two bytes."""
+"""Bytes per value of `--dtype` values that do not have two."""
 
 _BITS_WHEN_LOADED = {"bitsandbytes": 4}
-"""Of methods that quantise weights while they load them; the others come to eight."""
+"""Bits per weight of methods that quantize during the load; others have eight."""
 
 _STRETCHED_ALREADY = ("su", "longrope", "llama3")
-"""Kinds of rope whose factor the positions in config.json have in them."""
+"""Rope types whose factor is already included in the positions of config.json."""
 
 _PACKED = {"I32": 4, "U8": 2}
-"""How much larger than its packed weights a layer is, on the mean of its two extents."""
+"""Mean factor between the extents of a layer and those of its packed weights."""
 
 _UNKNOWN_CONTEXT = 8192
+_EMBEDDED_AT_ONCE = 4
+"""Number of texts of comfortable length for which the second worker of a model that generates has a KV cache."""
+
 _VLLM_UTILIZATION = 0.92
 _SPREAD_ELSEWHERE = ("--nnodes", "--node-rank", "--data-parallel-address", "--data-parallel-backend")
-_SCALES = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def need_of(
@@ -43,9 +45,10 @@ def need_of(
     flags: Sequence[str] = (),
     *,
     dtype: str = "",
+    on_cpu: bool = False,
     learned: Mapping[str, Learned] | None = None,
 ) -> Need:
-    """Read the need of a model that is started with these flags: its manifest's, then the user's.
+    """Read the needs of a model that is started with these flags: the manifest's, then the user's.
 
     `dtype` is the type to compute in where vllama chose one; `learned` is by the device's name. Raises ManifestCorrupt
     where a file is damaged or missing.
@@ -53,12 +56,18 @@ def need_of(
     description, config = describe(manifest), read_config(manifest.snapshot)
     quantization = config.get("quantization_config") or config.get("compression_config") or {}
     item = _DTYPES.get(given_value(flags, "--dtype") or dtype, 2)
-    weights, bits = _weights(
-        description.tensors, quantization, item, given_value(flags, "--quantization") or given_value(flags, "-q")
-    )
+    if quantization.get("quant_method") == REPACKED:
+        weights, bits = _repacked_weights(description, config, item, on_cpu=on_cpu)
+    else:
+        weights, bits = _weights(
+            description.tensors, quantization, item, given_value(flags, "--quantization") or given_value(flags, "-q")
+        )
     shape = kv_shape(config)
-    own = _longest(config, description.context_length) or settings.context_length or _UNKNOWN_CONTEXT
-    stated_context = tokens_of(given_value(flags, "--max-model-len"))
+    own = longest_context(config, description.context_length) or settings.context_length or _UNKNOWN_CONTEXT
+    at_once = REQUESTS
+    if manifest.embeds:  # a small load beside the one that generates: it reads a text in one go and forgets it
+        own, at_once = min(own, settings.context_length or COMFORTABLE), _EMBEDDED_AT_ONCE
+    stated_context = tokens_of(given_value(flags, CONTEXT))
     wanted = stated_context or min(settings.context_length or own, own)
     return Need(
         name=manifest.name.display,
@@ -66,13 +75,12 @@ def need_of(
         kv=shape,
         context=wanted,
         bits=bits,
-        pinning=_pinning(description.tensors),
         kv_item=_kv_item(given_value(flags, "--kv-cache-dtype"), item),
         is_context_stated=bool(stated_context or settings.context_length),
-        requests=_whole(given_value(flags, "--max-num-seqs")) or settings.num_parallel or REQUESTS,
+        requests=_whole(given_value(flags, "--max-num-seqs")) or settings.num_parallel or at_once,
         heads=int(config.get("num_attention_heads") or config.get("n_head") or 0),
         layout=_layout(config),
-        pools="completion" not in description.capabilities,
+        pools=manifest.embeds or "completion" not in description.capabilities,
         eager=is_given(flags, "--enforce-eager"),
         shares=settings.resident_limit() > 1,
         has_sleepers=bool(settings.sleep_budget),
@@ -83,7 +91,7 @@ def need_of(
 
 
 def stated_by(flags: Sequence[str]) -> Stated:
-    """What the user's flags decide of memory and devices; a value that cannot be read is left to vLLM to refuse."""
+    """Return memory and devices set by the user's flags; vLLM refuses invalid values."""
     elsewhere = given_value(flags, "--distributed-executor-backend") == "ray" or any(
         is_given(flags, flag) for flag in _SPREAD_ELSEWHERE
     )
@@ -95,19 +103,13 @@ def stated_by(flags: Sequence[str]) -> Stated:
         data_parallel=_parallel(flags, "--data-parallel-size", "-dp") or 1,
         kv=kv,
         utilization=utilization or (_VLLM_UTILIZATION if elsewhere and not kv else 0.0),
-        context=is_given(flags, "--max-model-len"),
+        context=is_given(flags, CONTEXT),
         elsewhere=elsewhere,
     )
 
 
-def tokens_of(text: str) -> int:
-    """A number as vLLM's `human_readable_int` reads it: "8192", "8k", "4K", "1.5G"; 0 for what is none, or negative."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", text.strip())
-    return int(float(match.group(1)) * _SCALES[match.group(2)]) if match else 0
-
-
-def _longest(config: Mapping[str, Any], positions: int) -> int:
-    """The longest context that vLLM serves: the model's positions, stretched as its rope is.
+def longest_context(config: Mapping[str, Any], positions: int) -> int:
+    """Return the longest context that vLLM serves: the model's positions, extended by its rope scaling; 0 if unknown.
 
     The rule is that of `vllm/config/model.py: _get_and_verify_max_len`.
     """
@@ -122,32 +124,42 @@ def _longest(config: Mapping[str, Any], positions: int) -> int:
 
 
 def _weights(
-    tensors: Sequence[Tensor], quantization: Mapping[str, Any], item: int, quantised_by: str
+    tensors: Sequence[Tensor], quantization: Mapping[str, Any], item: int, quantized_by: str
 ) -> tuple[int, int]:
-    """The bytes of the weights once they are loaded, and the bits of most of them.
+    """Return the bytes of the loaded weights, and the bits of most of them.
 
-    Unquantised floats are loaded in the type that vLLM computes in, whatever they are stored in.
+    Unquantized floats are loaded in the type that vLLM computes in, whatever they are stored in.
     """
     if quantization:
         stored = sum(tensor.elements * _ITEM_BYTES.get(tensor.dtype, 1) for tensor in tensors)
         return stored, quantization_bits(quantization) or 8
     sizes = (_ITEM_BYTES.get(tensor.dtype, 1) for tensor in tensors)
     loaded = sum(tensor.elements * (item if size > 1 else 1) for tensor, size in zip(tensors, sizes, strict=True))
-    bits = min(item * 8, _BITS_WHEN_LOADED.get(quantised_by, 8)) if quantised_by else item * 8
+    bits = min(item * 8, _BITS_WHEN_LOADED.get(quantized_by, 8)) if quantized_by else item * 8
     return math.ceil(loaded * bits / (item * 8)), bits
 
 
-def _pinning(tensors: Sequence[Tensor]) -> float:
-    """How much larger than weights their copy in pinned memory is: PyTorch rounds each block to a power of two.
+def _repacked_weights(
+    description: ModelDescription, config: Mapping[str, Any], item: int, *, on_cpu: bool
+) -> tuple[int, int]:
+    """Return the bytes of weights from a GGUF file when loaded, and the bits of most of them.
 
-    Of tensors that vLLM joins into one (as q, k and v) the block is not exactly known.
+    A CPU unpacks them, unless it computes in 32 bits. Elsewhere an embedding that is the head too is held twice: by
+    rows, and as the kernel takes it.
     """
-    sizes = [tensor.elements * _ITEM_BYTES.get(tensor.dtype, 1) for tensor in tensors]
-    return sum(1 << (size - 1).bit_length() for size in sizes if size) / sum(sizes) if any(sizes) else 1.0
+    if on_cpu:
+        packed = packed_bytes(description.tensors, item) if item == 4 and multiplies_packed_weights() else None
+        bits = item * 8 if packed is None else quantization_bits(config["quantization_config"]) or 8
+        return description.parameter_count * item if packed is None else packed, bits
+    sizes = {tensor.name: tensor.elements * _ITEM_BYTES.get(tensor.dtype, 1) for tensor in description.tensors}
+    tied = config.get("tie_word_embeddings") and [
+        size for name, size in sizes.items() if "embed_tokens.weight_" in name
+    ]
+    return sum(sizes.values()) + sum(tied or ()), quantization_bits(config["quantization_config"]) or 8
 
 
 def _adapter_room(tensors: Sequence[Tensor], flags: Sequence[str], item: int) -> int:
-    """The bytes that vLLM sets aside for LoRA adapters: for each layer as many pairs of matrices as are served at once.
+    """Return the bytes that vLLM reserves for LoRA adapters: per layer one pair of matrices per adapter slot.
 
     Packed weights hide a part of their layers' extents, and stacked ones have a pair for each expert.
     """

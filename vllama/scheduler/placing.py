@@ -1,22 +1,22 @@
-"""Where a model goes and how much memory it gets, before anything is loaded: pure functions over facts.
+"""Placement: devices and memory of a model before its load, as pure functions over facts.
 
-The rule, in the order in which it is applied:
+The rules, in order of application:
 
-1. What a device has for a newcomer is what is free now, less what residents were promised and have not taken yet, less
-   a headroom (`room`).
-2. The context is the wanted one, or else the largest that fits when nobody else is there; less than FLOOR tokens is no
-   context, and a context that the user stated is never shortened.
+1. A device offers a newcomer its free memory, less the claims of residents that they have not taken yet, less a
+   headroom (`room`).
+2. The context is the wanted one, or else the largest that fits on empty devices; it has at least FLOOR tokens, and a
+   context that the user stated is never shortened.
 3. One device if it holds the weights and COMFORTABLE tokens of context; otherwise the smallest tensor parallel size
    that does; otherwise the size that gives the largest context.
 4. The KV cache is enough for `Need.requests` requests of min(context, COMFORTABLE) tokens, and for one of the whole
-   context. Of what is left beside weights and overhead it takes half at the most, as long as that leaves others a
-   quarter of the device, and otherwise what it can use; a 32nd of the device stays for those that sleep. On a CPU it
-   takes an eighth of the free memory and 4 GiB at the most. One request of the whole context is the least in any case.
-5. A model for which there is room only without the others is Unfit with `fits_alone`: the scheduler puts others to
-   sleep and asks again. What does not fit alone is never loaded.
+   context. It takes at most half of the memory that weights and overhead leave, if that leaves others a quarter of the
+   device, and otherwise all it can use; a 32nd of the device is reserved for sleeping models. On a CPU it takes at most
+   an eighth of the free memory and 4 GiB. The minimum is always one request of the whole context.
+5. A model that fits only without the others is Unfit with `fits_alone`: the scheduler puts others to sleep and plans
+   again. A model that does not fit alone is never loaded.
 
-So small models share one GPU without configuration, and a large one takes what it can use. What the user's own vLLM
-flags state wins (`Stated`), and counts in the claim.
+Therefore small models share one GPU without configuration, and a large one takes all it can use. The user's own vLLM
+flags take precedence (`Stated`), and count in the claim.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from vllama.scheduler.memory import (
 _SMALLEST_KV = 64 * MIB
 _CPU_KV_SHARE, _CPU_KV_MOST = 8, 4 * GIB
 _LEFT_FOR_OTHERS = 4
-"""What part of a device is still of use to another model."""
+"""Fraction (1/n) of a device that is still useful to another model."""
 
 _LEFT_FOR_SLEEPERS = 32
-"""What part of a device is left for what models hold of it while they sleep: without it none could wake again."""
+"""Fraction (1/n) of a device reserved for the memory of sleeping models: without it none could wake."""
 
 _MOST_DEVICES = 64
 
 
 def place(need: Need, devices: Sequence[Device], claims: Sequence[Claim] = ()) -> Placement | Unfit:
-    """Apply the rule at the head of this file. `devices` must not be empty."""
+    """Place a model by the rules at the top of this file. `devices` must not be empty."""
     alone = _settle(need, _rooms(released(devices, claims), ()), _sizes(need, devices))
     if alone is None:
         return _explain(need, devices, claims)
@@ -63,27 +63,27 @@ def place(need: Need, devices: Sequence[Device], claims: Sequence[Claim] = ()) -
 
 
 def room(device: Device, claims: Iterable[Claim] = ()) -> int:
-    """The bytes that a newcomer may take on the device."""
+    """Return the bytes that a new model may take on the device."""
     promised = sum(max(0, claim.size - claim.held) for claim in claims if claim.device == device.index)
     return max(0, device.free - promised - device.headroom)
 
 
 def has_room(wanted: Iterable[Claim], devices: Sequence[Device], claims: Sequence[Claim] = ()) -> bool:
-    """Whether a resident that sleeps can take what it was promised, beside the claims of the others.
+    """Return whether a sleeping resident can wake up beside the claims of the others.
 
-    `wanted` are its claims while awake, with what it holds asleep as `held`.
+    `wanted` are its claims while awake, with its memory while asleep as `held`.
     """
     rooms = {device.index: room(device, claims) for device in devices}
     return all(claim.size - claim.held <= rooms.get(claim.device, 0) for claim in wanted)
 
 
 def released(devices: Sequence[Device], claims: Sequence[Claim]) -> tuple[Device, ...]:
-    """The devices as they would be without the residents that have these claims."""
+    """Return the devices as they would be without the residents that have these claims."""
     return changed(devices, claims, ())
 
 
 def changed(devices: Sequence[Device], before: Iterable[Claim], after: Iterable[Claim]) -> tuple[Device, ...]:
-    """The devices as they would be once residents hold what `after` says in place of what they hold now."""
+    """Return the devices as they would be if residents held `after` instead of `before`."""
     free = {device.index: device.free for device in devices}
     for sign, claims in ((1, before), (-1, after)):
         for claim in claims:
@@ -93,7 +93,7 @@ def changed(devices: Sequence[Device], before: Iterable[Claim], after: Iterable[
 
 
 def overhead(need: Need, device: Device, size: int = 1) -> Overhead:
-    """What a worker takes besides weights and KV cache: learned where such a load was measured, else estimated."""
+    """Return a worker's memory besides weights and KV cache: measured if known, else estimated."""
     layout = need.layout
     batched, sequences = _batch(device)
     transient = batched * (4 * layout.hidden + 3 * layout.intermediate // size) * 2
@@ -110,7 +110,7 @@ def overhead(need: Need, device: Device, size: int = 1) -> Overhead:
 
 
 def _batch(device: Device) -> tuple[int, int]:
-    """Tokens and requests that vLLM computes at once by default (`EngineArgs.get_batch_defaults`)."""
+    """Return the tokens and requests that vLLM computes at once by default (`EngineArgs.get_batch_defaults`)."""
     if device.kind == "cpu":
         return 2048, 128
     return (8192, 1024) if device.total >= 70 * GIB and "A100" not in device.name else (2048, 256)
@@ -124,7 +124,7 @@ def _rooms(devices: Sequence[Device], claims: Sequence[Claim]) -> _Rooms:
 
 
 def _sizes(need: Need, devices: Sequence[Device]) -> list[int]:
-    """How many devices a copy of the weights may be spread over, smallest first."""
+    """Yield the numbers of devices that one copy of the weights may be split across, smallest first."""
     stated = need.stated
     if stated.tensor_parallel or stated.pipeline_parallel > 1:
         return [max(stated.tensor_parallel, 1) * stated.pipeline_parallel]
@@ -134,7 +134,7 @@ def _sizes(need: Need, devices: Sequence[Device]) -> list[int]:
 
 
 def _divides(need: Need, size: int) -> bool:
-    """Whether vLLM takes this tensor parallel size: it divides the heads, and suits those of the KV cache."""
+    """Return whether vLLM supports this tensor parallel size: it divides the heads and fits the KV heads."""
     if size == 1:
         return True
     kv_heads = need.kv.kv_heads or size
@@ -142,7 +142,7 @@ def _divides(need: Need, size: int) -> bool:
 
 
 def _settle(need: Need, rooms: _Rooms, sizes: Iterable[int]) -> Placement | None:
-    """The first size with a comfortable context, or else the one with the largest."""
+    """Return the first size with a comfortable context, else the one with the largest context."""
     found = [placement for size in sizes if (placement := _on(need, _group(need, rooms, size), size))]
     comfortable = min(need.context, COMFORTABLE)
     return next(
@@ -152,8 +152,13 @@ def _settle(need: Need, rooms: _Rooms, sizes: Iterable[int]) -> Placement | None
 
 
 def _group(need: Need, rooms: _Rooms, size: int) -> _Rooms:
-    """As many devices of one kind as are needed, those with the most room; none where there are too few."""
+    """Return enough devices of one kind, those with the most free memory; none if there are too few.
+
+    On CPUs all ranks share the machine's memory: each has its part of it.
+    """
     count = size * need.stated.data_parallel
+    if rooms[0][0].kind == "cpu":
+        return [(device, budget // count) for device, budget in rooms[:1]] * count
     groups = []
     for name in dict.fromkeys(device.name for device, _ in rooms):
         alike = sorted((entry for entry in rooms if entry[0].name == name), key=lambda entry: -entry[1])
@@ -165,10 +170,10 @@ def _group(need: Need, rooms: _Rooms, size: int) -> _Rooms:
 
 
 def _on(need: Need, group: _Rooms, size: int) -> Placement | None:
-    """The placement on these devices; None where they have too little room."""
+    """Return the placement on these devices; None if they have too little memory."""
     if not group:
         return None
-    device, budget = group[-1]  # the one with the least room decides
+    device, budget = group[-1]  # the device with the least free memory decides
     extra = overhead(need, device, size)
     weights = math.ceil(need.weights / size)
     left = budget - weights - extra.total
@@ -193,7 +198,7 @@ def _on(need: Need, group: _Rooms, size: int) -> Placement | None:
 
 
 def _kv(need: Need, device: Device, context: int, most: int, size: int) -> int:
-    """The KV cache on each device, in whole MiB."""
+    """Return the KV cache on each device in bytes, rounded to MiB."""
     preferred = need.requests * need.kv_bytes(min(context, COMFORTABLE), size)
     if device.kind == "cpu":
         preferred = min(preferred, device.free // _CPU_KV_SHARE, _CPU_KV_MOST)
@@ -206,9 +211,9 @@ def _kv(need: Need, device: Device, context: int, most: int, size: int) -> int:
 
 
 def _context(need: Need, kv: int, reserve: int, size: int) -> int:
-    """The largest context of which one request fits into so many bytes, the wanted one at the most.
+    """Return the largest context of which one request fits into `kv` bytes, at most the wanted one.
 
-    If it has to be shortened it leaves the reserve, too.
+    If it must be shortened, it leaves the reserve free too.
     """
     if need.kv_bytes(need.context, size) <= kv:
         return need.context
@@ -222,12 +227,12 @@ def _context(need: Need, kv: int, reserve: int, size: int) -> int:
 
 
 def _for_sleepers(need: Need, device: Device) -> int:
-    """The bytes that stay free for what other models hold of the device while they sleep."""
+    """Return the bytes reserved on the device for sleeping models."""
     return device.total // _LEFT_FOR_SLEEPERS if need.has_sleepers and device.kind == "gpu" else 0
 
 
 def _explain(need: Need, devices: Sequence[Device], claims: Sequence[Claim], context: int = 0) -> Unfit:
-    """Say what is missing, on the device with the most room, and what would help."""
+    """Return the shortage on the device with the most free memory, and remedies."""
     empty, context = released(devices, claims), context or need.floor
     device = max(devices, key=lambda device: room(device, claims))
     shared = max(_sizes(need, devices), default=1)
@@ -251,7 +256,7 @@ def _explain(need: Need, devices: Sequence[Device], claims: Sequence[Claim], con
 
 
 def _gpus(need: Need, devices: Sequence[Device]) -> int:
-    """How many devices like the largest of these would do, if they were empty; 0 where no number does."""
+    """Return how many empty devices like the largest of these would suffice; 0 if no number does."""
     largest = max(devices, key=lambda device: device.total)
     if largest.kind == "cpu" or need.stated.tensor_parallel or need.stated.pipeline_parallel > 1:
         return 0
@@ -264,5 +269,5 @@ def _gpus(need: Need, devices: Sequence[Device]) -> int:
 
 
 def _fits_in(need: Need, bits: int, devices: Sequence[Device]) -> bool:
-    quantised = replace(need, weights=math.ceil(need.weights * bits / need.bits * 1.05), bits=bits)
-    return _settle(quantised, _rooms(devices, ()), _sizes(need, devices)) is not None
+    quantized = replace(need, weights=math.ceil(need.weights * bits / need.bits * 1.05), bits=bits)
+    return _settle(quantized, _rooms(devices, ()), _sizes(need, devices)) is not None

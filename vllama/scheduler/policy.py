@@ -1,6 +1,6 @@
-"""Decisions of the scheduler, as pure functions from facts to a plan.
+"""Decisions of the scheduler, as pure functions from facts to a decision.
 
-What a plan means for whom is told in DESIGN.md. Seconds are those of one monotonic clock, bytes are bytes.
+DESIGN.md explains the effect of each decision. Times are seconds of one monotonic clock, sizes are bytes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 
+from vllama.durations import ZERO, Nanoseconds
+
 
 class State(StrEnum):
-    """Of a resident; DESIGN.md has what leads from one to another."""
+    """The state of a resident; DESIGN.md has the transitions."""
 
     LOADING = "loading"
     READY = "ready"
@@ -23,7 +25,7 @@ class State(StrEnum):
 
 
 class Holding(IntEnum):
-    """How much of a machine a resident's worker holds."""
+    """The resources that a resident's worker holds."""
 
     NOTHING = 0
     ASLEEP = 1
@@ -32,11 +34,11 @@ class Holding(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResidentFacts:
-    """What the policy may know of a resident.
+    """The facts about a resident that the policy uses.
 
-    `number` is its own alone, also where a predecessor of the same engine is still stopping. `is_busy` says that
-    requests use it or wait for it. `keep_alive` is ns, or negative for ever. `host_bytes` are those that it keeps, or
-    would keep, of the host's memory while it sleeps. `idle_since` and `awake_since` are seconds.
+    `number` is unique, even if a predecessor of the same engine is still stopping. `is_busy` says that requests use or
+    wait for it. `keep_alive` is ns, negative for forever. `host_bytes` is the host memory that it keeps, or would keep,
+    while it sleeps. `idle_since` and `awake_since` are seconds.
     """
 
     number: int
@@ -46,24 +48,24 @@ class ResidentFacts:
     is_busy: bool = False
     is_pinned: bool = False
     can_sleep: bool = False
-    keep_alive: int = 0
+    keep_alive: Nanoseconds = ZERO
     idle_since: float = 0.0
     awake_since: float = 0.0
     host_bytes: int = 0
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is awake for nobody, so that it may go."""
+        """Whether it is awake without requests, so that it may be unloaded."""
         return self.state is State.READY and not self.is_busy
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether it is awake or asleep for nobody."""
+        """Whether it is awake or asleep without requests."""
         return self.state in {State.READY, State.ASLEEP} and not self.is_busy
 
     @property
     def will_hold(self) -> Holding:
-        """What it holds once the move that it is in has ended."""
+        """The holding after its current transition."""
         if self.state is State.STOPPING:
             return Holding.NOTHING
         return Holding.ASLEEP if self.state is State.SLEEPING else self.holds
@@ -71,7 +73,7 @@ class ResidentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`awake` is how many may be awake at once, `sleep_budget` the bytes of host memory for those asleep."""
+    """Limits: maximum number of awake residents, bytes of host memory for sleeping ones, and seconds of the clock."""
 
     awake: int
     sleep_budget: int = 0
@@ -81,33 +83,33 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class NoPlace:
-    """There is no place; `reason` has the numbers."""
+    """The newcomer does not fit; `reason` has the numbers."""
 
     reason: str
 
 
 class Room(Protocol):
-    """Where a newcomer finds its place while the others hold so much: a placement, or NoPlace."""
+    """Function that returns a newcomer's placement, or NoPlace, given the holdings of the others."""
 
     def __call__(self, holdings: Mapping[int, Holding]) -> Any:
-        """Judge; `holdings` are those of the others, by number."""
+        """Return the place, given the `holdings` of the others by number."""
 
 
 def anywhere(holdings: Mapping[int, Holding]) -> None:
-    """The Room of a machine whose memory nobody has measured: there is a place always."""
+    """Return a place always: the Room of a machine whose memory is unknown."""
     del holdings
 
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """There is room now."""
+    """Plan: there is room now."""
 
     placement: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Send these residents to sleep, and stop those."""
+    """Plan: put these residents to sleep, and stop those."""
 
     sleep: tuple[int, ...] = ()
     stop: tuple[int, ...] = ()
@@ -115,7 +117,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Decide again when something has changed, or after so many seconds; meanwhile `yielding` take no new requests."""
+    """Plan: decide again after a change or these seconds; meanwhile `yielding` get no new requests."""
 
     seconds: float | None = None
     yielding: frozenset[int] = frozenset()
@@ -123,18 +125,18 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """There will never be room."""
+    """Plan: there will never be room."""
 
     reason: str
 
 
-Plan = Go | Evict | Wait | Refuse
+Decision = Go | Evict | Wait | Refuse
 
 
-def make_room(others: Sequence[ResidentFacts], limits: Limits, room: Room, *, now: float, waited: float) -> Plan:
-    """How a newcomer gets its room among the others; `waited` are the seconds since it came to be the next.
+def make_room(others: Sequence[ResidentFacts], limits: Limits, room: Room, *, now: float, waited: float) -> Decision:
+    """Plan the room for a newcomer; `waited` is the seconds since it became the next in line.
 
-    Whoever serves, or is loading, is never chosen (contract §6.4). The order of what is: see `_by_harm`.
+    Residents that serve or load are never chosen (contract §6.4). For the order see `_by_harm`.
     """
 
     def place(holdings: Mapping[int, Holding]) -> Any:
@@ -179,22 +181,22 @@ def make_room(others: Sequence[ResidentFacts], limits: Limits, room: Room, *, no
 
 
 def after_keep_alive(retired: ResidentFacts, others: Sequence[ResidentFacts], limits: Limits) -> Evict:
-    """What becomes of an idle model whose keep-alive has ended: it sleeps, where it can and the budget allows."""
+    """Plan for an idle model whose keep-alive has ended: it sleeps if possible within the budget, else stops."""
     coming = {other.number: other.will_hold for other in others}
     return _as_plan([retired, *others], coming, _retire(retired, others, coming, limits.sleep_budget))
 
 
 def make_way(others: Sequence[ResidentFacts]) -> Evict:
-    """Who goes after a load ran out of memory, before its second try: all others at rest (contract §6.4).
+    """Plan the second try of a load that ran out of memory: stop all idle or sleeping residents (contract §6.4).
 
-    What was planned has proved wrong, so nobody knows how much more is needed, or on which device. They stop: asleep
-    they would keep the host's memory, which may be what is missing.
+    The plan was wrong, so the missing memory and its device are unknown. They stop instead of sleeping, because the
+    missing memory may be the host's.
     """
     return Evict(stop=tuple(other.number for other in others if other.is_at_rest and not other.is_pinned))
 
 
 def _by_harm(residents: Sequence[ResidentFacts]) -> list[ResidentFacts]:
-    """The shortest keep-alive first (contract §6.4), then the longest unused; names make it certain."""
+    """Sort by shortest keep-alive (contract §6.4), then longest unused, then name."""
     return sorted(residents, key=lambda r: (r.keep_alive < 0, r.keep_alive, r.idle_since, r.name, r.number))
 
 
@@ -205,7 +207,7 @@ def _least_harm(
     budget: int,
     place: Room,
 ) -> Evict | None:
-    """The fewest of the victims, and of those asleep, that must go; None where all of them would not do.
+    """Return the fewest awake and sleeping victims to remove; None if even all are not enough.
 
     First the awake go to sleep, or stop where they cannot; then the sleepers stop, the longest asleep first; those
     that were to sleep here stop at last.
@@ -232,7 +234,7 @@ def _least_harm(
 def _sacrifices(
     others: Sequence[ResidentFacts], victims: Sequence[ResidentFacts], after: dict[int, Holding], budget: int
 ) -> Iterator[tuple[int, Holding]]:
-    """Who gives up what, the least harm first; `after` is what the caller has made of it so far."""
+    """Yield the victims and their new holdings, least harm first; `after` is the state so far."""
     ordered = _by_harm(victims)
     for victim in ordered:
         yield from _retire(victim, others, after, budget).items()
@@ -245,7 +247,7 @@ def _sacrifices(
 def _retire(
     victim: ResidentFacts, others: Sequence[ResidentFacts], holdings: Mapping[int, Holding], budget: int
 ) -> dict[int, Holding]:
-    """What changes where this one goes to sleep: those that have slept longest make room in the budget."""
+    """Return the changes if this one sleeps: the longest sleepers make room in the budget."""
     if not _can_sleep(victim, budget):
         return {victim.number: Holding.NOTHING}
     changes: dict[int, Holding] = {}
@@ -288,5 +290,5 @@ def _refusal(others: Sequence[ResidentFacts], place: Room) -> Refuse:
         return Refuse(alone.reason)
     pinned = ", ".join(sorted(other.name for other in others if other.is_pinned))
     found = place({other.number: other.will_hold for other in others if other.is_pinned})
-    reason = found.reason if isinstance(found, NoPlace) else "they hold the room"
+    reason = found.reason if isinstance(found, NoPlace) else "pinned models take the memory"
     return Refuse(f"{reason}; pinned (VLLAMA_PIN): {pinned}")

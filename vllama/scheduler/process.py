@@ -1,4 +1,4 @@
-"""One worker's process tree: start, become ready, stop, and know when it died."""
+"""Process tree of a worker: start, readiness, sleep, stop and death."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from vllama.errors import BadEngineFlags, LoadFailed, OutOfMemory, VllamaError
+from vllama.protocol.environment import PARENT_PROCESS
+from vllama.protocol.paths import FORGET_COPY, PREPARE_SLEEP, SLEEP, WAKE
+from vllama.protocol.sockets import find_channel_sockets
 from vllama.scheduler.causes import Diagnosis
 from vllama.scheduler.control import tell
 from vllama.scheduler.engine_flags import sleeps
 from vllama.scheduler.group import Computing, living_members, shared_memory
 from vllama.scheduler.load_phases import LoadProgress
-from vllama.scheduler.probe import Trial, produce_one_token, served_context
+from vllama.scheduler.probe import Trial, engine_slots, produce_one_token, served_context
 from vllama.scheduler.sockets import remove_dead_sockets
 from vllama.scheduler.watch import until_silent
 from vllama.scheduler.worker_log import OUT_OF_MEMORY, WorkerLog, open_log, refused_flags
-from vllama.worker.controls import SLEEP, WAKE
-from vllama.worker.lifeline import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +34,24 @@ _POLL_SECONDS = 0.05
 _MOST_POLL_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _TRIAL_SECONDS = 60.0
-"""A worker that listens and fails for so long will not do better: each failure would make its log grow for ever."""
+"""Seconds after which a worker that listens but fails its trial is stopped, because its log grows with each failure."""
 _USAGE_EXIT = 2
 _SLEEP_SECONDS, _WAKE_SECONDS = 180.0, 60.0
-"""Hundreds of GiB are copied, and the first time into memory that has to be pinned; it is seconds in most cases."""
+"""Time limits in seconds: hundreds of GiB may be copied, the first time into memory that must be pinned."""
+
+_LOG_SECONDS = 5.0
+"""Seconds between looks at the size of the log."""
 
 _KILL_SECONDS = 10.0
-"""Killed processes that hold much memory take a while to be gone; longer than this takes only a stuck driver."""
+"""Seconds to wait for killed processes with much memory; only a stuck driver takes longer."""
 
 COMMAND = (sys.executable, "-m", "vllama.worker.launch")
-"""Runs vLLM's API server with our plugin."""
+"""Command that runs vLLM's API server with our plugin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a worker holds, in bytes: in all, and on GPUs."""
+    """Memory of a worker in bytes: total, and on GPUs."""
 
     total: int
     gpu: int
@@ -55,12 +59,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a worker's start needs.
+    """Parameters for the start of a worker.
 
-    `socket` is where it will listen, `log` gets its output, and it is ready once it passes the `trial`. Once it is,
-    it is killed where it does not answer for `hang_timeout` seconds; None for never. LoRA
-    adapters up to `adapter_rank` can be served by it, none where that is 0. `without_code` is the fix where it
-    fails for want of the model's own code.
+    It listens on `socket`, writes its output to `log`, and is ready once it passes the `trial`. After that it is killed
+    if it does not answer for `hang_timeout` seconds; None for never. It supports LoRA adapters up to `adapter_rank`,
+    none if that is 0. `without_code` is the fix if it fails because the model's own code is missing. `kept_logs` is the
+    number of earlier logs to keep, `max_log_size` the size in bytes after which the worker gets a new one; 0 for never.
     """
 
     arguments: Sequence[str]
@@ -73,59 +77,64 @@ class WorkerSpec:
     hang_timeout: float | None = None
     adapter_rank: int = 0
     without_code: str = ""
+    kept_logs: int = 0
+    max_log_size: int = 0
 
 
 class WorkerProcess:
     """A process tree in a session of its own; it dies with the gateway (vllama.worker.lifeline).
 
-    One-shot: once it has exited it is not started again. `exited` resolves when the main process has,
-    for whatever reason; `settled` is set when its load has come to its end, good or bad.
+    It is never restarted. `exited` resolves when the main process has exited for any reason;
+    `settled` is set when its load has succeeded or failed. `can_sleep`: it was started with support for sleep.
     """
 
     def __init__(self, spec: WorkerSpec, process: asyncio.subprocess.Process) -> None:
         self._spec = spec
         self._process = process
+        self.can_sleep = sleeps(spec.arguments)  # asked at the end of requests
         self.context_length = 0
+        self.slots = 0
         self.channels: tuple[Path, ...] = ()
         self.log = WorkerLog(spec.log, spec.without_code)
-        self._canary: dict[str, Any] = {}
         self.settled = asyncio.Event()
         self._shared_memory: set[Path] = set()
         self._serves = False
         self._cause_of_death: Diagnosis | None = None
         self._watch: asyncio.Task[None] | None = None
         self.exited: asyncio.Task[int] = asyncio.create_task(self._reap())
+        if spec.max_log_size:
+            self._rotating = asyncio.create_task(self._rotate_log(spec.max_log_size, spec.kept_logs))
 
     @classmethod
     async def start(cls, spec: WorkerSpec) -> WorkerProcess:
-        """Start the processes; they are not ready yet."""
-        with open_log(spec.log) as output:
+        """Start the processes without waiting until they are ready."""
+        with open_log(spec.log, spec.kept_logs) as output:
             process = await start_process([*spec.command, *spec.arguments], spec.environment, output)
-        log.info("worker %d starts: %s", process.pid, " ".join(spec.arguments))
+        log.info("starting worker %d: %s", process.pid, " ".join(spec.arguments))
         return cls(spec, process)
 
     @property
     def pid(self) -> int:
-        """The main process, which leads the group."""
+        """The id of the main process, which leads the group."""
         return self._process.pid
 
     @property
     def socket(self) -> Path:
-        """Where it listens once ready."""
+        """The path of its HTTP socket."""
         return self._spec.socket
 
     @property
     def memory(self) -> Memory:
-        """What it holds."""
+        """The memory that it holds."""
         return self._spec.memory
 
     @property
     def adapter_rank(self) -> int:
-        """The highest rank of LoRA adapters that it has room for; 0 for none."""
+        """The maximum rank of LoRA adapters that it supports; 0 for none."""
         return self._spec.adapter_rank
 
     async def become_ready(self, stall_timeout: float | None) -> None:
-        """Return when it has passed its trial; `context_length` and `channels` are known then.
+        """Wait until it has passed its trial, and set `context_length`, `slots` and `channels`.
 
         Raises LoadFailed with cause and fix where it exits, makes no progress (its log does not grow) for
         `stall_timeout` seconds, or only fails once it listens; BadEngineFlags where vLLM refused its flags.
@@ -138,7 +147,7 @@ class WorkerProcess:
             if (now := asyncio.get_running_loop().time()) - looked_at > _LOOK_SECONDS:
                 looked_at = now
                 self._shared_memory |= shared_memory(self.pid)  # who is killed while loading leaves it, too
-            self.channels = self._find_channels()
+            self.channels = find_channel_sockets(self._spec.socket)
             if self.channels:
                 if await self._spec.trial(self._spec.socket, stall_timeout):
                     break
@@ -149,69 +158,75 @@ class WorkerProcess:
                 what = f"the model made no progress in loading for {stall_timeout:.0f} s"
                 raise await self._given_up(what, _STALLED)
             if refusals.seconds() > min(stall_timeout, _TRIAL_SECONDS):
-                raise await self._given_up("the model was loaded but answers nothing")
+                raise await self._given_up("the model was loaded, but its worker does not respond")
         self.context_length = await served_context(self._spec.socket, stall_timeout)
+        self.slots = await engine_slots(self._spec.socket, stall_timeout)
         self._shared_memory |= shared_memory(self.pid)
         self._serves = True
         self._begin_watch()
         self.settled.set()
 
-    @property
-    def can_sleep(self) -> bool:
-        """Whether it was started so that it can."""
-        return sleeps(self._spec.arguments)
-
     async def sleep(self, timeout: float = _SLEEP_SECONDS) -> float:
-        """Have it give up its devices and keep its weights in the host's memory; returns the seconds that it took.
+        """Free its devices, keep its weights in host memory, and return the seconds taken.
 
-        It must have no requests. Raises SleepFailed: it has to be stopped then. The first time takes longer: the
-        canary is made, and the host's memory pinned.
+        It must have no requests. Raises SleepFailed: it has to be stopped then. Without a copy of its weights in the
+        host's memory it takes longer: that memory is pinned and filled.
         """
         self._end_watch()
-        reply = await tell(self._spec.socket, SLEEP, self._canary, timeout)
-        self._canary = {"canary": reply["canary"]}
+        reply = await tell(self._spec.socket, SLEEP, {}, timeout)
         return float(reply["seconds"])
 
-    async def wake(self, timeout: float = _WAKE_SECONDS) -> float:
-        """Have it take its devices back; returns the seconds that it took, after which it is ready.
+    async def wake(self, timeout: float = _WAKE_SECONDS, *, keeps_copy: bool) -> float:
+        """Wake it up until it is ready, and return the seconds taken.
 
-        Raises SleepFailed where it does not, or does not answer as it did before it slept: it has to be stopped then.
+        With `keeps_copy` the copy of its weights stays in the host's memory for the next sleep. Raises SleepFailed if
+        it does not wake or its weights changed; it must be stopped then.
         """
-        reply = await tell(self._spec.socket, WAKE, self._canary, timeout)
+        reply = await tell(self._spec.socket, WAKE, {"keeps_copy": keeps_copy}, timeout)
         self._begin_watch()
         return float(reply["seconds"])
 
-    async def stop(self, grace: float) -> None:
-        """End the whole tree: politely for up to `grace` seconds, then with SIGKILL. Idempotent.
+    async def prepare_sleep(self, timeout: float = _SLEEP_SECONDS) -> None:
+        """Have it begin to copy its weights to the host's memory while it serves. Raises SleepFailed."""
+        await tell(self._spec.socket, PREPARE_SLEEP, {}, timeout)
 
-        On return its memory is free, and its sockets and its shared memory are removed.
+    async def forget_copy(self, timeout: float = _SLEEP_SECONDS) -> None:
+        """Have it give up the host's copy of its weights. It must be awake. Raises SleepFailed."""
+        await tell(self._spec.socket, FORGET_COPY, {}, timeout)
+
+    async def give_up(self) -> None:
+        """Kill the whole tree because it does not serve as it should; log the cause if it was ready. Idempotent.
+
+        On return its memory is free, as after `stop`.
         """
-        if self._serves and not grace:
+        if self._serves:
             self._note_death("does not serve any more", self.log.diagnose())
+        await self.stop(grace=0)
+
+    async def stop(self, grace: float) -> None:
+        """End the whole tree because it is not needed: politely for up to `grace` seconds, then with SIGKILL.
+
+        Idempotent. On return its memory is free, and its sockets and its shared memory are removed.
+        """
         self._serves = False
         if grace > 0 and not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait({self.exited}, timeout=grace)
-        if not self.exited.done():  # afterwards the number may be that of others
+        if not self.exited.done():  # afterwards the id may belong to another process
             self._shared_memory |= shared_memory(self.pid)
             self._signal(signal.SIGKILL)
         await asyncio.shield(self.exited)
         await self._group_has_gone()
         for path in (*self._spec.socket.parent.glob(f"{self._spec.socket.name}*"), *self._shared_memory):
             path.unlink(missing_ok=True)
-        remove_dead_sockets(self._spec.socket.parent)  # vLLM's own have names that only it knows
-
-    def _find_channels(self) -> tuple[Path, ...]:
-        """The channel sockets (vllama.worker.channel.socket_path) once every API server process has its own."""
-        found = sorted(self._spec.socket.parent.glob(f"{self._spec.socket.name}.*of*"))
-        return tuple(found) if found and len(found) == int(found[0].name.rpartition("of")[2]) else ()
+        remove_dead_sockets(self._spec.socket.parent)  # only vLLM knows the names of its own sockets
 
     def load_progress(self) -> LoadProgress:
-        """How far its load is."""
+        """Return the progress of its load."""
         return self.log.load_progress()
 
     def why_it_died(self) -> str:
-        """Cause and fix of the end of a worker that was ready, as far as they are known by now."""
+        """Return the cause and fix of the end of a ready worker, as far as known."""
         return f"its worker died: {self._cause_of_death or self.log.diagnose()}; the worker's log: {self._spec.log}"
 
     def _note_death(self, what: str, cause: Diagnosis) -> None:
@@ -224,10 +239,15 @@ class WorkerProcess:
         self._end_watch()
         if self._serves:
             self._note_death("ended by itself", self.log.diagnose(status))
-        # What the main process left behind, as EngineCore after a kill -9, is still in its group.
+        # Leftovers of the main process, such as EngineCore after a kill -9, are still in its group.
         self._shared_memory |= shared_memory(self.pid)
         self._signal(signal.SIGKILL)
         return status
+
+    async def _rotate_log(self, most: int, kept: int) -> None:
+        """Keep the log from growing without end, as long as the worker runs."""
+        while not (await asyncio.wait({self.exited}, timeout=_LOG_SECONDS))[0]:
+            await asyncio.to_thread(self.log.rotate, most, kept)
 
     def _begin_watch(self) -> None:
         if self._spec.hang_timeout is not None:
@@ -238,27 +258,27 @@ class WorkerProcess:
             self._watch.cancel()
 
     async def _kill_when_silent(self, limit: float) -> None:
-        """End a worker that hangs: what waits for it learns that it died, and the next request loads it afresh."""
+        """Kill a worker that hangs: its requests fail, and the next request loads the model again."""
         computes = Computing(self.pid) if not self._spec.memory.gpu else lambda: False
         await until_silent(self.channels, limit, computes)
         self._note_death(f"has not answered for {limit:.0f} s and is killed", _HANGS)
         self._signal(signal.SIGKILL)
 
     async def _group_has_gone(self) -> None:
-        """Wait for the rest of the tree, which init reaps and not we: a GPU's memory is free only then."""
+        """Wait for the rest of the tree, which init reaps: GPU memory is free only after that."""
         try:
             async with asyncio.timeout(_KILL_SECONDS):
                 while living_members(self.pid):  # noqa: ASYNC110 - nothing tells when a stranger ends
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            log.warning("processes of worker %d are still there: %s", self.pid, living_members(self.pid))
+            log.warning("processes of worker %d are still running: %s", self.pid, living_members(self.pid))
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
     async def _given_up(self, what: str, otherwise: Diagnosis | None = None) -> LoadFailed:
-        """Stop it, and say why: what its log tells, or `otherwise` where the catalogue does not have that."""
+        """Stop it and return the error with the cause from its log, or `otherwise` if the catalogue has none."""
         await self.stop(grace=0)
         found = self.log.diagnose()
         return self._load_failed(what, found.known_or(otherwise) if otherwise else found)
@@ -283,34 +303,34 @@ async def start_process(
         stdin=asyncio.subprocess.PIPE if has_orders else asyncio.subprocess.DEVNULL,
         stdout=output,
         stderr=asyncio.subprocess.STDOUT,
-        env={**environment, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+        env={**environment, PARENT_PROCESS: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,  # Ctrl-C in the terminal is for the gateway alone
     )
 
 
 _HANGS = Diagnosis(
-    "hung", "one of its processes hangs or was stopped", "set VLLAMA_HANG_TIMEOUT to more if it is only slow"
+    "hung", "one of its processes hangs or was paused", "if it is only slow, increase VLLAMA_HANG_TIMEOUT"
 )
 _STALLED = Diagnosis(
-    "stalled", "its log has not grown since", "set OLLAMA_LOAD_TIMEOUT to more if it is only slow, or read the log"
+    "stalled", "its log has not grown since", "read the log; if it is only slow, increase OLLAMA_LOAD_TIMEOUT"
 )
 
 
 class _Refusals:
-    """Trials that failed although the worker listens: for how long, and how long to wait before the next."""
+    """Failed trials of a listening worker: their duration, and the pause before the next one."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self.pause = _POLL_SECONDS
 
     def note(self) -> None:
-        """Another one."""
+        """Record a failed trial and double the pause."""
         if self._since is None:
             self._since = asyncio.get_running_loop().time()
         self.pause = min(2 * self.pause, _MOST_POLL_SECONDS)
 
     def seconds(self) -> float:
-        """Since the first."""
+        """Return the seconds since the first failed trial."""
         return 0.0 if self._since is None else asyncio.get_running_loop().time() - self._since
 
 
@@ -323,7 +343,7 @@ async def check_flags(flags: Sequence[str], environment: Mapping[str, str], comm
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**environment, PARENT_VARIABLE: str(os.getpid())},
+        env={**environment, PARENT_PROCESS: str(os.getpid())},
         start_new_session=True,
     )
     try:

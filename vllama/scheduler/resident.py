@@ -1,4 +1,4 @@
-"""One engine that is held, or is about to be: its state, who uses it, and how it looks from outside."""
+"""A resident engine: its state, its users, and its view from outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vllama.durations import NS_PER_SECOND
+from vllama.durations import Nanoseconds, to_seconds
 from vllama.errors import WorkerDied
 from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.memory import Placement
@@ -23,58 +23,68 @@ _numbers = itertools.count(1)
 
 
 class Worker(Protocol):
-    """What the scheduler needs of a worker's process; see vllama.scheduler.process.WorkerProcess."""
+    """The scheduler's interface to a worker process; see vllama.scheduler.process.WorkerProcess."""
 
     exited: asyncio.Task[int]
     context_length: int
+    slots: int
     channels: tuple[Path, ...]
 
     @property
     def socket(self) -> Path:
-        """Where it speaks HTTP."""
+        """The path of the HTTP socket."""
 
     @property
     def memory(self) -> Memory:
-        """What it holds while it is awake."""
+        """The memory that it holds while awake."""
 
     @property
     def adapter_rank(self) -> int:
-        """The highest rank of LoRA adapters that it has room for; 0 for none."""
+        """The maximum rank of LoRA adapters that it supports; 0 for none."""
 
     @property
     def can_sleep(self) -> bool:
-        """Whether it was started so that it can sleep."""
+        """Whether it was started with support for sleep."""
 
     def load_progress(self) -> LoadProgress:
-        """How far its load is."""
+        """Return the progress of its load."""
 
     def why_it_died(self) -> str:
-        """Cause and fix of its end, as far as they are known by now."""
+        """Return the cause and fix of its end, as far as known."""
 
     async def become_ready(self, stall_timeout: float | None) -> None:
-        """Return when it can serve; raise LoadFailed otherwise."""
+        """Wait until it can serve. Raises LoadFailed."""
 
     async def sleep(self) -> float:
-        """Free the devices and keep the weights in the host's memory; return the seconds. Raises SleepFailed."""
+        """Free the devices, keep the weights in host memory and return the seconds taken. Raises SleepFailed."""
 
-    async def wake(self) -> float:
-        """Return, when it can serve again, the seconds. Raises SleepFailed, also where what it says is wrong."""
+    async def wake(self, *, keeps_copy: bool) -> float:
+        """Wake it up and return the seconds taken. Raises SleepFailed, also if its weights changed."""
+
+    async def prepare_sleep(self) -> None:
+        """Have it begin to copy its weights to host memory while it serves. Raises SleepFailed."""
+
+    async def forget_copy(self) -> None:
+        """Have it give up the host's copy of its weights while it is awake. Raises SleepFailed."""
 
     async def stop(self, grace: float) -> None:
-        """End it; idempotent."""
+        """End it because it is not needed: politely for up to `grace` seconds, then by force; idempotent."""
+
+    async def give_up(self) -> None:
+        """End it at once because it does not serve as it should, and log the cause; idempotent."""
 
 
 class Resident:
-    """One engine. `keep_alive` is ns, or negative for ever; `leases` counts requests at work, `waiting` those to come.
+    """A resident engine. `keep_alive` is ns, negative for forever; `leases` and `waiting` count requests.
 
-    `manifest` is the model that asked last: those that differ in system, parameters, template, messages or adapter
-    share it. `move` is the load or the wake under way, or the last one. `yields`: a newcomer has waited long enough for
-    it. `is_outgrown`: a model waits for it to go, because its worker has no room for that one's adapter. In seconds of
-    the loop, `awake_since` is when it became ready, and `goes_at` when it goes if nobody asks; `expiry` is the timer
-    for that.
+    `manifest` is the last requested model: models that differ in system, parameters, template, messages or adapter
+    share the engine. `move` is the running or last load or wake. `yields`: a newcomer has waited long enough for it.
+    `is_outgrown`: a model waits for its end, because its worker does not support that model's adapter. `keeps_copy`:
+    its weights are in host memory as well, though it is awake. In seconds of the loop, `awake_since` is when it became
+    ready, and `goes_at` when it is unloaded without requests; `expiry` is the timer for that.
     """
 
-    def __init__(self, engine: str, manifest: Manifest, keep_alive: int, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: str, manifest: Manifest, keep_alive: Nanoseconds, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.number = next(_numbers)
         self.engine = engine
@@ -88,6 +98,7 @@ class Resident:
         self.waiting = 0
         self.yields = False
         self.is_outgrown = False
+        self.keeps_copy = False
         self.worker: Worker | None = None
         self.move: asyncio.Task[None] | None = None
         self.goes_at: float | None = None
@@ -97,20 +108,25 @@ class Resident:
 
     @property
     def socket(self) -> Path:
-        """Where its worker speaks HTTP. Raises WorkerDied where it has none any more."""
+        """The HTTP socket of its worker. Raises WorkerDied if it has none any more."""
         return self._living_worker().socket
 
     @property
+    def slots(self) -> int:
+        """The number of requests that its worker's engine runs at once; 0 if unknown."""
+        return self.worker.slots if self.worker else 0
+
+    @property
     def channels(self) -> tuple[Path, ...]:
-        """The sockets of its worker's channels. Raises WorkerDied where it has none any more."""
+        """The channel sockets of its worker. Raises WorkerDied if it has none any more."""
         return self._living_worker().channels
 
     def has_room_for(self, manifest: Manifest) -> bool:
-        """Whether its worker takes the model's adapter; one that is not started yet will."""
+        """Return whether its worker supports the model's adapter; a worker not yet started will."""
         return self.worker is None or manifest.adapter_rank <= self.worker.adapter_rank
 
     def serves(self, manifest: Manifest) -> bool:
-        """Whether the model can have a lease at once."""
+        """Return whether the model can get a lease at once."""
         is_ready = self.state is State.READY and not self.yields
         return is_ready and not self.is_outgrown and self.has_room_for(manifest)
 
@@ -121,34 +137,34 @@ class Resident:
 
     @property
     def is_idle(self) -> bool:
-        """Ready, and nobody uses it or waits for it."""
+        """Whether it is ready and no request uses it or waits for it."""
         return self.state is State.READY and not self.leases and not self.waiting
 
     @property
     def is_at_rest(self) -> bool:
-        """Idle or asleep: it may go at once."""
+        """Whether it is idle or asleep, so that it may be unloaded at once."""
         return self.is_idle or self.state is State.ASLEEP
 
     @property
     def expires_at(self) -> float | None:
-        """Unix seconds at which it will go if nobody asks; None for never. Counts from now while it serves."""
+        """The Unix time at which it is unloaded without requests; None for never. Counts from now while it serves."""
         if self.state is State.ASLEEP:
             return None if self.goes_at is None else self._clock() + self.goes_at - asyncio.get_running_loop().time()
         if self.keep_alive < 0:
             return None
-        return (self.idle_since if self.is_idle else self._clock()) + self.keep_alive / NS_PER_SECOND
+        return (self.idle_since if self.is_idle else self._clock()) + to_seconds(self.keep_alive)
 
     @property
     def host_bytes(self) -> int:
-        """What its sleep takes of the host's memory; where it was not planned, no less than its files."""
+        """Host memory in bytes that its sleep takes; if it was not planned, at least the size of its files."""
         return self.placement.host_bytes if self.placement else self.manifest.size
 
     def occupant(self) -> Occupant | None:
-        """What the memory plan may know of it now; None where it was not planned."""
+        """Return its facts for the memory plan; None if it was not planned."""
         return Occupant(self.number, self.holds, self.placement, self.state) if self.placement else None
 
     def facts(self) -> ResidentFacts:
-        """What the policy may know of it now."""
+        """Return its facts for the policy."""
         return ResidentFacts(
             number=self.number,
             name=self.manifest.name.display,
@@ -164,7 +180,7 @@ class Resident:
         )
 
     def view(self) -> ResidentView:
-        """How it looks from outside now."""
+        """Return its current view from outside."""
         awake = self.worker if self.state is not State.ASLEEP else None
         return ResidentView(
             engine=self.engine,
@@ -183,7 +199,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class ResidentView:
-    """A resident as `/api/ps` shows it. `context_length` is 0 while it is not known yet; `load` is None once loaded."""
+    """A resident as shown by `/api/ps`. `context_length` is 0 while unknown; `load` is None once loaded."""
 
     engine: str
     manifest: Manifest
@@ -196,5 +212,5 @@ class ResidentView:
 
     @property
     def is_loaded(self) -> bool:
-        """As Ollama has it: a model whose keep-alive has ended is not, although it may sleep here."""
+        """Whether it is loaded in Ollama's sense: sleeping models are not."""
         return self.state not in {State.SLEEPING, State.ASLEEP}

@@ -1,4 +1,4 @@
-"""The policy's Room, made of the memory plan: whether a newcomer finds a place if the others hold so much."""
+"""The policy's Room from the memory plan: whether a newcomer fits, given the holdings of the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllama.scheduler.policy import Holding, NoPlace, State
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """Another resident: what its worker holds, or has been given leave to take, where, and what it is about."""
+    """Another resident: its placement, its held memory and its current transition."""
 
     number: int
     holds: Holding
@@ -21,7 +21,7 @@ class Occupant:
     state: State = State.READY
 
     def claims(self, holding: Holding) -> tuple[Claim, ...]:
-        """What it would be promised, and of that what it holds already."""
+        """Return its claims with this holding, and the part that it already holds."""
         if holding is Holding.NOTHING:
             return ()
         if holding is Holding.ASLEEP:
@@ -44,7 +44,7 @@ class PlannedRoom:
     newcomer: Need | Placement
 
     def __call__(self, holdings: Mapping[int, Holding]) -> Placement | NoPlace:
-        """Judge; an occupant that `holdings` leaves out holds nothing."""
+        """Return the place; occupants missing in `holdings` hold nothing."""
         before = tuple(self._claims({other.number: other.holds for other in self.occupants}))
         after = tuple(self._claims(holdings))
         devices = changed(self.machine.devices, before, after)
@@ -57,11 +57,11 @@ class PlannedRoom:
         lacking = max(wanted, key=lambda claim: claim.size - claim.held)
         free = max((room(device, after) for device in devices if device.index == lacking.device), default=0)
         required = gib(lacking.size - lacking.held)
-        return NoPlace(f"to wake, the model requires {required} of GPU memory, and {gib(free)} are available")
+        return NoPlace(f"waking the model requires {required} of GPU memory, but only {gib(free)} is available")
 
     @property
     def gpus(self) -> int:
-        """How many there are; 1 where there is none."""
+        """The number of GPUs; 1 if there is none."""
         return len(self.machine.devices)
 
     def _claims(self, holdings: Mapping[int, Holding]) -> Iterator[Claim]:

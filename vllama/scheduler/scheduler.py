@@ -1,4 +1,4 @@
-"""Leases: the right to use a resident. Who asks waits in turn; who is asked by nobody goes after its keep-alive.
+"""Leases on resident models. Requests wait in order; a model without requests is unloaded after its keep-alive.
 
 All state belongs to the event loop's thread; every method that changes it does so between two awaits.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 
-from vllama.durations import FOREVER, NS_PER_SECOND
+from vllama.durations import FOREVER, ZERO, Nanoseconds, to_seconds
 from vllama.errors import InvalidName, Overloaded, ServerStopping
 from vllama.machine.host import HostMemory, host_memory
 from vllama.names import ModelName
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Gives out leases on residents, and lets go of residents that nobody uses. `clock` tells Unix seconds."""
+    """Scheduler that gives out leases and unloads unused residents. `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Scheduler:
         self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
-        """Go by these settings from now on; what is resident stays as it is."""
+        """Use these settings from now on; current residents stay unchanged."""
         self._settings = self._residency.settings = settings
         self._pins = frozenset(_keys(settings.pin))
         for resident in self._residency:
@@ -56,7 +56,7 @@ class Scheduler:
                 self._rest(resident)
         self._residency.notify()
 
-    def lease(self, manifest: Manifest, keep_alive: int | None) -> AbstractAsyncContextManager[Resident]:
+    def lease(self, manifest: Manifest, keep_alive: Nanoseconds | None) -> AbstractAsyncContextManager[Resident]:
         """Hold a ready resident of this model until the block ends, loading it first where needed.
 
         `keep_alive` (ns, negative for ever) replaces the resident's own from now on; None leaves it.
@@ -64,48 +64,55 @@ class Scheduler:
         """
         return _Lease(self, manifest, keep_alive)
 
+    def is_ready(self, manifest: Manifest) -> bool:
+        """Whether a worker of this very manifest could answer now: what it was loaded with is what counts."""
+        resident = self._residency.get(self._launcher.engine_of(manifest))
+        return resident is not None and resident.state is State.READY
+
     def unload(self, manifest: Manifest) -> None:
-        """Stop the model as soon as nobody uses it; at once where nobody does, asleep or awake."""
-        if resident := self._residency.get(self._launcher.engine_of(manifest)):
-            resident.keep_alive = 0
-            self._rest(resident)
+        """Stop the model as soon as it has no requests, whether awake or asleep; also the worker of its vectors."""
+        engine = self._launcher.engine_of(manifest)
+        for resident in self._residency:
+            if resident.engine == engine or resident.manifest.name.key == manifest.name.key:
+                resident.keep_alive = ZERO
+                self._rest(resident)
 
     def report_answer(self, resident: Resident) -> None:
-        """Take note that its worker has answered a request: what failed before counts no more."""
+        """Record that its worker has answered a request, which clears earlier failures."""
         if resident.state is State.READY:
             self._residency.failures.forget(resident.engine)
 
     def report_death(self, resident: Resident) -> None:
-        """Take note that a worker does not answer any more: the next request gets a new one."""
+        """Record that a worker no longer answers: the next request gets a new one."""
         if resident.state is State.READY:
             self._residency.on_exit(resident)
 
     def residents(self) -> list[ResidentView]:
-        """All residents, the longest to stay first (contract §4.3)."""
+        """Return all residents, latest expiry first (contract §4.3)."""
         views = [resident.view() for resident in self._residency]
         return sorted(views, key=lambda view: -(view.expires_at or float("inf")))
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no request is at work or waits."""
+        """Whether no request runs or waits."""
         return not any(resident.leases or resident.waiting for resident in self._residency)
 
     def refuse(self) -> None:
-        """Give out no more leases, and tell those who wait for a load; leases held go on."""
+        """Give out no more leases and refuse waiting requests; held leases continue."""
         self._closed = True
         for resident in self._residency:
             if resident.state in {State.LOADING, State.WAKING}:
-                self._residency.drop(resident, "the server stops")
+                self._residency.drop(resident, "the server is stopping")
         self._residency.notify()  # who waits for a resident to become idle shall not wait for its last stream
 
     async def close(self, *, grace: float = STOP_GRACE_SECONDS) -> None:
-        """Stop every worker, politely for up to `grace` seconds; whoever still holds a lease loses it."""
+        """Stop every worker, gracefully for up to `grace` seconds; remaining leases are lost."""
         self.refuse()
         for resident in self._residency:
-            self._residency.drop(resident, "the server stops", grace=grace)
+            self._residency.drop(resident, "the server is stopping", grace=grace)
         await self._residency.all_stopped()
 
-    async def acquire(self, manifest: Manifest, keep_alive: int | None) -> Resident:
+    async def acquire(self, manifest: Manifest, keep_alive: Nanoseconds | None) -> Resident:
         """Find or make the resident, and take a lease on it; see `lease`, which gives it back."""
         engine = self._launcher.engine_of(manifest)
         resident = self._residency.get(engine)
@@ -117,11 +124,11 @@ class Scheduler:
         return resident
 
     def release(self, resident: Resident) -> None:
-        """Give a lease back."""
+        """Release a lease."""
         resident.leases -= 1
         self._rest(resident)
 
-    async def _wait_for(self, engine: str, manifest: Manifest, keep_alive: int | None) -> Resident:
+    async def _wait_for(self, engine: str, manifest: Manifest, keep_alive: Nanoseconds | None) -> Resident:
         """Wait for a resident that can be had, however often that changes.
 
         1. closed → refuse       2. ready → lease       3. ready, but it yields to a newcomer, or just goes → wait
@@ -135,7 +142,7 @@ class Scheduler:
                 resident = self._residency.load(engine, manifest)  # 5
                 self._pin(resident)
             elif outdated is not None and outdated.is_at_rest:  # 4
-                self._residency.drop(outdated, f"{manifest.name} needs another worker in its place")
+                self._residency.drop(outdated, f"{manifest.name} needs a different worker")
                 continue
             if resident is not None and outdated is None:
                 if resident.serves(manifest):  # 2
@@ -155,19 +162,20 @@ class Scheduler:
         raise ServerStopping
 
     def _outdated(self, manifest: Manifest, resident: Resident | None) -> Resident | None:
-        """What has to go before the model can be loaded; `resident` is what its engine has now.
+        """Return the resident to unload before the model can be loaded; `resident` is its engine's current one.
 
-        That is a worker without room for its adapter, which nobody gets any more, so that it becomes idle; or what is
-        resident under the model's name with another engine: its files or flags were changed since.
+        That is a worker that does not support its adapter, which gets no more requests, so that it becomes idle; or the
+        resident with the model's name and another engine, whose files or flags have changed.
         """
         if resident is not None:
             resident.is_outgrown |= not resident.has_room_for(manifest)
             return resident if resident.is_outgrown else None
-        return next((r for r in self._residency if r.manifest.name.key == manifest.name.key), None)
+        same = (r for r in self._residency if r.manifest.name.key == manifest.name.key)
+        return next((r for r in same if r.manifest.embeds == manifest.embeds), None)
 
     @contextmanager
     def _queued(self) -> Iterator[None]:
-        """Count a request that has to wait. Raises Overloaded where too many do (contract §6.4)."""
+        """Count a waiting request. Raises Overloaded if too many wait (contract §6.4)."""
         if self._waiting > self._settings.max_queue:
             raise Overloaded
         self._waiting += 1
@@ -192,7 +200,7 @@ class Scheduler:
             resident.waiting -= 1
             self._rest(resident)
 
-    def _ask(self, resident: Resident, manifest: Manifest, keep_alive: int | None) -> None:
+    def _ask(self, resident: Resident, manifest: Manifest, keep_alive: Nanoseconds | None) -> None:
         if resident.manifest is not manifest:
             resident.manifest = manifest
             self._pin(resident)
@@ -200,12 +208,12 @@ class Scheduler:
             resident.keep_alive = keep_alive
 
     def _pin(self, resident: Resident) -> None:
-        """What is pinned under any of its names stays for ever, until it is unloaded by request."""
+        """Keep a resident forever if one of its names is pinned, until it is unloaded by request."""
         if not resident.is_pinned and resident.manifest.name.key in self._pins:
             resident.is_pinned, resident.keep_alive = True, FOREVER
 
     def _rest(self, resident: Resident) -> None:
-        """Begin the time after which a resident goes that nobody uses any more."""
+        """Start the keep-alive of a resident without requests."""
         self._residency.notify()
         if not resident.is_at_rest or not self._residency.holds(resident):
             return
@@ -215,12 +223,13 @@ class Scheduler:
             self._let_go_after(resident, self._settings.sleep_timeout)
         else:
             resident.idle_since = self._clock()
-            self._let_go_after(resident, resident.keep_alive / NS_PER_SECOND if resident.keep_alive > 0 else None)
+            self._residency.copies.note_idle(resident)
+            self._let_go_after(resident, resident.keep_alive if resident.keep_alive > 0 else None)
 
-    def _let_go_after(self, resident: Resident, seconds: float | None) -> None:
-        """Set the time. A timer that runs already, and not too long, is left: it looks at the time when it ends."""
+    def _let_go_after(self, resident: Resident, delay: Nanoseconds | None) -> None:
+        """Set the expiry. A running timer that ends earlier is kept: it checks the expiry then."""
         loop = asyncio.get_running_loop()
-        resident.goes_at = None if seconds is None else loop.time() + seconds
+        resident.goes_at = None if delay is None else loop.time() + to_seconds(delay)
         if resident.expiry and (resident.goes_at is None or resident.expiry.when() > resident.goes_at):
             resident.expiry.cancel()
             resident.expiry = None
@@ -230,22 +239,22 @@ class Scheduler:
     def _let_go(self, resident: Resident) -> None:
         resident.expiry = None
         if not resident.is_at_rest or resident.goes_at is None:
-            return  # the end of its last lease begins the time anew
+            return  # the end of its last lease restarts the keep-alive
         loop = asyncio.get_running_loop()
         if resident.goes_at > loop.time():
             resident.expiry = loop.call_at(resident.goes_at, self._let_go, resident)
         elif resident.state is State.ASLEEP:
-            self._residency.drop(resident, "it has slept for long")
+            self._residency.drop(resident, "its sleep timeout ended")
         else:
             self._residency.retire(resident)
 
 
 class _Lease:
-    """What `async with` holds."""
+    """Context manager of a lease."""
 
     __slots__ = ("_keep_alive", "_manifest", "_resident", "_scheduler")
 
-    def __init__(self, scheduler: Scheduler, manifest: Manifest, keep_alive: int | None) -> None:
+    def __init__(self, scheduler: Scheduler, manifest: Manifest, keep_alive: Nanoseconds | None) -> None:
         self._scheduler, self._manifest, self._keep_alive = scheduler, manifest, keep_alive
 
     async def __aenter__(self) -> Resident:
@@ -263,4 +272,4 @@ def _keys(names: Iterable[str]) -> Iterator[str]:
         try:
             yield ModelName.parse(name).key
         except InvalidName:
-            log.warning("VLLAMA_PIN: '%s' is no model name and is ignored", name)
+            log.warning("VLLAMA_PIN: ignored '%s', which is not a model name", name)

@@ -1,4 +1,4 @@
-"""The sockets that killed processes leave behind in a directory."""
+"""Removal of sockets that killed processes left in a directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PATH_FIELD = 7
 
 
 def remove_dead_sockets(directory: Path) -> None:
-    """Remove the sockets that no process has bound any more, whoever named them; does nothing where Linux is not."""
+    """Remove the sockets that no process has bound any more; does nothing on systems other than Linux."""
     try:
         table = _BOUND.read_text(errors="surrogateescape")
     except OSError:
@@ -26,7 +26,7 @@ def remove_dead_sockets(directory: Path) -> None:
 
 
 def _refuses(path: Path) -> bool:
-    """Whether nobody listens: the table may lack a row while others come and go."""
+    """Return whether no process listens: the table may lack a row while others change."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.setblocking(False)
         try:

@@ -1,8 +1,8 @@
-"""Spare workers: processes that have imported vLLM already, which is half of a cold start.
+"""Spare workers: processes that have already imported vLLM, which is half of a cold start.
 
-One is prepared when no load is on, and while nobody is served: imports take a core for some 10 s, and on a small
-machine replies would take twice as long meanwhile. A load takes it, where it was started in the environment that the
-worker needs; another is prepared when that load has come to its end. A spare that dies is replaced.
+A spare is prepared while no load and no request is running: imports take a core for about 10 s, and on a small machine
+replies would take twice as long meanwhile. A load uses it if it was started with the environment that the worker needs;
+another is prepared when that load has ended. A spare that dies is replaced.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.machine.host import host_memory
+from vllama.machine.proc import is_ending
+from vllama.protocol.spare_order import SpareOrder
 from vllama.scheduler.memory import gib
 from vllama.scheduler.process import WorkerProcess, WorkerSpec, start_process
 from vllama.scheduler.worker_log import open_log
-from vllama.worker.spare import Order
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +35,29 @@ LATE_VARIABLES = frozenset(
         "VLLM_CPU_OMP_THREADS_BIND",
     }
 )
-"""Nothing reads these while vLLM is imported: a spare can be told. All others have to be as it was started with."""
+"""Variables that a spare can still change, because no import reads them; all others must match."""
 
 _PAUSE_SECONDS = 5.0
-"""Between the end of a load and the next import: what was loaded is about to be used."""
+"""Seconds between the end of a load and the next import, because the new model is about to be used."""
 
 _MOST_PATIENCE_SECONDS = 60.0
-"""With which a spare is put off while requests are served. Where that never ends, replies bear an import once."""
+"""Maximum seconds for which a spare is postponed while requests are served."""
 
 _MOST_PAUSE_SECONDS = 300.0
-"""Between two spares of which the first died: the pause doubles with each."""
+"""Maximum seconds before a dead spare is replaced: the pause doubles with each death."""
 
 
 _LOOK_AGAIN_SECONDS = 30.0
-"""Where memory was short."""
+"""Seconds until the next check after a shortage of memory."""
 
 LEAST_FREE_BYTES = 4 * 1024**3
-"""Of the machine's memory; none is prepared while less is free."""
+"""Minimum free host memory in bytes to start a spare."""
 
 
 class Spares:
-    """Keeps up to `count` spares, and starts workers from them.
+    """Manager of up to `count` spares that starts workers from them.
 
-    `environment` is what a worker needs whose load asks for nothing of its own. Spares write to `output`.
+    `environment` is that of a worker without special needs. Spares write to `output`.
     """
 
     def __init__(
@@ -77,15 +78,20 @@ class Spares:
         self._keeping: set[asyncio.Task[None]] = set()
         self._loading: set[asyncio.Task[None]] = set()
 
+    @property
+    def available(self) -> int:
+        """The number of spares that a load could take, or that import for one."""
+        return len(self._spares)
+
     def open(self, is_quiet: Callable[[], bool] = lambda: True) -> None:
-        """Begin to keep spares, the first at once or as soon as it is quiet."""
+        """Start to keep spares, the first at once or as soon as `is_quiet`."""
         self._is_open = True
         self._is_quiet = is_quiet
         self._output.unlink(missing_ok=True)
         self._replenish()
 
     async def close(self) -> None:
-        """End them, and keep none from now on."""
+        """Stop the spares and start no more."""
         self._is_open = False
         if self._next:
             self._next.cancel()
@@ -96,7 +102,7 @@ class Spares:
             await asyncio.wait(self._keeping)
 
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
-        """Start a worker, in a spare where one fits."""
+        """Start a worker, from a spare if one fits."""
         self._loads += 1
         try:
             worker = await self._from_spare(spec) or await WorkerProcess.start(spec)
@@ -109,13 +115,13 @@ class Spares:
     async def _from_spare(self, spec: WorkerSpec) -> WorkerProcess | None:
         for spare in list(self._spares):
             changes = late_changes(spare.environment, spec.environment)
-            if changes is None or spare not in self._spares:  # it may have gone while another was tried
+            if changes is None or spare not in self._spares:  # it may have died while another was tried
                 continue
-            open_log(spec.log).close()
+            open_log(spec.log, spec.kept_logs).close()
             self._spares.pop(spare).cancel()
-            if await spare.obey(Order(spec.arguments, changes, str(spec.log))):
+            if await spare.obey(SpareOrder(spec.arguments, changes, str(spec.log))):
                 self._pause = _PAUSE_SECONDS
-                log.info("worker %d starts, imported already: %s", spare.process.pid, " ".join(spec.arguments))
+                log.info("starting worker %d from a spare: %s", spare.process.pid, " ".join(spec.arguments))
                 return WorkerProcess(spec, spare.process)
         return None
 
@@ -133,7 +139,7 @@ class Spares:
         if not self._is_open or self._loads or self._preparing + len(self._spares) >= self._count:
             return
         if host_memory().free < LEAST_FREE_BYTES:
-            log.debug("no spare worker is prepared: less than %s of memory are free", gib(LEAST_FREE_BYTES))
+            log.debug("not starting a spare worker: less than %s of memory is free", gib(LEAST_FREE_BYTES))
             self._replenish_later(_LOOK_AGAIN_SECONDS)
         elif self._would_disturb():
             self._replenish_later(_PAUSE_SECONDS)
@@ -142,7 +148,7 @@ class Spares:
             self._in_background(self._keeping, self._keep_one())
 
     def _would_disturb(self) -> bool:
-        """Whether requests are served, and have not been for so long that there is no use in waiting."""
+        """Return whether requests are served and waiting for quiet is still worthwhile."""
         now = asyncio.get_running_loop().time()
         self._busy_since = None if self._is_quiet() else self._busy_since or now
         if self._busy_since is None or now - self._busy_since > _MOST_PATIENCE_SECONDS:
@@ -155,7 +161,7 @@ class Spares:
             spare = await self._start_spare()
         finally:
             self._preparing -= 1
-        log.debug("spare worker %d imports", spare.process.pid)
+        log.debug("spare worker %d is importing vLLM", spare.process.pid)
         if not self._is_open:
             spare.kill()
         elif task := asyncio.current_task():
@@ -163,7 +169,9 @@ class Spares:
             self._replenish()
         status = await spare.process.wait()
         if self._spares.pop(spare, None):
-            log.warning("a spare worker ended by itself (exit status %d); its output is in %s", status, self._output)
+            log.warning(
+                "a spare worker exited unexpectedly (exit status %d); see its output in %s", status, self._output
+            )
             self._pause = min(2 * self._pause, _MOST_PAUSE_SECONDS)
             self._replenish_later(self._pause)
 
@@ -186,10 +194,10 @@ class _Spare:
     process: asyncio.subprocess.Process
     environment: Mapping[str, str]
 
-    async def obey(self, order: Order) -> bool:
-        """Hand it an order; False where it has died."""
+    async def obey(self, order: SpareOrder) -> bool:
+        """Send it an order; return False if it has died."""
         stdin = self.process.stdin
-        if self.process.returncode is not None or stdin is None:
+        if self.process.returncode is not None or stdin is None or is_ending(self.process.pid):
             return False
         try:
             stdin.write(order.encode())
@@ -200,13 +208,13 @@ class _Spare:
         return self.process.returncode is None
 
     def kill(self) -> None:
-        """End it now; the event loop reaps it."""
+        """Kill the spare now; the event loop reaps it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def late_changes(spare: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str] | None:
-    """What a spare has to change in its environment; None where it is too late for a change."""
+    """Return the environment changes for a spare; None if they are too late."""
     differing = {name for name in spare.keys() | wanted.keys() if spare.get(name) != wanted.get(name)}
     if not differing <= LATE_VARIABLES & wanted.keys():
         return None

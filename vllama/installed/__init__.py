@@ -1,0 +1,1 @@
+"""Facts about the installed vLLM, read from its files without importing it."""
