@@ -1,4 +1,4 @@
-"""`python -m vllama`, the same as the command `vllama`."""
+"""Run the `vllama` command with `python -m vllama`."""
 
 from vllama.cli.main import main
 

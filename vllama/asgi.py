@@ -1,4 +1,4 @@
-"""The little of ASGI that gateway and worker share: bodies in, replies out, a client that leaves."""
+"""ASGI helpers of gateway and worker: reading bodies, sending replies, noticing disconnected clients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 LARGEST_BODY = 512 << 20
-"""Bytes of a body that is read as a whole: dozens of large pictures, and not the machine's memory."""
+"""Maximum size in bytes of a body that is read into memory; enough for dozens of large images."""
 
 
-async def read_body(receive: Receive, *, most: int = LARGEST_BODY) -> bytes:
-    """The whole request body.
+async def read_body(
+    receive: Receive, *, most: int = LARGEST_BODY, hold: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """Return the whole request body, of at most `most` bytes.
 
-    Raises asyncio.CancelledError where the client left before its end, BodyTooLarge where it is longer than `most`.
+    `hold` is called with the number of bytes that have arrived, while more are to come. Raises its errors,
+    asyncio.CancelledError where the client left before the end, and BodyTooLarge where the body is longer.
     """
     parts: list[bytes] = []
     size = 0
@@ -32,14 +35,15 @@ async def read_body(receive: Receive, *, most: int = LARGEST_BODY) -> bytes:
             raise BodyTooLarge(most)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+        hold(size)
     raise asyncio.CancelledError
 
 
 @asynccontextmanager
 async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the work inside when the client leaves, and end quietly then.
+    """Cancel the enclosed work when the client disconnects, without raising an error.
 
-    Call it after the body has been read: the next thing that `receive` can tell is the disconnect.
+    Call it after the body has been read: the next event from `receive` is then the disconnect.
     """
     work: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # ASGI apps run in tasks
     left = False
@@ -56,6 +60,6 @@ async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
         yield
     except asyncio.CancelledError:
         if not left or work.uncancel() > 0:
-            raise  # somebody else cancels: the server stops
+            raise  # cancelled from outside: the server is stopping
     finally:
         watcher.cancel()

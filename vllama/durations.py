@@ -1,19 +1,40 @@
-"""Go durations and Ollama's keep_alive values (contract §2.2)."""
+"""Durations: one type for all of them, Go's notation, and Ollama's keep_alive values (contract §2.2)."""
 
 from __future__ import annotations
 
 import re
 from math import isfinite
+from typing import Final, NewType, overload
 
 from vllama.errors import RequestError
 
+Nanoseconds = NewType("Nanoseconds", int)
+"""A duration, as Ollama's API has it. Seconds exist only where a library takes or gives them; see `to_seconds`."""
+
 NS_PER_SECOND = 1_000_000_000
 
-FOREVER = -1
-"""A keep-alive that never ends, in the place of nanoseconds."""
+ZERO: Final = Nanoseconds(0)
+
+FOREVER: Final = Nanoseconds(-1)
+"""Value of a keep-alive that never ends."""
 
 # Go's time.Duration is an int64 of nanoseconds: -_LIMIT ≤ ns < _LIMIT.
 _LIMIT = 2**63
+
+
+def from_seconds(seconds: float) -> Nanoseconds:
+    """Return finite seconds as nanoseconds, rounded towards 0; at most Go's longest duration."""
+    return Nanoseconds(int(min(seconds * NS_PER_SECOND, _LIMIT - 1)))
+
+
+@overload
+def to_seconds(duration: Nanoseconds) -> float: ...
+@overload
+def to_seconds(duration: None) -> None: ...
+def to_seconds(duration: Nanoseconds | None) -> float | None:
+    """Return nanoseconds as seconds, which asyncio and its clock take; None (no limit) stays None."""
+    return None if duration is None else duration / NS_PER_SECOND
+
 
 _UNIT_NS = {
     "ns": 1,
@@ -30,7 +51,7 @@ _UNIT = re.compile(r"[^0-9.]+")
 _BARE_SECONDS = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
-def parse_duration(text: str) -> int:
+def parse_duration(text: str) -> Nanoseconds:
     """Return the nanoseconds of a Go duration such as `"1h30m"`, `"-1.5s"` or `"0"`.
 
     Raises RequestError with the message of Go's `time.ParseDuration`.
@@ -40,7 +61,7 @@ def parse_duration(text: str) -> int:
     if rest[:1] in {"+", "-"}:
         sign, rest = (-1 if rest[0] == "-" else 1), rest[1:]
     if rest == "0":
-        return 0
+        return ZERO
     if not rest:
         raise invalid
     total = 0
@@ -64,7 +85,7 @@ def parse_duration(text: str) -> int:
             raise invalid
     if total == _LIMIT and sign > 0:
         raise invalid
-    return sign * total
+    return Nanoseconds(sign * total)
 
 
 def _fraction_ns(digits: str, scale: int) -> int:
@@ -78,38 +99,34 @@ def _fraction_ns(digits: str, scale: int) -> int:
     return int(value * (scale / power))
 
 
-def parse_keep_alive(value: object) -> int | None:
-    """Return nanoseconds (0 = unload when idle), FOREVER, or None where the client said nothing.
+def parse_keep_alive(value: object) -> Nanoseconds | None:
+    """Return the keep-alive (0: unload when idle), FOREVER, or None if the client gave none.
 
-    Numbers are seconds, negative values mean for ever, strings are Go durations. A bare
-    number in a string ("300", "-1") is accepted as seconds, which Ollama refuses: clients that
-    send it mean just that (contract §10).
+    Numbers are seconds, negative values mean forever, strings are Go durations. A bare
+    number in a string ("300", "-1") counts as seconds, which is what clients that send it mean;
+    Ollama refuses it (contract §10).
     """
     if value is None:
         return None
     if isinstance(value, bool):
         raise RequestError("Unsupported type: 'bool'")
     if isinstance(value, int | float):
-        return _from_seconds(value)
+        return _keep_alive_of(value)
     if isinstance(value, str):
         if _BARE_SECONDS.fullmatch(value.strip()):
-            return _from_seconds(float(value))
+            return _keep_alive_of(float(value))
         ns = parse_duration(value)
         return FOREVER if ns < 0 else ns
     kind = "[]interface {}" if isinstance(value, list) else "map[string]interface {}"
     raise RequestError(f"Unsupported type: '{kind}'")
 
 
-def _from_seconds(seconds: float) -> int:
-    if seconds < 0:
-        return FOREVER
-    if not isfinite(seconds):
-        return FOREVER
-    return int(min(seconds * NS_PER_SECOND, _LIMIT - 1))
+def _keep_alive_of(seconds: float) -> Nanoseconds:
+    return FOREVER if seconds < 0 or not isfinite(seconds) else from_seconds(seconds)
 
 
 def _time_quote(text: str) -> str:
-    """Return the text as Go's package `time` quotes it: bytes outside of printable ASCII as `\\xff`."""
+    """Return the text as Go's package `time` quotes it: bytes outside printable ASCII as `\\xff`."""
     out = []
     for byte in text.encode(errors="surrogatepass"):
         char = chr(byte)

@@ -1,54 +1,61 @@
-"""Everything that can go wrong, named by its cause.
+"""All errors of vllama, named by their causes.
 
-No HTTP in here: `vllama.ollama.status` maps causes to statuses.
+HTTP statuses are not here: `vllama.ollama.status` maps errors to them.
 
 VllamaError
-├── RequestError              what the client sent cannot be served as sent
-│   ├── InvalidName           the text is no model name
+├── RequestError              the request is invalid or cannot be served
+│   ├── InvalidName           the text is not a model name
 │   ├── OptionTypeError       an option has the wrong JSON type
 │   ├── FormatError           `format` is neither "json" nor a JSON Schema object
-│   ├── TemplateError         a Go template does not parse, or needs what is not translated
-│   ├── BodyTooLarge          the body has more bytes than are taken
-│   ├── PromptTooLong         the context has no room for the prompt
-│   └── Unsupported           the model lacks the capability asked for
+│   ├── SchemaError           `format` is no valid JSON Schema, or nothing satisfies it
+│   ├── TemplateError         a Go template is invalid or uses an unsupported feature
+│   ├── BodyTooLarge          the body exceeds the maximum size
+│   ├── TooManyValues         the body's JSON has too many values
+│   ├── PromptTooLong         the prompt does not fit into the context
+│   └── Unsupported           the model lacks a required capability
 ├── ModelNotFound             no manifest under this name
-│   └── NamedModelNotFound    the same, in the words of `/api/copy`
-├── BlobNotFound              nothing was uploaded under this digest
-├── CloudDisabled             a name that only Ollama's cloud could serve
-├── Overloaded                more requests wait than are allowed to
-├── RequestCancelled          the client left before its turn came
-├── EngineError               the model is there but could not answer
+│   └── NamedModelNotFound    the same, with the wording of `/api/copy`
+├── BlobNotFound              no blob was uploaded under this digest
+├── CloudDisabled             the model exists only in Ollama's cloud
+├── Unauthenticated           the request has no valid key
+├── Forbidden                 the request's key does not allow it
+├── RateLimited               the request's key has reached a limit
+├── Overloaded                the queue of waiting requests is full
+├── NoRoomForBody             the bodies of running requests take all the memory that they may
+├── EngineError               the model is stored but could not answer
 │   ├── LoadFailed            the worker did not become ready
-│   │   ├── BadEngineFlags    vLLM refused the flags it was given
-│   │   ├── OutOfMemory       the worker had too little of it
-│   │   ├── KeepsFailing      it failed several times in a row: not tried again yet
-│   │   └── NoRoom            it would not fit, whatever else were unloaded
-│   ├── SleepFailed           the worker did not fall asleep, or did not wake as it was
-│   ├── ServerStopping        the server was told to stop
-│   └── WorkerDied            the worker went away with requests in flight
-├── StoreError                the model store could not do it
+│   │   ├── BadEngineFlags    vLLM refused its flags
+│   │   ├── OutOfMemory       the worker ran out of memory
+│   │   ├── KeepsFailing      it failed repeatedly and is not retried yet
+│   │   └── NoRoom            it does not fit, even with all other models unloaded
+│   ├── SleepFailed           the worker could not sleep, or its output changed after waking
+│   ├── ServerStopping        the server is stopping
+│   └── WorkerDied            the worker died while requests were running
+├── StoreError                an operation on the model store failed
 │   ├── ManifestCorrupt       a manifest or a file that it names is damaged
-│   └── SourceUnavailable     the place to pull from did not deliver
-├── SettingsError             the file of settings cannot be used
-└── ServerError               the CLI's view of a server
-    ├── ServerUnreachable     nothing answers at OLLAMA_HOST
-    └── ServerRefused         it answered with an error
+│   └── SourceUnavailable     the source of a pull failed
+├── SettingsError             the settings file is invalid
+├── KeysError                 the key file is invalid, or a key cannot be created or revoked
+├── UsageError                the record of usage cannot be read
+└── ServerError               a command's request to the server failed
+    ├── ServerUnreachable     no server responds at OLLAMA_HOST
+    └── ServerRefused         the server answered with an error
 """
 
 from __future__ import annotations
 
 
 class VllamaError(Exception):
-    """Base of all errors meant for a user's eyes; `str(error)` is the message.
+    """Base class of all errors that users see; `str(error)` is the message.
 
-    `retry_after` are seconds after which the same request may well succeed, None where nothing is known of that.
+    `retry_after` is the number of seconds after which the same request may succeed, None if that is unknown.
     """
 
     retry_after: int | None = None
 
 
 class RequestError(VllamaError):
-    """The request cannot be served as it was sent."""
+    """The request is invalid or cannot be served."""
 
 
 class InvalidName(RequestError):
@@ -66,22 +73,40 @@ class FormatError(RequestError):
     """`format` is neither "json" nor a JSON Schema object (contract §2.4)."""
 
 
-class TemplateError(RequestError):
-    """A Go template does not parse, or needs what is not translated (contract §1.2).
+class SchemaError(RequestError):
+    """A JSON Schema is invalid, too large, or nothing satisfies it.
 
-    The message is that of Go's parser, or names construct and line; `/api/create` puts `template error: ` before it.
+    `pointer` is where that is seen, as a JSON pointer whose last part is mostly a keyword.
+    """
+
+    def __init__(self, pointer: str, cause: str) -> None:
+        self.pointer = pointer
+        super().__init__(f"invalid JSON schema{' at ' + pointer if pointer else ''}: {cause}")
+
+
+class TemplateError(RequestError):
+    """A Go template is invalid or uses an unsupported feature (contract §1.2).
+
+    The message is that of Go's parser, or names the feature and its line; `/api/create` prefixes `template error: `.
     """
 
 
 class BodyTooLarge(RequestError):
-    """The body has more bytes than are taken; the first words are Go's."""
+    """The request body exceeds the maximum size; the message begins with Go's words."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"http: request body too large: at most {most >> 20} MiB are taken")
+        super().__init__(f"http: request body too large: the maximum is {most >> 20} MiB")
+
+
+class TooManyValues(RequestError):
+    """The JSON of a request has too many values."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"the request has too many JSON values: the maximum is {most}; objects and arrays count as 40")
 
 
 class PromptTooLong(RequestError):
-    """The context has no room for the prompt, and the client does not want it cut (contract §1.2, §2.7)."""
+    """The prompt does not fit into the context, and the client forbids truncation (contract §1.2, §2.7)."""
 
     def __init__(self) -> None:
         super().__init__("the input length exceeds the context length")
@@ -92,7 +117,7 @@ class Unsupported(RequestError):
 
 
 class ModelNotFound(VllamaError):
-    """No model is stored under this name. `name` is the spelling that the client used."""
+    """No model is stored under this name. `name` is spelled as in the request."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model '{name}' not found")
@@ -100,7 +125,7 @@ class ModelNotFound(VllamaError):
 
 
 class NamedModelNotFound(ModelNotFound):
-    """As ModelNotFound, in the double quotes of `/api/copy` and its kin (contract §1.10)."""
+    """Like ModelNotFound, with the double quotes of `/api/copy` and similar routes (contract §1.10)."""
 
     def __init__(self, name: str, advice: str = "") -> None:
         super().__init__(name)
@@ -108,39 +133,60 @@ class NamedModelNotFound(ModelNotFound):
 
 
 class BlobNotFound(VllamaError):
-    """Nothing was uploaded under this digest (contract §1.9)."""
+    """No blob was uploaded under this digest (contract §1.9)."""
 
     def __init__(self, digest: str) -> None:
         super().__init__(f'blob "{digest}" not found')
 
 
 class CloudDisabled(VllamaError):
-    """Only Ollama's cloud could serve this name, and this server never calls it (contract §1.2)."""
+    """The model exists only in Ollama's cloud, which this server never uses (contract §1.2)."""
 
     def __init__(self, what: str = "remote model is unavailable") -> None:
         super().__init__(f"ollama cloud is disabled: {what}")
 
 
+class Unauthenticated(VllamaError):
+    """The request has no valid key. The message never repeats what the client sent."""
+
+    def __init__(self) -> None:
+        super().__init__("unauthorized: send a valid key as `Authorization: Bearer KEY` or `x-api-key: KEY`")
+
+
+class Forbidden(VllamaError):
+    """The request's key, or a setting, does not allow it."""
+
+
+class RateLimited(VllamaError):
+    """The request's key has reached a limit; a retry after `retry_after` seconds may succeed."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Overloaded(VllamaError):
-    """The queue is full (contract §1.2; the two blanks are Ollama's)."""
+    """The queue of waiting requests is full (contract §1.2; the message has Ollama's two spaces)."""
+
+    def __init__(self, message: str = "server busy, please try again.  maximum pending requests exceeded") -> None:
+        super().__init__(message)
+
+
+class NoRoomForBody(VllamaError):
+    """The bodies of running requests take all the memory that they may."""
+
+    retry_after = 1
 
     def __init__(self) -> None:
-        super().__init__("server busy, please try again.  maximum pending requests exceeded")
-
-
-class RequestCancelled(VllamaError):
-    """The client left while its request waited."""
-
-    def __init__(self) -> None:
-        super().__init__("request canceled")
+        super().__init__("server busy, please try again: other requests with large bodies are running")
 
 
 class EngineError(VllamaError):
-    """The model is known but could not answer."""
+    """The model is stored but could not answer."""
 
 
 class LoadFailed(EngineError):
-    """The worker did not become ready; the message carries the end of its log."""
+    """The worker did not become ready; the message contains the end of its log."""
 
 
 class BadEngineFlags(LoadFailed):
@@ -148,37 +194,37 @@ class BadEngineFlags(LoadFailed):
 
 
 class OutOfMemory(LoadFailed):
-    """The worker had too little memory, on the GPU or of the machine: others that go may make up for it."""
+    """The worker ran out of GPU or host memory; unloading other models may help."""
 
 
 class SleepFailed(EngineError):
-    """The worker could not sleep or wake; it has to be loaded again."""
+    """The worker could not sleep or wake; the model must be loaded again."""
 
 
 class KeepsFailing(LoadFailed):
-    """The model did not load, or its worker died, several times in a row; it is too early to try again."""
+    """Loading failed, or the worker died, several times in a row; it is too early to retry."""
 
     def __init__(self, name: str, failures: int, seconds: int, cause: str) -> None:
         super().__init__(
-            f"{name} failed {failures} times in a row and is not loaded again for {seconds} s; "
-            f"the last failure: {cause}"
+            f"{name} failed {failures} times in a row; it will not be loaded again for {seconds} s. "
+            f"Last failure: {cause}"
         )
         self.retry_after = seconds
 
 
 class NoRoom(LoadFailed):
-    """The model would not fit even if all that may be unloaded for it were; the message has the numbers."""
+    """The model does not fit, even with all models unloaded that may be; the message has the numbers."""
 
 
 class ServerStopping(EngineError):
-    """The server was told to stop."""
+    """The server is stopping."""
 
     def __init__(self) -> None:
         super().__init__("the server is stopping")
 
 
 class WorkerDied(EngineError):
-    """The worker went away with requests in flight (contract §1.2)."""
+    """The worker died while requests were running (contract §1.2)."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -188,27 +234,35 @@ class WorkerDied(EngineError):
 
 
 class StoreError(VllamaError):
-    """The model store could not do what was asked."""
+    """An operation on the model store failed."""
 
 
 class ManifestCorrupt(StoreError):
-    """A manifest, or a file that it names, is damaged or missing."""
+    """A manifest, or a file that it lists, is damaged or missing."""
 
 
 class SourceUnavailable(StoreError):
-    """The place to pull from cannot be reached, or does not have the model."""
+    """The source of a pull cannot be reached or does not have the model."""
 
 
 class SettingsError(VllamaError):
-    """The file of settings cannot be read, or says what cannot be."""
+    """The settings file cannot be read or contains an invalid setting."""
+
+
+class KeysError(VllamaError):
+    """The key file cannot be read or written or is invalid, or a key cannot be created or revoked."""
+
+
+class UsageError(VllamaError):
+    """The record of usage cannot be read."""
 
 
 class ServerError(VllamaError):
-    """What a command saw of the server."""
+    """A command's request to the server failed."""
 
 
 class ServerUnreachable(ServerError):
-    """Nothing answers at the address."""
+    """No server responds at the address."""
 
 
 class ServerRefused(ServerError):

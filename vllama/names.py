@@ -1,4 +1,4 @@
-"""Model names: what a user types (contract §3)."""
+"""Model names as users type them (contract §3)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 class ModelName:
     """A complete name: `host/namespace/model:tag`, spelled as the user spelled it.
 
-    Two names are the same model if they differ in case only: compare `key`. A namespace may
-    hold dots, which Ollama's grammar forbids but Hugging Face's organisations need.
+    Names that differ only in case mean the same model: compare `key`. A namespace may contain
+    dots, which Ollama's grammar forbids but organisation names on Hugging Face need.
     """
 
     host: str
@@ -36,7 +36,7 @@ class ModelName:
     def parse(cls, text: str) -> ModelName:
         """Parse `[scheme://][host/][namespace/]model[:tag][:local]`. Raises InvalidName.
 
-        `:local` says that Ollama's cloud is not meant, which here it never is.
+        `:local` excludes Ollama's cloud, which this server never uses anyway.
         """
         rest = text.strip()
         if rest.lower().endswith(_LOCAL):
@@ -66,7 +66,7 @@ class ModelName:
 
     @property
     def key(self) -> str:
-        """The identity of the model: complete and in lower case."""
+        """The identity of the model: the full name in lower case."""
         return self.full.lower()
 
     @property
@@ -76,7 +76,7 @@ class ModelName:
 
     @property
     def display(self) -> str:
-        """The short form of lists: default host and namespace hidden, the tag always shown."""
+        """The short form for lists, without default host and namespace, always with the tag."""
         if self.host.lower() != DEFAULT_HOST:
             return self.full
         if self.namespace.lower() != DEFAULT_NAMESPACE:
@@ -85,7 +85,7 @@ class ModelName:
 
     @property
     def is_cloud(self) -> bool:
-        """Whether only Ollama's cloud could serve it (`x:cloud`, `x:120b-cloud`)."""
+        """Whether the model exists only in Ollama's cloud (`x:cloud`, `x:120b-cloud`)."""
         return _is_cloud(self.tag)
 
     def __str__(self) -> str:

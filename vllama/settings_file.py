@@ -1,4 +1,4 @@
-"""Settings in a file, beneath those of the environment: TOML, by the names of the table.
+"""The settings file: TOML with the names of the settings table; environment variables take precedence.
 
 keep_alive = "10m"
 max_loaded_models = 2
@@ -15,20 +15,20 @@ from vllama.errors import RequestError, SettingsError
 from vllama.settings import SETTINGS, Settings
 
 VARIABLE = "VLLAMA_SETTINGS"
-"""Names the file; where it is not set, DEFAULT is read if it is there."""
+"""Environment variable that names the file; if it is not set, DEFAULT is read if it exists."""
 
 DEFAULT = Path("~/.vllama/settings.toml")
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """The settings in force: a variable wins over the file. Raises SettingsError where the file is wrong."""
+    """Return the settings in force; variables take precedence over the file. Raises SettingsError if it is invalid."""
     stated = environ.get(VARIABLE, "").strip()
     path = Path(stated or DEFAULT).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         if stated:
-            raise SettingsError(f"{VARIABLE}: there is no file {path}") from None
+            raise SettingsError(f"{VARIABLE}: no such file: {path}") from None
         return Settings.from_environment(environ)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {path}: {error}") from error
@@ -37,18 +37,18 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def _variables(text: str, path: Path) -> dict[str, str]:
-    """What the file says, as the variables that would say the same."""
-    import tomllib  # here, because most commands find no file
+    """Return the settings of the file as environment variables."""
+    import tomllib  # imported late, because most commands find no file
 
     try:
         stated = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers that are too long, and deep lists
         raise SettingsError(f"{path}: {error}") from None
     rows = {row.name: row for row in SETTINGS}
     variables = {}
     for name, value in stated.items():
         if name not in rows:
-            raise SettingsError(f"{path}: there is no setting '{name}'; there are {', '.join(rows)}")
+            raise SettingsError(f"{path}: unknown setting '{name}'; the settings are {', '.join(rows)}")
         try:
             variables[rows[name].env] = spelled = _spelled(value)
             rows[name].parse(spelled)
@@ -64,5 +64,5 @@ def _spelled(value: Any) -> str:
         return str(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
-    message = "must be a text, a number, true or false, or a list of texts"
+    message = "must be a string, a number, true or false, or a list of strings"
     raise ValueError(message)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from vllama.bench.comparison import compare
+from vllama.bench.dataclass_json import BadResult
 from vllama.bench.environment import differences
 from vllama.bench.intervals import STATISTICS
-from vllama.bench.records import BadResult
-from vllama.bench.result import Comparison, Result, Run, System
+from vllama.bench.result import Comparison, ExperimentResult, Run, System
 
 _LESS_IS_BETTER = frozenset(statistic.name for statistic in STATISTICS if not statistic.more_is_better)
 _UNCOMPARED = frozenset({"url", "name"})
@@ -17,7 +17,7 @@ _UNCOMPARED = frozenset({"url", "name"})
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What differs between the two besides the figures. "" stands for what one of them lacks."""
+    """A difference between the two results besides their figures; "" where one of them lacks the value."""
 
     what: str
     before: str
@@ -25,7 +25,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
+class BaselineComparison:
     """`comparisons` have the later result over the earlier; `changes` are of workload, servers and environment."""
 
     comparisons: tuple[Comparison, ...]
@@ -39,7 +39,9 @@ class Against:
         return [c for c in self.comparisons if c.verdict == "regression" or _worse_by(c) > tolerance]
 
 
-def against(after: Result, before: Result, names: tuple[str, str], *, seed: int = 0) -> Against:
+def compare_with_baseline(
+    after: ExperimentResult, before: ExperimentResult, names: tuple[str, str], *, seed: int = 0
+) -> BaselineComparison:
     """Compare a result with an earlier one; `names` say what to call the two, the later first.
 
     Systems of the same name belong together, or the only ones of both. Raises BadResult where nothing is in common.
@@ -52,10 +54,10 @@ def against(after: Result, before: Result, names: tuple[str, str], *, seed: int 
         compared += compare(runs, [replace(old, name=labels[1]), replace(new, name=labels[0])], seed=seed)
     if not compared:
         raise BadResult("the two results have no mode and load in common")
-    return Against(tuple(compared), tuple(_changes(after, before, pairs)))
+    return BaselineComparison(tuple(compared), tuple(_changes(after, before, pairs)))
 
 
-def _pairs(after: Result, before: Result) -> list[tuple[System, System]]:
+def _pairs(after: ExperimentResult, before: ExperimentResult) -> list[tuple[System, System]]:
     if len(after.systems) == len(before.systems) == 1:
         return [(after.systems[0], before.systems[0])]
     old = {system.name: system for system in before.systems}
@@ -71,7 +73,9 @@ def _relabelled(runs: Sequence[Run], system: str, label: str) -> list[Run]:
     return [replace(run, system=label) for run in runs if run.system == system]
 
 
-def _changes(after: Result, before: Result, pairs: Sequence[tuple[System, System]]) -> Iterator[Change]:
+def _changes(
+    after: ExperimentResult, before: ExperimentResult, pairs: Sequence[tuple[System, System]]
+) -> Iterator[Change]:
     sides = [(asdict(before.workload), asdict(after.workload), "workload")]
     sides += [(asdict(old), asdict(new), new.name) for new, old in pairs]
     for old, new, where in sides:

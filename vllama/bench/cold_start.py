@@ -28,6 +28,7 @@ import orjson
 
 from vllama.machine.proc import PROC, read_numbers
 from vllama.machine.processes import ProcessTree
+from vllama.machine.tied import tied
 
 _PATIENCE_SECONDS = 600
 
@@ -43,7 +44,7 @@ class Way:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a server start models this way."""
+        """Environment variables that make a server start models this way."""
         spawning = {} if self.forks else {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
         return {"VLLAMA_SPARE_WORKERS": str(int(self.has_spare)), **spawning}
 
@@ -58,7 +59,7 @@ COLD_CACHE = Way("spare, forked engine, nothing compiled yet", has_spare=True, f
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class MeasuredLoad:
     """`seconds` until the first token; bytes that the worker's processes hold then, shared pages in parts (PSS)."""
 
     seconds: float
@@ -80,7 +81,7 @@ def main(models: Sequence[Path], *, rounds: int, names: Sequence[str], flags: st
     Example: python -m vllama.bench.cold_start ./tiny-model --rounds 3 --flags "--compile"
     """
     ways = [way for way in (*WAYS, COLD_CACHE) if way.name in names] if names else list(WAYS)
-    loads: dict[tuple[str, str], list[Load]] = {}
+    loads: dict[tuple[str, str], list[MeasuredLoad]] = {}
     with tempfile.TemporaryDirectory() as store:
         for number in range(rounds + 1):  # the first compiles, finds out of architectures, and fills the page cache
             for model in models:
@@ -99,7 +100,7 @@ def main(models: Sequence[Path], *, rounds: int, names: Sequence[str], flags: st
         print(_table(loads))
 
 
-def _table(loads: dict[tuple[str, str], list[Load]]) -> str:
+def _table(loads: dict[tuple[str, str], list[MeasuredLoad]]) -> str:
     lines = ["| model | way | seconds | of the first way | memory, GB |", "|---|---|---|---|---|"]
     bases: dict[str, float] = {}
     for (model, way), some in loads.items():
@@ -110,7 +111,7 @@ def _table(loads: dict[tuple[str, str], list[Load]]) -> str:
     return "\n".join(lines)
 
 
-def _load(store: Path, model: Path, way: Way, flags: Sequence[str]) -> Load:
+def _load(store: Path, model: Path, way: Way, flags: Sequence[str]) -> MeasuredLoad:
     """One load by a server of its own."""
     root = store if way.keeps_cache else Path(tempfile.mkdtemp(dir=store))
     with _serving(root, model.name, model, way, flags) as (server, url):
@@ -120,14 +121,14 @@ def _load(store: Path, model: Path, way: Way, flags: Sequence[str]) -> Load:
         body = orjson.dumps({"model": model.name})
         with urllib.request.urlopen(f"{url}/api/generate", data=body, timeout=_PATIENCE_SECONDS):  # noqa: S310
             seconds = time.monotonic() - started
-        return Load(seconds, sum(map(_proportional_bytes, ProcessTree(server.pid).pids - {server.pid})))
+        return MeasuredLoad(seconds, sum(map(_proportional_bytes, ProcessTree(server.pid).pids - {server.pid})))
 
 
 @contextlib.contextmanager
 def _serving(
     store: Path, name: str, model: Path, way: Way, flags: Sequence[str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A gateway with nothing loaded, on a free port."""
+    """Run a gateway with nothing loaded, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -136,7 +137,7 @@ def _serving(
     subprocess.run([*vllama, "pull", name, "--from", str(model)], env=environment, check=True, capture_output=True)
     with (store / "gateway.log").open("wb") as output:
         server = subprocess.Popen(
-            [*vllama, "serve", "--port", str(port), *flags], env=environment, stdout=output, stderr=output
+            tied(*vllama, "serve", "--port", str(port), *flags), env=environment, stdout=output, stderr=output
         )
     try:
         _wait_until_it_listens(server, port)

@@ -6,17 +6,27 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from vllama.bench.intervals import CONFIDENCE, STATISTICS, Ratio, Statistic, ratio
+from vllama.bench.intervals import STATISTICS, Ratio, Statistic, ratio
 from vllama.bench.metrics import metrics
-from vllama.bench.result import Comparison, Decomposition, Difference, Metrics, Run, Sample, Slo, System, Verdict
+from vllama.bench.result import (
+    Comparison,
+    Decomposition,
+    Difference,
+    LoadLevel,
+    Metrics,
+    Run,
+    Sample,
+    Slo,
+    System,
+    Verdict,
+)
+from vllama.bench.students_t import CONFIDENCE
 from vllama.errors import VllamaError
 
 SAME_LENGTH = 0.02
 """Mean lengths of replies that differ by less are the same."""
 CHANCE = 2.0
 """Standard errors by which means differ that are the same."""
-
-Level = tuple[str, int | None, float | None]
 
 _LOADS = {"coldstart", "switch"}
 
@@ -72,7 +82,7 @@ def length_differences(runs: Sequence[Run]) -> list[Difference]:
         chance = CHANCE * math.sqrt(sum(_squared_error(lengths[system]) for system in means))
         if apart > max(SAME_LENGTH * max(means.values()), chance):
             values = {system: f"{mean:.1f}" for system, mean in means.items()}
-            found.append(Difference(f"output tokens, {name_level(level)}", values))
+            found.append(Difference(f"output tokens, {level.label}", values))
     return found
 
 
@@ -98,10 +108,10 @@ def compare(runs: Sequence[Run], systems: Sequence[System], *, seed: int) -> tup
     return tuple(compared)
 
 
-def _compare_level(level: Level, ours: Sequence[Run], base: Sequence[Run], seed: int) -> Iterable[Comparison]:
+def _compare_level(level: LoadLevel, ours: Sequence[Run], base: Sequence[Run], seed: int) -> Iterable[Comparison]:
     worse_parsing = _parses_worse(ours, base)
     for statistic in STATISTICS:
-        if level[0] in _LOADS and statistic.more_is_better:
+        if level.mode in _LOADS and statistic.more_is_better:
             continue  # there is no throughput where every request waits for a load
         found = ratio(statistic, ours, base, seed)
         if found is None:
@@ -113,8 +123,8 @@ def _compare_level(level: Level, ours: Sequence[Run], base: Sequence[Run], seed:
             ours[0].system,
             base[0].system,
             ours[0].mode,
-            level[1],
-            level[2],
+            level.concurrency,
+            level.rate,
             found.value,
             found.low,
             found.high,
@@ -183,14 +193,8 @@ def decompose(
     return tuple(parts)
 
 
-def name_level(level: Level) -> str:
-    """Return a level in words: `streaming, C = 8` or `streaming, 5 requests/s`."""
-    mode, concurrency, rate = level
-    return f"{mode}, {rate:g} requests/s" if rate is not None else f"{mode}, C = {concurrency}"
-
-
-def _by_level(runs: Sequence[Run]) -> dict[Level, list[Run]]:
-    groups: dict[Level, list[Run]] = {}
+def _by_level(runs: Sequence[Run]) -> dict[LoadLevel, list[Run]]:
+    groups: dict[LoadLevel, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.level, []).append(run)
     return groups

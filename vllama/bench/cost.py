@@ -1,4 +1,4 @@
-"""What tokens cost, and how many GPUs serve so many users: arithmetic on a result, with every step written down."""
+"""The cost of tokens and the number of GPUs for a number of users, computed from a result with every step shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vllama.bench.result import Result, Run, Summary
+from vllama.bench.result import ExperimentResult, Run, Summary
 
 _GOOD_SHARE = 0.99
 """Of a load's requests, how many have to keep the SLO for the load to count as served."""
@@ -32,7 +32,7 @@ class Cost:
     arithmetic: tuple[str, ...]
 
 
-def costs_of(result: Result, per_hour: float, users: int | None = None) -> list[Cost]:
+def costs_of(result: ExperimentResult, per_hour: float, users: int | None = None) -> list[Cost]:
     """Return each system's cost at `per_hour` money for one GPU (or machine without one) and hour.
 
     The level is the one with the most output tokens per second among those of closed loops, where there is an SLO
@@ -70,14 +70,14 @@ def _cost(best: Summary, per_hour: float, users: int | None, gpus: int, unit: st
     return Cost(best.system, concurrency, per_million, gpus, needed, tuple(arithmetic))
 
 
-def _counts(result: Result, summary: Summary) -> bool:
+def _counts(result: ExperimentResult, summary: Summary) -> bool:
     metrics = summary.metrics
     if metrics.output_tokens_per_second <= 0:
         return False
     return not _has_slo(result) or (metrics.good_share or 0.0) >= _GOOD_SHARE
 
 
-def _has_slo(result: Result) -> bool:
+def _has_slo(result: ExperimentResult) -> bool:
     return any(limit is not None for limit in (result.slo.ttft_ms, result.slo.tpot_ms, result.slo.e2e_ms))
 
 

@@ -1,4 +1,4 @@
-"""What a sweep over concurrency says of a server, in words. The limits are in docs/benchmarking.md."""
+"""Diagnose a server in words from a sweep over concurrency. The limits are in docs/benchmarking.md."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a reply says of itself. `texts` are the times at which records with text were complete (streams only).
+    """Facts read from a reply. `texts` are the times at which records with text were complete (streams only).
 
     `finished`: the record that ends a reply came. `error` is what an error record says.
     """
@@ -74,7 +74,7 @@ class Dialect:
             error=next((_error_text(record) for record in last if record.get("error")), ""),
             tokens_in=tokens_in,
             tokens_out=tokens_out,
-            server=next((spent for record in last if (spent := _server_times(record))), None),
+            server=next((spent for record in last if (spent := server_times(record))), None),
         )
 
     def text(self, body: bytes) -> str:
@@ -145,7 +145,8 @@ def _error_text(record: Record) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def _server_times(record: Record) -> ServerTimes | None:
+def server_times(record: Record) -> ServerTimes | None:
+    """Return the durations in the last record of an Ollama reply; None where it has none."""
     if "total_duration" not in record:
         return None
     names = ("total", "load", "prompt_eval", "eval")

@@ -1,4 +1,4 @@
-"""The manifest of a result: all that one has to know of machine, programs and servers to repeat it.
+"""The manifest of a result: the facts about machine, programs and servers that are needed to repeat it.
 
     {"hardware": {"cpu", "cores", "memory_bytes", "gpus": [{"index", "name", "memory_bytes", "power_limit_w"}]},
      "versions": {"vllama", "python", "kernel", "driver", "cuda"},
@@ -23,6 +23,7 @@ import httpx
 import vllama
 from vllama.bench.gpus import Gpus
 from vllama.bench.result import System
+from vllama.keys.credentials import credentials
 from vllama.machine.host import cores, processor
 from vllama.machine.processes import ProcessTree, command_lines, is_local, listener, variables
 
@@ -102,10 +103,12 @@ def _server(system: System) -> dict[str, Any]:
 
 
 def _answers(system: System) -> dict[str, Any]:
-    """Return what the server says of itself and its model; a route that it does not have is missing."""
+    """Return the server's replies about itself and its model, without the routes that it lacks."""
     answers: dict[str, Any] = {}
     parts = urlsplit(system.url)
-    with httpx.Client(base_url=f"{parts.scheme}://{parts.netloc}", timeout=_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(
+        headers=credentials(), base_url=f"{parts.scheme}://{parts.netloc}", timeout=_TIMEOUT, trust_env=False
+    ) as client:
         for method, path, body in (
             ("GET", "/api/version", None),
             ("GET", "/version", None),

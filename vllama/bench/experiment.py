@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import replace
 from urllib.parse import urlsplit
 
-from vllama.bench.checks import check_samples, count_tokens
 from vllama.bench.comparison import (
     NotComparable,
-    compare,
     declared_differences,
-    decompose,
-    describe,
-    length_differences,
     prompt_difference,
 )
-from vllama.bench.diagnosis import diagnose
+from vllama.bench.conclusions import conclude, now
+from vllama.bench.design import ExperimentDesign, ProgressListener
 from vllama.bench.environment import manifest
-from vllama.bench.facts import facts_of
-from vllama.bench.fleet import Fleet, Seen
-from vllama.bench.generator import Load, Target
-from vllama.bench.metrics import metrics, summarize, window_of
+from vllama.bench.fleet import Fleet, LoadOutcome
+from vllama.bench.generator import RequestLoad, Target
+from vllama.bench.metrics import metrics, window_of
 from vllama.bench.prompts import PromptSource
-from vllama.bench.quality import Task
 from vllama.bench.result import (
-    Arrivals,
-    Comparison,
-    Decomposition,
     Difference,
-    Mode,
-    Result,
+    ExperimentResult,
+    LoadLevel,
     Run,
-    Slo,
     System,
-    Workload,
 )
+from vllama.bench.sample_checks import count_tokens
+from vllama.bench.server_facts import facts_of
 from vllama.bench.telemetry import Recorder
-from vllama.errors import ServerError
 
 IDLE_SECONDS = 1.0
 """How long the machine is watched before the first run."""
@@ -54,76 +42,32 @@ _CALIBRATIONS = 4
 _TEXT_OF_ALL = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
-    """A mode under one load: `concurrency` clients, or `rate` requests/s."""
-
-    mode: Mode
-    concurrency: int | None = None
-    rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be measured.
-
-    The first system is the one in question, the second the baseline that it is compared with, a third the control:
-    the baseline's model on the first one's server. Every run ends after `iterations` requests or `seconds`.
-    `prompt_tokens` is the length of the whole prompt as the first server counts it, its template included.
-    `tokenizers` count tokens as the models of these names do, as far as that is at hand.
-    """
-
-    systems: tuple[System, ...]
-    levels: tuple[Level, ...]
-    prompts: PromptSource
-    output_tokens: int = 50
-    prompt_tokens: int | None = None
-    iterations: int | None = None
-    seconds: float | None = None
-    repetitions: int = 1
-    arrivals: Arrivals = "constant"
-    warmup: int = 1
-    timeout: float = 300.0
-    processes: int | None = None
-    slo: Slo = field(default_factory=Slo)
-    task: Task | None = None
-    allow_different: bool = False
-    seed: int = 0
-    tokenizers: Mapping[str, Callable[[str], int]] = field(default_factory=dict)
-    command: tuple[str, ...] = ()
-    options: dict[str, Any] | None = None
-
-
-Progress = Callable[[str, float], object]
-"""Hears what happens, and how much of all runs is done, 0 to 1."""
-
-
-def measure(plan: Plan, progress: Progress) -> Result:
-    """Carry out the plan. Ctrl-C ends it with what was measured.
+def measure(design: ExperimentDesign, progress: ProgressListener) -> ExperimentResult:
+    """Carry out the design. Ctrl-C ends it with what was measured.
 
     Raises ServerError and ServerUnreachable if a server does not answer at all, NotComparable if the sides differ and
     that was not allowed, and BadWorkload.
     """
     with ExitStack() as stack:
-        return _Experiment(plan, progress, stack).carry_out()
+        return _Experiment(design, progress, stack).carry_out()
 
 
 class _Experiment:
-    def __init__(self, plan: Plan, progress: Progress, stack: ExitStack) -> None:
-        self._plan = plan
+    def __init__(self, design: ExperimentDesign, progress: ProgressListener, stack: ExitStack) -> None:
+        self._design = design
         self._progress = progress
         self._stack = stack
-        self._fleet = stack.enter_context(Fleet(plan.processes))
+        self._fleet = stack.enter_context(Fleet(design.processes))
         self._recorders: dict[str, Recorder] = {}
-        self._systems = plan.systems
-        self._prompts = plan.prompts
+        self._systems = design.systems
+        self._prompts = design.prompts
         self._runs: list[Run] = []
         self._warnings: list[str] = []
         self._differences: list[Difference] = []
         self._interrupted = False
 
-    def carry_out(self) -> Result:
-        plan = self._plan
+    def carry_out(self) -> ExperimentResult:
+        design = self._design
         created = now()
         self._prepare()
         environment = manifest(self._systems)
@@ -132,9 +76,9 @@ class _Experiment:
             self._run_all()
         except KeyboardInterrupt:
             self._interrupted = True
-        plan = replace(plan, systems=self._systems)
-        return result_of(
-            plan,
+        design = replace(design, systems=self._systems)
+        return conclude(
+            design,
             self._runs,
             created=created,
             environment=environment,
@@ -147,7 +91,7 @@ class _Experiment:
 
     def _prepare(self) -> None:
         """Load the models, fix the length of the prompts, and refuse what cannot be compared."""
-        plan = self._plan
+        design = self._design
         for system in self._systems:
             facts_of(system.url, system.api, system.model)  # one that is not there is noticed before others load
         for system in self._systems:
@@ -156,32 +100,25 @@ class _Experiment:
         self._systems = tuple(
             replace(system, facts=facts_of(system.url, system.api, system.model)) for system in self._systems
         )
-        if plan.prompt_tokens is not None:
-            self._prompts = self._calibrated(self._systems[0], plan.prompt_tokens)
+        if design.prompt_tokens is not None:
+            self._prompts = self._calibrated(self._systems[0], design.prompt_tokens)
         tokens = {system.name: self._ask_one(system, self._prompts, 1) for system in self._systems}
         compared = self._systems[:2]
         self._differences = [
             *declared_differences(compared),
             *prompt_difference({system.name: tokens[system.name] for system in compared}),
         ]
-        if self._differences and not plan.allow_different:
+        if self._differences and not design.allow_different:
             raise NotComparable(self._differences)
 
     def _ask_one(self, system: System, prompts: PromptSource, tokens: int) -> int | None:
         """Send one request, apart from all others; return the tokens of its prompt. Raises ServerError."""
-        load = replace(self._load(system, Level("streaming", 1), 0), output_tokens=tokens, iterations=1, warmup=0)
+        load = replace(self._load(system, LoadLevel("streaming", 1), 0), output_tokens=tokens, iterations=1, warmup=0)
         load = replace(load, prompts=replace(prompts, salt=f"{prompts.salt}:before"), seconds=None, schema=None)
-        seen = self._fleet.run(load, lambda ended: ended)
-        if seen.interrupted:
-            raise KeyboardInterrupt
-        (sample,) = seen.samples
-        if sample.outcome != "ok":
-            message = f"{system.name} ({system.url}): {sample.error or sample.outcome}"
-            raise ServerError(message)
-        return sample.tokens_in
+        return self._fleet.ask(load, f"{system.name} ({system.url})").tokens_in
 
     def _calibrated(self, system: System, wanted: int) -> PromptSource:
-        """Return prompts of so many tokens, by what the server counts; a word of them is a token."""
+        """Return prompts of `wanted` tokens as the server counts them; one word is one token."""
         prompts = replace(self._prompts, words=max(0, wanted - 60))
         for _ in range(_CALIBRATIONS):
             counted = self._ask_one(system, prompts, 1)
@@ -215,38 +152,38 @@ class _Experiment:
         for number, (level, repetition, system) in enumerate(turns):
             if number and len(self._systems) > 1:
                 time.sleep(SETTLE_SECONDS)
-            what = f"{system.name} {_words(level)}" + (f" #{repetition + 1}" if self._plan.repetitions > 1 else "")
+            what = f"{system.name} {level.label}" + (f" #{repetition + 1}" if self._design.repetitions > 1 else "")
             run, interrupted = self._run(system, level, repetition, what, (number / len(turns), 1 / len(turns)))
             if run.samples:
                 self._runs.append(run)
             if interrupted:
                 raise KeyboardInterrupt
 
-    def _turns(self) -> Iterator[tuple[Level, int, System]]:
-        for level in self._plan.levels:
-            for repetition in range(self._plan.repetitions):
+    def _turns(self) -> Iterator[tuple[LoadLevel, int, System]]:
+        for level in self._design.levels:
+            for repetition in range(self._design.repetitions):
                 for system in self._systems:
                     yield level, repetition, system
 
     def _run(
-        self, system: System, level: Level, repetition: int, what: str, share: tuple[float, float]
+        self, system: System, level: LoadLevel, repetition: int, what: str, share: tuple[float, float]
     ) -> tuple[Run, bool]:
-        plan = self._plan
+        design = self._design
         begun = time.monotonic()
         before, part = share
 
         def hear(ended: int) -> None:
             done = max(
-                ended / plan.iterations if plan.iterations else 0.0,
-                (time.monotonic() - begun) / plan.seconds if plan.seconds else 0.0,
+                ended / design.iterations if design.iterations else 0.0,
+                (time.monotonic() - begun) / design.seconds if design.seconds else 0.0,
             )
             self._progress(what, before + part * min(done, 1.0))
 
         self._progress(what, before)
         seen = self._fleet.run(self._load(system, level, repetition), hear)
-        samples = self._judged(count_tokens(seen, plan.tokenizers.get(system.model)))
+        samples = self._judged(count_tokens(seen, design.tokenizers.get(system.model)))
         window = window_of(samples.samples)
-        figures = metrics(samples.samples, (window[1] - window[0]) / _NS, plan.slo)
+        figures = metrics(samples.samples, (window[1] - window[0]) / _NS, design.slo)
         tokens = sum(sample.tokens_out or 0 for sample in samples.samples)
         return Run(
             system=system.name,
@@ -257,7 +194,7 @@ class _Experiment:
             metrics=figures,
             concurrency=level.concurrency,
             rate=level.rate,
-            arrivals=plan.arrivals if level.rate else None,
+            arrivals=design.arrivals if level.rate else None,
             model=system.model,
             client_cpu=seen.cpu,
             client_processes=seen.processes,
@@ -266,31 +203,31 @@ class _Experiment:
             else None,
         ), seen.interrupted
 
-    def _load(self, system: System, level: Level, repetition: int) -> Load:
-        plan = self._plan
+    def _load(self, system: System, level: LoadLevel, repetition: int) -> RequestLoad:
+        design = self._design
         # All get the same prompts, unless they share a server and so its prefix cache.
         shares = sum(urlsplit(other.url).netloc == urlsplit(system.url).netloc for other in self._systems) > 1
         own = system.name if shares else ""
-        salt = f"{plan.seed}:{own}:{level.mode}:{level.concurrency}:{level.rate}:{repetition}"
-        return Load(
+        salt = f"{design.seed}:{own}:{level.mode}:{level.concurrency}:{level.rate}:{repetition}"
+        return RequestLoad(
             target=Target(system.url, system.api, system.model),
             prompts=replace(self._prompts, salt=salt),
-            output_tokens=plan.output_tokens,
+            output_tokens=design.output_tokens,
             stream=level.mode == "streaming",
-            schema=plan.task.schema if plan.task else None,
+            schema=design.task.schema if design.task else None,
             clients=level.concurrency or 1,
             rate=level.rate,
-            arrivals=plan.arrivals,
-            iterations=plan.iterations,
-            seconds=plan.seconds,
-            warmup=plan.warmup,
-            timeout=plan.timeout,
-            keep_texts=_TEXT_OF_ALL if plan.task else _CHECKED_TEXTS if system.model in plan.tokenizers else 0,
+            arrivals=design.arrivals,
+            iterations=design.iterations,
+            seconds=design.seconds,
+            warmup=design.warmup,
+            timeout=design.timeout,
+            keep_texts=_TEXT_OF_ALL if design.task else _CHECKED_TEXTS if system.model in design.tokenizers else 0,
         )
 
-    def _judged(self, seen: Seen) -> Seen:
+    def _judged(self, seen: LoadOutcome) -> LoadOutcome:
         """Return the samples with what the quality gate says of each reply."""
-        task = self._plan.task
+        task = self._design.task
         if task is None:
             return seen
         samples = list(seen.samples)
@@ -298,81 +235,3 @@ class _Experiment:
             valid, fields = task.judge(kept.text, kept.number)
             samples[kept.sample] = replace(samples[kept.sample], valid=valid, fields=fields)
         return replace(seen, samples=tuple(samples))
-
-
-def result_of(
-    plan: Plan,
-    runs: Sequence[Run],
-    *,
-    created: str = "",
-    environment: dict[str, Any] | None = None,
-    differences: Sequence[Difference] = (),
-    warnings: Sequence[str] = (),
-    interrupted: bool = False,
-) -> Result:
-    """Return the result of these runs of the plan, with all that follows from them."""
-    summaries = summarize(runs, plan.slo)
-    compared = {system.name for system in plan.systems[:2]}
-    lengths = length_differences([run for run in runs if run.system in compared and run.mode != "overhead"])
-    comparisons, decompositions, refusals = _conclusions(plan, runs, lengths)
-    return Result(
-        command=plan.command,
-        created=created or now(),
-        systems=plan.systems,
-        workload=Workload(
-            plan.prompts.path or "synthetic",
-            plan.prompt_tokens,
-            plan.output_tokens,
-            plan.prompts.fresh_prefix,
-            plan.seed,
-            plan.task.name if plan.task else "",
-        ),
-        runs=tuple(runs),
-        summaries=summaries,
-        options=plan.options or {},
-        environment=manifest(plan.systems) if environment is None else environment,
-        slo=plan.slo,
-        differences=(*differences, *lengths),
-        comparisons=comparisons,
-        decompositions=decompositions,
-        diagnoses=diagnose(summaries, _utilization(runs)),
-        warnings=tuple(dict.fromkeys((*warnings, *refusals, *check_samples(runs)))),
-        interrupted=interrupted,
-    )
-
-
-def _conclusions(
-    plan: Plan, runs: Sequence[Run], lengths: Sequence[Difference]
-) -> tuple[tuple[Comparison, ...], tuple[Decomposition, ...], list[str]]:
-    """Return what follows for the systems beside each other, or a warning why nothing does."""
-    if len(plan.systems) < 2 or any(run.mode == "overhead" for run in runs):  # the routes have figures of their own
-        return (), (), []
-    if lengths and not plan.allow_different:
-        named = "; ".join(map(describe, lengths))
-        return (), (), [f"not compared, because the replies differ: {named}; see --allow-different"]
-    ours, baseline, *controls = plan.systems
-    comparisons = compare(runs, (baseline, ours, *controls), seed=plan.seed)
-    if not controls:
-        return comparisons, (), []
-    names = {"system": ours.name, "control": controls[0].name, "baseline": baseline.name}
-    return comparisons, decompose(comparisons, **names), []
-
-
-def now() -> str:
-    """Return the moment in UTC as RFC 3339."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _words(level: Level) -> str:
-    load = f"C = {level.concurrency}" if level.rate is None else f"{level.rate:g}/s"
-    return f"{level.mode} {load}"
-
-
-def _utilization(runs: Sequence[Run]) -> dict[str, float]:
-    """Return the share of its GPUs that each system used under the most clients, where it is known."""
-    most = max((run.concurrency or 0 for run in runs), default=0)
-    return {
-        run.system: run.telemetry.figures["gpu_utilization_percent"] / 100
-        for run in runs
-        if run.concurrency == most and run.telemetry and "gpu_utilization_percent" in run.telemetry.figures
-    }

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import orjson
 
-from vllama.bench.generator import Kept, Load, Report
-from vllama.bench.records import read
+from vllama.bench.dataclass_json import read
+from vllama.bench.generator import GeneratorReport, KeptReply, RequestLoad
 from vllama.bench.result import Sample
 from vllama.errors import ServerError
 
@@ -28,24 +28,24 @@ _PATIENCE = 30.0  # seconds that a process has to end
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LoadOutcome:
     """What all processes saw of one load. `cpu` is the share of a core that the busiest one used."""
 
     samples: tuple[Sample, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptReply, ...]
     cpu: float
     processes: int
     interrupted: bool
 
 
-def processes_for(load: Load) -> int:
+def processes_for(load: RequestLoad) -> int:
     """Return how many processes this load needs."""
     if load.rate is None:
         return -(-load.clients // CLIENTS_PER_PROCESS)
     return max(1, -(-int(load.rate * load.output_tokens) // CHUNKS_PER_PROCESS))
 
 
-def split(load: Load, count: int) -> list[Load]:
+def split(load: RequestLoad, count: int) -> list[RequestLoad]:
     """Return the parts of a load that together are the load."""
     if load.rate is None:
         count = min(count, load.clients)
@@ -98,7 +98,21 @@ class Fleet:
             if process.stdout:
                 process.stdout.close()
 
-    def run(self, load: Load, progress: Callable[[int], object]) -> Seen:
+    def ask(self, load: RequestLoad, server: str) -> Sample:
+        """Send the one request of a load and return its sample; `server` names the server in errors.
+
+        Raises ServerError if the request fails, KeyboardInterrupt if Ctrl-C ended it.
+        """
+        seen = self.run(load, lambda ended: ended)
+        if seen.interrupted:
+            raise KeyboardInterrupt
+        (sample,) = seen.samples
+        if sample.outcome != "ok":
+            message = f"{server}: {sample.error or sample.outcome}"
+            raise ServerError(message)
+        return sample
+
+    def run(self, load: RequestLoad, progress: Callable[[int], object]) -> LoadOutcome:
         """Carry out a load; `progress` hears how many requests have ended. Ctrl-C ends it early, with what there is.
 
         Raises ServerError if the warm-up fails.
@@ -167,7 +181,7 @@ class _Collector:
         self._ready: set[int] = set()
         self._started = False
         self._ended = [0] * count
-        self._reports: dict[int, Report] = {}
+        self._reports: dict[int, GeneratorReport] = {}
         self._failed: dict[int, str] = {}
         self.stopped = False
 
@@ -201,16 +215,16 @@ class _Collector:
             self._ended[turn] = answer["ended"]
             self._progress(sum(self._ended))
         else:
-            self._reports[turn] = read(Report, answer, "report")
+            self._reports[turn] = read(GeneratorReport, answer, "report")
             self._ended[turn] = len(self._reports[turn].samples)
             self._progress(sum(self._ended))
 
-    def seen(self, *, interrupted: bool) -> Seen:
+    def seen(self, *, interrupted: bool) -> LoadOutcome:
         samples: list[Sample] = []
-        kept: list[Kept] = []
+        kept: list[KeptReply] = []
         for turn in sorted(self._reports):
             report = self._reports[turn]
             kept += (replace(one, sample=one.sample + len(samples)) for one in report.kept)
             samples += report.samples
         busiest = max((report.cpu for report in self._reports.values()), default=0.0)
-        return Seen(tuple(samples), tuple(kept), busiest, self._count, interrupted)
+        return LoadOutcome(tuple(samples), tuple(kept), busiest, self._count, interrupted)

@@ -1,4 +1,4 @@
-"""Sends requests, and notes when what came back: a closed loop of clients, or an open one that waits for nobody."""
+"""Send requests and record when each part of the replies arrives, in a closed or an open loop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vllama.bench.dialects import DIALECTS, refusal
 from vllama.bench.prompts import PromptSource
 from vllama.bench.result import Api, Arrivals, Outcome, Sample
 from vllama.errors import ServerError
+from vllama.keys.credentials import credentials
 
 AFTER_FAILURE = 0.05
 """Seconds that a client waits after a failure, so that a server that refuses at once is not flooded."""
@@ -36,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class RequestLoad:
     """What one process sends, and until when.
 
     Closed loop: `clients` of them, each with one request at a time. Open loop: `rate` requests/s, at `arrivals`,
@@ -64,7 +65,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptReply:
     """A reply whose text was wanted: which sample it is of, and the number of its prompt."""
 
     sample: int
@@ -73,11 +74,11 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a process saw: its samples in the order in which they ended. `cpu` is its CPU time over the time it took."""
+class GeneratorReport:
+    """Measurements of one process: its samples in the order of their ends. `cpu` is CPU time divided by wall time."""
 
     samples: tuple[Sample, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptReply, ...]
     cpu: float
 
 
@@ -90,10 +91,10 @@ class _Body:
 
 
 class Generator:
-    """Carries out one Load: first `warm_up`, then `measure`. `clock` gives ns, in step with the event loop's own."""
+    """Sends one load: first `warm_up`, then `measure`. `clock` gives ns, in step with the event loop's own clock."""
 
     def __init__(
-        self, load: Load, session: aiohttp.ClientSession, clock: Callable[[], int] = time.monotonic_ns
+        self, load: RequestLoad, session: aiohttp.ClientSession, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._clock = clock
         self._load = load
@@ -126,7 +127,7 @@ class Generator:
                 message = f"{self._url}: {sample.error or sample.outcome}"
                 raise ServerError(message)
 
-    async def measure(self, start: int) -> Report:
+    async def measure(self, start: int) -> GeneratorReport:
         """Send the load from `start` (ns of the monotonic clock) on, to its end; cancelling it ends it now."""
         cpu = time.process_time_ns()
         work: list[asyncio.Future[None]] = []
@@ -143,8 +144,8 @@ class Generator:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
         share = (time.process_time_ns() - cpu) / max(self._clock() - start, 1)
-        kept = (Kept(sample, number, self._dialect.text(body)) for sample, number, body in self._bodies)
-        return Report(tuple(self._samples), tuple(kept), share)
+        kept = (KeptReply(sample, number, self._dialect.text(body)) for sample, number, body in self._bodies)
+        return GeneratorReport(tuple(self._samples), tuple(kept), share)
 
     async def _client(self, start: int) -> None:
         while (number := self._next(self._clock() - start)) is not None:
@@ -176,7 +177,7 @@ class Generator:
             yield int(at * _NS)
 
     def _next(self, elapsed: int) -> int | None:
-        """Return the number of the next request, or None if there is none after so many ns."""
+        """Return the number of the next request, or None if the load has ended after `elapsed` ns."""
         load = self._load
         if load.iterations is not None and self._sent >= load.iterations:
             return None
@@ -255,6 +256,10 @@ async def open_session(target: Target) -> AsyncIterator[aiohttp.ClientSession]:
     """Give a session with as many connections as are asked for, which neither waits nor decodes."""
     kind = aiohttp.UnixConnector(target.socket, limit=0) if target.socket else aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
-        connector=kind, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False, trust_env=False
+        headers=credentials(),
+        connector=kind,
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+        trust_env=False,
     ) as session:
         yield session

@@ -2,9 +2,9 @@
 
     python -m vllama.bench.generator_process
 
-Orders come on stdin and answers go to stdout, one JSON object a line. A Load is answered by {"ready": true} once the
-warm-up is over, or by {"failed": TEXT}. Then {"start": NS} begins, {"ended": N} counts the requests that have ended,
-and a Report is the last answer. {"stop": true} ends a Load before its end, and the end of stdin the process.
+Orders come on stdin and answers go to stdout, one JSON object per line. The answer to a RequestLoad is {"ready": true}
+after the warm-up, or {"failed": TEXT}. Then {"start": NS} begins the measurement, {"ended": N} counts the requests that
+have ended, and a GeneratorReport is the last answer. {"stop": true} ends a load early. The process ends with stdin.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 import uvloop
 
-from vllama.bench.generator import Generator, Load, Report, open_session
-from vllama.bench.records import read
+from vllama.bench.dataclass_json import read
+from vllama.bench.generator import Generator, GeneratorReport, RequestLoad, open_session
 from vllama.errors import RequestError, ServerError
 
 _PROGRESS_SECONDS = 0.1
@@ -37,7 +37,7 @@ class _Process:
         while (order := await self._orders.get()) is not None:
             if "stop" in order:
                 continue  # it came too late for the load before
-            load = read(Load, order, "load")
+            load = read(RequestLoad, order, "load")
             try:
                 async with open_session(load.target) as session:
                     await self._carry_out(Generator(load, session))
@@ -45,7 +45,7 @@ class _Process:
                 self._answer({"failed": str(error)})
 
     async def _carry_out(self, generator: Generator) -> None:
-        empty = Report((), (), 0.0)
+        empty = GeneratorReport((), (), 0.0)
         if not await self._unless_stopped(generator.warm_up()):
             self._answer(empty)
             return

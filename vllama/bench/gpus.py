@@ -1,4 +1,4 @@
-"""What each GPU of this machine is, and what it does now."""
+"""Read the GPUs of this machine: their properties and their present use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Gpus:
     """All GPUs of the machine; none, with the reason in `note`, where NVML or a GPU is missing."""
 
     def __init__(self, module: Any = None) -> None:
-        """`module` stands for `pynvml` in tests."""
+        """Start NVML. Tests pass a `module` to use instead of `pynvml`."""
         self._handles: list[Any] = []
         self.note = ""
         self.driver = ""
@@ -97,7 +97,7 @@ class Gpus:
         }
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """Call NVML; None where this GPU has no answer: a MIG slice knows no utilisation, a GeForce no energy."""
+        """Call NVML; return None if the GPU lacks the value: a MIG slice has no utilisation, a GeForce no energy."""
         try:
             return getattr(self._nvml, function)(*arguments)
         except self._nvml.NVMLError:

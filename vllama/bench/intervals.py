@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vllama.bench.metrics import e2e_ms, tpot_ms, ttft_ms
 from vllama.bench.result import Run, Sample
+from vllama.bench.students_t import CONFIDENCE, normal_quantile, t_quantile
 
 RESAMPLES = 2000
-CONFIDENCE = 0.95
 
 _DRAWS = 2_000_000  # drawn at once: 16 MB
-
-# Student's t at 97.5 % for 1, 2, … degrees of freedom; from the tables, as the standard library has none.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 
 _Values = NDArray[np.float64]
 
@@ -166,6 +162,4 @@ def _widening(a: _Side, b: _Side) -> float:
     freedom = a.runs + b.runs - 2
     if freedom < 1 or not of_runs:
         return 1.0
-    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    t = _T[freedom - 1] if freedom <= len(_T) else normal * (1 + 1.2 / freedom)
-    return 1 + (t / normal - 1) * of_runs / all_of_it
+    return 1 + (t_quantile(freedom) / normal_quantile() - 1) * of_runs / all_of_it

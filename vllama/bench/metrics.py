@@ -65,7 +65,7 @@ def distribution(values: Iterable[float | None]) -> Distribution | None:
 
 
 def metrics(samples: Sequence[Sample], seconds: float, slo: Slo | None = None) -> Metrics:
-    """Return the figures of samples that were taken in windows of so many seconds together."""
+    """Return the metrics of samples from windows that last `seconds` in total."""
     ok = [sample for sample in samples if sample.outcome == "ok"]
     outcomes = Counter(sample.outcome for sample in samples)
     asked = len(samples) - outcomes["cancelled"]

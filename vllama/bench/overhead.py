@@ -1,4 +1,4 @@
-"""What the dialect and the gateway cost, against vLLM's own route in the same worker.
+"""Measure the CPU cost of the plugin and the gateway, relative to vLLM's own route in the same worker.
 
 It starts a server of its own. CPU time is read from the kernel for the process in question
 (`/proc/PID/task/*/schedstat`, ns), so a busy machine does not count. Routes take turns, so a drift of the machine
@@ -24,13 +24,15 @@ from pathlib import Path
 
 import orjson
 
+from vllama.bench.conclusions import conclude
+from vllama.bench.design import ExperimentDesign, ProgressListener
 from vllama.bench.environment import manifest
-from vllama.bench.experiment import Plan, Progress, result_of
 from vllama.bench.fleet import Fleet
-from vllama.bench.generator import Load, Target
+from vllama.bench.generator import RequestLoad, Target
 from vllama.bench.metrics import metrics, ttft_ms, window_of
-from vllama.bench.result import Result, Run, System
+from vllama.bench.result import ExperimentResult, Run, System
 from vllama.errors import RequestError, ServerError
+from vllama.machine.tied import tied
 
 VLLM, PLUGIN, GATEWAY = "vllm", "plugin", "gateway"
 """The routes: vLLM's own, the plugin's in the same process, and the plugin's behind the gateway."""
@@ -62,8 +64,8 @@ class Route:
     costs: dict[str, int]
 
 
-def measure_overhead(model: Path, plan: Plan, progress: Progress) -> Result:
-    """Measure the routes to the model in this directory, by the plan's greatest concurrency and its repetitions.
+def measure_overhead(model: Path, design: ExperimentDesign, progress: ProgressListener) -> ExperimentResult:
+    """Measure the routes to the model in this directory, by the design's greatest concurrency and its repetitions.
 
     Single requests for one token, `iterations` of them each way, give what the gateway adds to the time to first token.
     Raises RequestError if there is no such model, and ServerError.
@@ -71,29 +73,29 @@ def measure_overhead(model: Path, plan: Plan, progress: Progress) -> Result:
     if not (model / "config.json").is_file():
         message = f"--mode overhead starts a server of its own: MODEL must be the directory of a model, not {model}"
         raise RequestError(message)
-    clients = max(level.concurrency or 1 for level in plan.levels)
+    clients = max(level.concurrency or 1 for level in design.levels)
     progress("starting the server", 0.0)
     runs: list[Run] = []
     interrupted = False
-    with _serving(model) as server, Fleet(plan.processes) as fleet:
+    with _serving(model) as server, Fleet(design.processes) as fleet:
         routes = _routes(server)
         try:
-            for repetition in range(-1, plan.repetitions):  # the first is the warm-up
+            for repetition in range(-1, design.repetitions):  # the first is the warm-up
                 for route in routes:
-                    done = 0.8 * max(repetition, 0) / plan.repetitions
+                    done = 0.8 * max(repetition, 0) / design.repetitions
                     progress(f"{route.name}, C = {clients}" + (" (warm-up)" if repetition < 0 else ""), done)
-                    run = _run(fleet, plan, route, clients, repetition)
+                    run = _run(fleet, design, route, clients, repetition)
                     runs += [run] if repetition >= 0 else []
-            for block in range(-1, -(-(plan.iterations or _FIRST_TOKENS) // _BLOCK)):
+            for block in range(-1, -(-(design.iterations or _FIRST_TOKENS) // _BLOCK)):
                 for route in routes[1:]:
                     progress(f"{route.name}: first tokens", 0.8 + 0.002 * max(block, 0))
-                    run = _run(fleet, replace(plan, output_tokens=1), route, 1, block)
+                    run = _run(fleet, replace(design, output_tokens=1), route, 1, block)
                     runs += [run] if block >= 0 else []
         except KeyboardInterrupt:
             interrupted = True
     systems = tuple(System(route.name, route.target.url, route.target.api, _MODEL) for route in routes)
     # The server has ended, and only this process could have reached its worker: there is nobody left to ask.
-    return result_of(replace(plan, systems=systems), runs, environment=manifest(()), interrupted=interrupted)
+    return conclude(replace(design, systems=systems), runs, environment=manifest(()), interrupted=interrupted)
 
 
 def _routes(server: Server) -> tuple[Route, ...]:
@@ -109,14 +111,14 @@ def _routes(server: Server) -> tuple[Route, ...]:
     )
 
 
-def _run(fleet: Fleet, plan: Plan, route: Route, clients: int, repetition: int) -> Run:
-    load = Load(
+def _run(fleet: Fleet, design: ExperimentDesign, route: Route, clients: int, repetition: int) -> Run:
+    load = RequestLoad(
         target=route.target,
-        prompts=replace(plan.prompts, salt=f"{plan.seed}:{route.name}:{clients}:{repetition}"),
-        output_tokens=plan.output_tokens,
+        prompts=replace(design.prompts, salt=f"{design.seed}:{route.name}:{clients}:{repetition}"),
+        output_tokens=design.output_tokens,
         clients=clients,
         iterations=clients if clients > 1 else _BLOCK,
-        timeout=plan.timeout,
+        timeout=design.timeout,
     )
     before = {name: cpu_time(pid) for name, pid in route.costs.items()}
     seen = fleet.run(load, lambda ended: ended)
@@ -124,7 +126,7 @@ def _run(fleet: Fleet, plan: Plan, route: Route, clients: int, repetition: int) 
     if seen.interrupted:
         raise KeyboardInterrupt
     window = window_of(seen.samples)
-    figures = metrics(seen.samples, (window[1] - window[0]) / 1e9, plan.slo)
+    figures = metrics(seen.samples, (window[1] - window[0]) / 1e9, design.slo)
     if not figures.ok:
         message = f"{route.name}: {seen.samples[0].error or seen.samples[0].outcome}"
         raise ServerError(message)
@@ -143,7 +145,7 @@ def _run(fleet: Fleet, plan: Plan, route: Route, clients: int, repetition: int) 
     )
 
 
-def costs_of(result: Result) -> dict[str, float]:
+def costs_of(result: ExperimentResult) -> dict[str, float]:
     """Return CPU µs per token of each route in the API server, that of the gateway, ratios, and what it adds in ms."""
     most = max((run.concurrency or 0 for run in result.runs), default=0)
     loaded = {name: _runs_of(result, name, most) for name in (VLLM, PLUGIN, GATEWAY)}
@@ -159,7 +161,7 @@ def costs_of(result: Result) -> dict[str, float]:
     return found
 
 
-def table_of(result: Result) -> str:
+def table_of(result: ExperimentResult) -> str:
     """Return those costs as a person reads them."""
     cost = costs_of(result)
     if not cost:
@@ -179,7 +181,7 @@ def table_of(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _runs_of(result: Result, system: str, clients: int) -> list[Run]:
+def _runs_of(result: ExperimentResult, system: str, clients: int) -> list[Run]:
     return [run for run in result.runs if (run.system, run.concurrency) == (system, clients)]
 
 
@@ -200,14 +202,14 @@ def cpu_time(pid: int) -> int:
 
 @contextlib.contextmanager
 def _serving(model: Path) -> Iterator[Server]:
-    """A gateway with this model, ready, on a free port and with a store of its own."""
+    """Run a gateway with this model, loaded, on a free port and with a store of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as store, tempfile.TemporaryFile("w+") as output:
         gateway = subprocess.Popen(
-            [sys.executable, "-m", "vllama", "serve", "--port", str(port), "--model", f"{_MODEL}={model}"],
+            tied(sys.executable, "-m", "vllama", "serve", "--port", str(port), "--model", f"{_MODEL}={model}"),
             env={**os.environ, "OLLAMA_MODELS": store, "VLLAMA_SPARE_WORKERS": "0"},
             stdout=output,
             stderr=output,

@@ -1,6 +1,6 @@
-"""What the requests say: prompts of a file, images of a directory, or synthetic ones of an exact length.
+"""Prompts of the requests: from a file, images from a directory, or synthetic ones of an exact length.
 
-Every process of the load generator makes the same prompt for the same number, so none has to be handed over.
+Every process of the load generator makes the same prompt for the same number, so prompts are never sent to processes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
 class BadWorkload(RequestError):
-    """The prompts cannot be read from where they are said to be."""
+    """The prompts cannot be read from the given file or directory."""
 
 
 @dataclass(frozen=True, slots=True)

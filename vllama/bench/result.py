@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from vllama.bench.records import BadResult, read
+from vllama.bench.dataclass_json import BadResult, read
 
 SCHEMA = 1
 """The version of the JSON that `dump` writes; `load` takes no other."""
@@ -25,8 +25,8 @@ Verdict: TypeAlias = Literal["better", "worse", "no difference", "regression"]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a server says of itself and its model; the parity gate compares it. None or "": it does not say.
+class ServerFacts:
+    """Properties that a server reports about itself and its model. None or "": not reported.
 
     `context` is in tokens; `quantization` as declared ("Q4_0", "BF16").
     """
@@ -47,7 +47,7 @@ class System:
     url: str
     api: Api
     model: str
-    facts: Facts = Facts()
+    facts: ServerFacts = ServerFacts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What a good request keeps, in ms. None: any value is good."""
+    """Limits of a good request, in ms. None: no limit."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
@@ -88,7 +88,7 @@ class ServerTimes:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request.
+    """One request and its reply.
 
     `start` is when it was due (open loop) or sent (closed loop), `sent` when it was sent, `first` when its first text
     came (None: none came, or the reply was not streamed), `end` when its last byte came or it failed. `chunks` are the
@@ -114,7 +114,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What was read of the machine in a run's window.
+    """Readings of the machine during a run.
 
     `times` are ns of the samples' clock; `series` has one value for each of them (None: not readable then) by name and
     unit ("gpu0_power_w"). `idle` are means of the same series before the first run, `figures` what follows
@@ -130,7 +130,7 @@ class Telemetry:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Of one figure over requests or gaps; percentiles interpolate linearly between the two nearest ranks."""
+    """The distribution of a figure over requests or gaps; percentiles interpolate between the two nearest ranks."""
 
     n: int
     mean: float
@@ -144,7 +144,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What follows from the samples of one or several runs. Formulas and units: docs/benchmarking.md.
+    """Figures computed from the samples of one or several runs. Formulas and units: docs/benchmarking.md.
 
     Counts are requests: `ok`, and apart from them `errors`, `dropped`, `timeouts` and `cancelled`. A distribution is
     None where no request has the figure. `inflation` is None where there is no run with C = 1.
@@ -180,6 +180,21 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadLevel:
+    """A mode under one load: `concurrency` clients, or `rate` requests/s."""
+
+    mode: Mode
+    concurrency: int | None = None
+    rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The level in words: `streaming, C = 8` or `streaming, 5 requests/s`."""
+        load = f"{self.rate:g} requests/s" if self.rate is not None else f"C = {self.concurrency}"
+        return f"{self.mode}, {load}"
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One system under one load, once. `system` is a System's name, `repetition` counts from 0.
 
@@ -205,9 +220,9 @@ class Run:
     telemetry: Telemetry | None = None
 
     @property
-    def level(self) -> tuple[Mode, int | None, float | None]:
-        """What runs of different systems or repetitions have in common when they may be compared."""
-        return self.mode, self.concurrency, self.rate
+    def level(self) -> LoadLevel:
+        """The mode and load of the run. Runs of different systems or repetitions at one level may be compared."""
+        return LoadLevel(self.mode, self.concurrency, self.rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +240,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something in which the sides are not alike, by system name. `what` is "prompt tokens", "context", …"""
+    """A property in which the sides differ, with its values by system name.
+
+    `what` is "prompt tokens", "context", …
+    """
 
     what: str
     values: dict[str, str]
@@ -273,7 +291,7 @@ class Decomposition:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the sweep says of a system, in words. `at` is the concurrency that it is about."""
+    """A finding of the sweep about a system, in words. `at` is the concurrency at which it holds."""
 
     system: str
     kind: Kind
@@ -282,7 +300,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ExperimentResult:
     """All of a bench. `environment` is the manifest: hardware, driver, versions, flags, commit.
 
     `options` are the options of the command by name, as they were in force; a rerun starts from them. `created` is
@@ -307,12 +325,12 @@ class Result:
     schema: int = SCHEMA
 
 
-def dump(result: Result) -> bytes:
+def dump(result: ExperimentResult) -> bytes:
     """Return the result as JSON."""
     return orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def load(text: bytes) -> Result:
+def load(text: bytes) -> ExperimentResult:
     """Return the result in this JSON. Raises BadResult, which says what is wrong where."""
     try:
         value = orjson.loads(text)
@@ -324,4 +342,4 @@ def load(text: bytes) -> Result:
     if value["schema"] != SCHEMA:
         message = f"written in version {value['schema']} of the format; this vllama reads version {SCHEMA}"
         raise BadResult(message)
-    return read(Result, value, "result")
+    return read(ExperimentResult, value, "result")

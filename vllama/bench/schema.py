@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 import orjson
 
-from vllama.bench.result import SCHEMA, Result
+from vllama.bench.result import SCHEMA, ExperimentResult
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
@@ -29,7 +29,7 @@ def published() -> bytes:
 def generated() -> bytes:
     """Return the schema of the records as they are."""
     definitions: dict[str, Any] = {}
-    root = _record(Result, definitions)
+    root = _record(ExperimentResult, definitions)
     root["properties"]["schema"] = {"const": SCHEMA}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import sys
 import time
@@ -23,10 +22,13 @@ from typing import Any
 import click
 import httpx
 
+from vllama.bench.dialects import server_times
 from vllama.bench.gpus import Gpus
-from vllama.bench.loads import unload
-from vllama.bench.metrics import distribution
+from vllama.bench.metrics import distribution, ttft_ms
+from vllama.bench.model_loads import unload
+from vllama.bench.result import Sample
 from vllama.errors import VllamaError
+from vllama.keys.credentials import credentials
 from vllama.machine.host import host_memory
 from vllama.settings import Address
 
@@ -35,23 +37,21 @@ PROMPT = "Name the capital of France, and one river that flows through it."
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One request to the model that was not awake; seconds, `load_seconds` as the server states them.
+    """One request to a model that was not awake, with its answer.
 
-    `memory` is the bytes in use when the answer was complete: of each GPU, or of the machine's RAM where there is none.
+    `memory` is the bytes in use when the answer was complete: of each GPU, or of RAM on a machine without GPUs.
     """
 
     kind: str
     model: str
-    ttft: float
-    total: float
-    load_seconds: float
+    sample: Sample
     text: str
     is_same: bool
     memory: dict[str, int]
 
 
 @dataclass(slots=True)
-class Result:
+class SwitchingResult:
     """All that was measured; `memory_before` is that of the idle server."""
 
     url: str
@@ -60,18 +60,18 @@ class Result:
     switches: list[Switch] = field(default_factory=list)
 
     def of(self, kind: str) -> list[Switch]:
-        """The switches of a kind, in order."""
+        """Return the switches of a kind, in order."""
         return [switch for switch in self.switches if switch.kind == kind]
 
 
 @dataclass(slots=True)
-class Client:
+class SwitchingClient:
     """Asks one server, and knows each model's first answer."""
 
     http: httpx.Client
     tokens: int
     prompt: str = PROMPT
-    clock: Callable[[], float] = time.perf_counter
+    clock: Callable[[], int] = time.monotonic_ns
     memory: Callable[[], dict[str, int]] = dict
     first_answers: dict[str, str] = field(default_factory=dict)
 
@@ -83,7 +83,8 @@ class Client:
             "stream": True,
             "options": {"temperature": 0, "seed": 1, "num_predict": self.tokens},
         }
-        started, first, text, final = self.clock(), math.nan, "", dict[str, Any]()
+        start, text, final = self.clock(), "", dict[str, Any]()
+        first: int | None = None
         with self.http.stream("POST", "/api/chat", json=body) as reply:
             for line in reply.iter_lines():
                 record = json.loads(line)
@@ -91,32 +92,32 @@ class Client:
                     raise click.ClickException(f"{model}: {record['error']}")
                 message = record.get("message", {})
                 piece = message.get("thinking", "") + message.get("content", "")
-                if math.isnan(first) and piece:
-                    first = self.clock() - started
+                if first is None and piece:
+                    first = self.clock()
                 text, final = text + piece, record
         if not final.get("done") or not text:
             raise click.ClickException(f"{model} gave no whole answer")
         return Switch(
             kind=kind,
             model=model,
-            ttft=first,
-            total=self.clock() - started,
-            load_seconds=final.get("load_duration", 0) / 1e9,
+            sample=Sample(start, start, first, self.clock(), "ok", server=server_times(final)),
             text=text,
             is_same=text == self.first_answers.setdefault(model, text),
             memory=self.memory(),
         )
 
 
-def measure(client: Client, url: str, models: Sequence[str], *, switches: int, cold: int) -> Result:
+def measure(client: SwitchingClient, url: str, models: Sequence[str], *, switches: int, cold: int) -> SwitchingResult:
     """Load both, let both sleep once (kind "first"), switch in turns ("switch"), and load some afresh ("cold")."""
-    result = Result(url, list(models), client.memory())
+    result = SwitchingResult(url, list(models), client.memory())
 
     def ask(kind: str, model: str) -> None:
         switch = client.ask(kind, model)
         result.switches.append(switch)
         same = "" if switch.is_same else "  ANOTHER ANSWER"
-        click.echo(f"{kind:>6}  {model}  {switch.ttft:8.3f} s  {switch.text[:40]!r}{same}", err=True)
+        click.echo(
+            f"{kind:>6}  {model}  {(ttft_ms(switch.sample) or 0) / 1000:8.3f} s  {switch.text[:40]!r}{same}", err=True
+        )
 
     for kind in ("load", "first"):
         for model in models:
@@ -130,24 +131,23 @@ def measure(client: Client, url: str, models: Sequence[str], *, switches: int, c
     return result
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """Counts, and the times to first token of each kind of switch in seconds; percentiles as in all of the bench."""
+def summary(result: SwitchingResult) -> dict[str, Any]:
+    """Return counts, and the distribution of the time to first token of each kind of switch, as in all of the bench."""
     kinds = {}
     for kind in dict.fromkeys(switch.kind for switch in result.switches):
-        if times := distribution(switch.ttft for switch in result.of(kind)):
-            kinds[kind] = {"count": times.n, "ttft_p50": times.p50, "ttft_p99": times.p99, "ttft_max": times.max}
+        if times := distribution(ttft_ms(switch.sample) for switch in result.of(kind)):
+            kinds[kind] = {"count": times.n, "ttft_ms": asdict(times)}
     wrong = sum(not switch.is_same for switch in result.switches)
     most = {name: max(switch.memory[name] for switch in result.switches) for name in result.memory_before}
     return {"kinds": kinds, "other_answers": wrong, "memory_before": result.memory_before, "memory_most": most}
 
 
 def as_table(told: dict[str, Any]) -> str:
-    """The summary in Markdown."""
+    """Return the summary as a Markdown table."""
     lines = ["| switch | count | TTFT p50 | p99 | max |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {kind} | {row['count']} | {row['ttft_p50']:.3f} s | {row['ttft_p99']:.3f} s | {row['ttft_max']:.3f} s |"
-        for kind, row in told["kinds"].items()
-    ]
+    for kind, row in told["kinds"].items():
+        p50, p99, longest = (row["ttft_ms"][name] / 1000 for name in ("p50", "p99", "max"))
+        lines.append(f"| {kind} | {row['count']} | {p50:.3f} s | {p99:.3f} s | {longest:.3f} s |")
     lines += ["", "| memory in use | before | most |", "|---|---|---|"]
     lines += [
         f"| {name} | {before / 2**30:.1f} GiB | {told['memory_most'][name] / 2**30:.1f} GiB |"
@@ -157,7 +157,7 @@ def as_table(told: dict[str, Any]) -> str:
 
 
 def memory_reader() -> Callable[[], dict[str, int]]:
-    """What reads the bytes in use on each GPU of this machine, or in its RAM where it has none."""
+    """Return a function that reads the bytes in use on each GPU of this machine, or in its RAM where it has none."""
     gpus = Gpus()
     if not len(gpus):
         return lambda: {"RAM": (ram := host_memory()).total - ram.free}
@@ -184,12 +184,12 @@ def main(
 ) -> None:
     """Switch between two models of a running server and print how long a client waits.
 
-    The loads and the first sleep of each model are told apart from the switches. Ends with exit code 1 where a model
-    answered otherwise than at first.
+    The loads and the first sleep of each model are reported apart from the switches. The exit code is 1 if a model's
+    answer changed.
     """
     url = url or Address.parse(os.environ.get("OLLAMA_HOST", "")).url
-    with httpx.Client(base_url=url, timeout=httpx.Timeout(10, read=900)) as http:
-        client = Client(http, tokens, prompt, memory=memory_reader())
+    with httpx.Client(headers=credentials(), base_url=url, timeout=httpx.Timeout(10, read=900)) as http:
+        client = SwitchingClient(http, tokens, prompt, memory=memory_reader())
         try:
             result = measure(client, url, models, switches=switches, cold=cold)
         except VllamaError as error:

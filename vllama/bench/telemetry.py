@@ -1,7 +1,7 @@
-"""What a run costs the machine: GPUs by NVML and the server's processes by /proc, on the samples' clock.
+"""Read the load of the machine during runs: GPUs by NVML and the server's processes by /proc, on the samples' clock.
 
 A Recorder reads in a thread of its own, 20 times a second, while the bench runs. `take_idle` keeps what the machine
-uses with the model loaded and nobody asking; `telemetry` cuts one run's window out of the trace and works out
+uses with the model loaded and no requests; `telemetry` cuts one run's window out of the trace and works out
 its figures, less the idle ones. The figures and their units are in docs/benchmarking.md.
 """
 

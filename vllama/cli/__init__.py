@@ -1,1 +1,1 @@
-"""The `vllama` command: one file per subcommand."""
+"""The `vllama` command, one file per subcommand."""

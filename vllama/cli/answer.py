@@ -1,4 +1,4 @@
-"""Shows an answer as it streams in, its thinking set apart, and its timings."""
+"""Display of a streamed reply, with its thinking set apart, and of its timings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from vllama.cli.client import Record
+from vllama.cli.api_client import Record
 from vllama.cli.output import go_duration, has_color
 from vllama.durations import NS_PER_SECOND
 from vllama.errors import VllamaError
@@ -16,13 +16,13 @@ _GREY, _BOLD, _PLAIN = "\x1b[38;5;245m", "\x1b[1m", "\x1b[0m"
 
 @dataclass(slots=True)
 class Answer:
-    """What has come so far of one answer; after Ctrl-C that is only a part. `final` is its `done` record."""
+    """The received part of one reply (incomplete after Ctrl-C). `final` is its `done` record."""
 
     text: str = ""
     final: Record = field(default_factory=dict)
 
     def show(self, records: Iterable[Record], out: TextIO, *, hide_thinking: bool = False) -> None:
-        """Write the pieces of a generate or chat stream as they come."""
+        """Write the pieces of a generate or chat stream as they arrive."""
         thinking = Thinking(out)
         try:
             for record in records:
@@ -38,14 +38,14 @@ class Answer:
                 if record.get("done"):
                     self.final = record
         except VllamaError:
-            out.write("\n" if self.text else "")  # the message of the error gets a line of its own
+            out.write("\n" if self.text else "")  # the error message goes on its own line
             raise
         finally:
             thinking.close()
 
 
 class Thinking:
-    """Frames what a model thinks before it answers, grey where the terminal has colours."""
+    """Prints a model's thinking between two headings, in grey if the terminal has colours."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -53,7 +53,7 @@ class Thinking:
         self._last = ""
 
     def write(self, text: str) -> None:
-        """Write a piece of it, after a heading if it is the first."""
+        """Write a piece of thinking, after a heading if it is the first."""
         is_first, self._last = not self._last, text
         if is_first:
             self._heading("Thinking...\n")
@@ -61,7 +61,7 @@ class Thinking:
         self._out.write(text)
 
     def close(self) -> None:
-        """End the thinking, if there is any."""
+        """Write the closing heading, if there was any thinking."""
         if not self._last:
             return
         if not self._last.endswith("\n"):
@@ -75,18 +75,20 @@ class Thinking:
 
 
 def timings(final: Record) -> str:
-    """Return what `--verbose` prints of a final record; its durations are ns, its counts tokens."""
+    """Return the timings that `--verbose` prints from a final record (durations in ns, counts in tokens)."""
     lines = []
     for label, key in (("total", "total"), ("load", "load")):
         if ns := final.get(f"{key}_duration"):
             lines.append(_line(f"{label} duration", go_duration(ns)))
     for label, key in (("prompt eval", "prompt_eval"), ("eval", "eval")):
-        count, ns = final.get(f"{key}_count", 0), final.get(f"{key}_duration", 0)
+        count, ns, cached = (final.get(f"{key}_{what}", 0) for what in ("count", "duration", "cached_count"))
         if count:
             lines.append(_line(f"{label} count", f"{count} token(s)"))
+        if cached:
+            lines.append(_line(f"{label} cached", f"{cached} token(s)"))
         if ns:
             lines.append(_line(f"{label} duration", go_duration(ns)))
-            lines.append(_line(f"{label} rate", f"{count / ns * NS_PER_SECOND:.2f} tokens/s"))
+            lines.append(_line(f"{label} rate", f"{(count - cached) / ns * NS_PER_SECOND:.2f} tokens/s"))
     return "\n".join(lines)
 
 

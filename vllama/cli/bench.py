@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from vllama.cli.api_client import ApiClient
 from vllama.cli.bench_output import Outputs, emit, output_options
-from vllama.cli.bench_progress import BenchProgress
-from vllama.cli.client import Client
+from vllama.cli.progress import ProgressLine
 from vllama.errors import RequestError
 
 if TYPE_CHECKING:
-    from vllama.bench.experiment import Level, Plan
-    from vllama.bench.result import Api, Mode, Result, System
+    from vllama.bench.design import ExperimentDesign
+    from vllama.bench.result import Api, ExperimentResult, LoadLevel, Mode, System
 
 T = TypeVar("T", int, float)
 
@@ -32,14 +32,14 @@ UNUSED = {
     "switch": _OF_LOADS,
     "overhead": (*_OF_LOADS, "url", "label", "against"),
 }
-"""Options that a mode would not heed."""
+"""Options that a mode refuses, because it would ignore them."""
 
 APIS = ("ollama", "ollama-generate", "openai", "openai-completions")
 
 POSITIVE = click.FloatRange(0, min_open=True)
 
 BUDGET_SECONDS = 40.0
-"""What all runs take together where neither --iterations nor --duration is given."""
+"""Total time of all runs without --iterations and --duration."""
 
 LEAST_SECONDS = 2.0
 
@@ -66,7 +66,7 @@ def _positive(text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
 
 
 class BenchCommand(click.Command):
-    """Hands over to the command that the first argument names, if it names one."""
+    """Passes control to the subcommand that the first argument names, if any."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -90,36 +90,38 @@ Examples:
   vllama bench smollm2:135m --schema person.json --concurrency 1,16
 
 \b
-Of results that are there already:
+Work with existing results:
   vllama bench report RESULT.json --html report.html
   vllama bench compare BEFORE.json AFTER.json --fail-if 5%
   vllama bench rerun RESULT.json""",
 )
 @click.argument("model", default="")
-@click.option("--url", default="", help="The server to measure.  [default: OLLAMA_HOST]")
-@click.option("--api", type=click.Choice(APIS), default="ollama", show_default=True, help="How to ask it.")
-@click.option("--label", default="", help="What reports call it.  [default: its address]")
-@click.option("--against", default="", metavar="URL", help="A second server to compare with: the baseline.")
-@click.option("--against-model", default="", metavar="NAME", help="Its model.  [default: MODEL]")
-@click.option("--against-api", type=click.Choice(APIS), help="How to ask it.  [default: as --api]")
-@click.option("--against-label", default="", help="What reports call it.  [default: its address]")
+@click.option("--url", default="", help="Server to measure.  [default: OLLAMA_HOST]")
+@click.option("--api", type=click.Choice(APIS), default="ollama", show_default=True, help="API to measure it by.")
+@click.option("--label", default="", help="Name of the server in reports.  [default: its address]")
+@click.option("--against", default="", metavar="URL", help="Second server to compare with: the baseline.")
+@click.option("--against-model", default="", metavar="NAME", help="Model of the baseline.  [default: MODEL]")
+@click.option(
+    "--against-api", type=click.Choice(APIS), help="API to measure the baseline by.  [default: same as --api]"
+)
+@click.option("--against-label", default="", help="Name of the baseline in reports.  [default: its address]")
 @click.option(
     "--control",
     default="",
     metavar="NAME",
-    help="The baseline's model on the measured server: parts what the server does from what the model does.",
+    help="The baseline's model on the measured server, to separate the effect of the server from that of the model.",
 )
 @click.option(
     "--allow-different",
     is_flag=True,
-    help="Compare sides that differ in context, quantisation or lengths; the report names what differs.",
+    help="Compare even if context, quantization or lengths differ; the report lists the differences.",
 )
 @click.option(
     "--mode",
     type=click.Choice(MODES),
     default="streaming",
     show_default=True,
-    help="all: sequential, concurrent and streaming.",
+    help="Kind of measurement; all: sequential, concurrent and streaming.",
 )
 @click.option(
     "--concurrency",
@@ -127,53 +129,71 @@ Of results that are there already:
     metavar="N,…",
     default="1,8",
     show_default=True,
-    help="Clients, each with one request at a time.",
+    help="Number of clients, each with one request at a time.",
 )
 @click.option(
     "--rate",
     type=numbers,
     metavar="N,…",
-    help="Requests/s instead of clients; they are sent whether the server keeps up or not.",
+    help="Requests per second instead of clients, sent even if the server falls behind.",
 )
-@click.option("--arrivals", type=click.Choice(("constant", "poisson")), default="constant", show_default=True)
-@click.option("--iterations", type=click.IntRange(1), help="Requests a run.")
-@click.option("--duration", type=POSITIVE, help="Seconds a run.  [default: all runs share 40]")
-@click.option("--repetitions", type=click.IntRange(1), help="Runs of each kind.  [default: 1; with --against 3]")
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests a client, not counted.")
-@click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Seconds that a request may take.")
-@click.option("--tokens", type=click.IntRange(1), default=50, show_default=True, help="The longest reply.")
-@click.option("--prompt-tokens", type=click.IntRange(1), help="Length of synthetic prompts, the template included.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(("constant", "poisson")),
+    default="constant",
+    show_default=True,
+    help="Spacing of requests with --rate.",
+)
+@click.option("--iterations", type=click.IntRange(1), help="Requests per run.")
+@click.option("--duration", type=POSITIVE, help="Seconds per run.  [default: all runs share 40]")
+@click.option(
+    "--repetitions", type=click.IntRange(1), help="Runs per mode, load and server.  [default: 1; with --against 3]"
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Uncounted requests per client before each run.",
+)
+@click.option("--timeout", type=POSITIVE, default=300.0, show_default=True, help="Maximum seconds per request.")
+@click.option("--tokens", type=click.IntRange(1), default=50, show_default=True, help="Maximum tokens per reply.")
+@click.option("--prompt-tokens", type=click.IntRange(1), help="Length of synthetic prompts, including the template.")
 @click.option(
     "--prompts",
     type=click.Path(exists=True, path_type=Path),
-    help="A file of prompts (text, JSON lines, ShareGPT) or a directory of images.",
+    help="File of prompts (text, JSON lines, ShareGPT) or directory of images.",
 )
-@click.option("--same-prefix", is_flag=True, help="Let prompts begin alike, so that prefix caches help.")
+@click.option("--same-prefix", is_flag=True, help="Start all prompts with the same words, so that prefix caches work.")
 @click.option(
     "--schema",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A JSON Schema that replies have to keep, or a task: prompts too, and what is expected.",
+    help="JSON Schema that replies must match, or a task file with prompts and expected values.",
 )
-@click.option("--slo-ttft", type=POSITIVE, help="Goodput: at most so many ms to the first token.")
-@click.option("--slo-tpot", type=POSITIVE, help="Goodput: at most so many ms per token.")
-@click.option("--slo-e2e", type=POSITIVE, help="Goodput: at most so many ms for all of a reply.")
+@click.option("--slo-ttft", type=POSITIVE, help="Goodput: maximum ms to the first token.")
+@click.option("--slo-tpot", type=POSITIVE, help="Goodput: maximum ms per token.")
+@click.option("--slo-e2e", type=POSITIVE, help="Goodput: maximum ms for the whole reply.")
 @click.option(
     "--tokenizer",
     type=click.Path(exists=True, path_type=Path),
-    help="The model's tokenizer.json, to count tokens again.  [default: the one in OLLAMA_MODELS, if it is there]",
+    help="The model's tokenizer.json, to check token counts.  [default: the one in OLLAMA_MODELS, if present]",
 )
-@click.option("--switch-model", default="", metavar="NAME", help="The other model of --mode switch.")
-@click.option("--processes", type=click.IntRange(1), help="Of the load generator.  [default: what the load needs]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of prompts, arrivals and intervals.")
+@click.option("--switch-model", default="", metavar="NAME", help="Second model for --mode switch.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Processes of the load generator.  [default: as many as the load needs]"
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Random seed for prompts, arrivals and confidence intervals."
+)
 @output_options
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
-    """Measure how fast a server answers, and whether it batches: throughput and latency under load.
+    """Measure the throughput and latency of a server under load.
 
-    MODEL is the model to ask; without one, the one that is loaded. Each figure is defined in docs/benchmarking.md.
+    MODEL is the model to measure; the default is the loaded one. docs/benchmarking.md defines each figure.
     """
     outputs = Outputs.taken_from(options)
-    with BenchProgress(sys.stderr) as progress:
+    with ProgressLine(sys.stderr) as progress:
         result = measured(options, ("vllama", *sys.argv[1:]), progress)
     emit(result, outputs)
     if result.interrupted:
@@ -185,46 +205,46 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 def measured(
     options: Mapping[str, Any], command_line: tuple[str, ...], progress: Callable[[str, float], object]
-) -> Result:
+) -> ExperimentResult:
     """Carry out a bench with these options of the command, by parameter name."""
-    plan = plan_of(options, command_line)
+    design = design_of(options, command_line)
     if options["mode"] == "coldstart":
-        from vllama.bench.loads import measure_cold_starts
+        from vllama.bench.model_loads import measure_cold_starts
 
-        return measure_cold_starts(plan, progress)
+        return measure_cold_starts(design, progress)
     if options["mode"] == "switch":
-        from vllama.bench.loads import measure_switches
+        from vllama.bench.model_loads import measure_switches
 
-        return measure_switches(plan, options["switch_model"], progress)
+        return measure_switches(design, options["switch_model"], progress)
     if options["mode"] == "overhead":
         from vllama.bench.overhead import measure_overhead
 
-        return measure_overhead(model_directory(options["model"]), plan, progress)
+        return measure_overhead(model_directory(options["model"]), design, progress)
     from vllama.bench.experiment import measure
 
-    return measure(plan, progress)
+    return measure(design, progress)
 
 
 def model_directory(model: str) -> Path:
-    """Return the directory of a model that is one itself, or that the store has under this name."""
+    """Return MODEL itself if it is a directory, else the directory of the stored model with this name."""
     if Path(model).is_dir():
         return Path(model)
-    from vllama.cli.stored import open_store
+    from vllama.cli.local_store import open_store
     from vllama.names import ModelName
 
     return Path(open_store().get(ModelName.parse(model)).snapshot)
 
 
-def _refusal(result: Result) -> str:
+def _refusal(result: ExperimentResult) -> str:
     """Return why the result is not what was asked for; "" if it is."""
     if not any(run.metrics.ok for run in result.runs):
         return "no request was answered"
     return next((warning for warning in result.warnings if warning.startswith("not compared")), "")
 
 
-def plan_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> Plan:
+def design_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> ExperimentDesign:
     """Return what the options ask for. Raises RequestError for those that exclude each other."""
-    from vllama.bench.experiment import Plan
+    from vllama.bench.design import ExperimentDesign
     from vllama.bench.prompts import PromptSource
     from vllama.bench.quality import Task
     from vllama.bench.result import Slo
@@ -238,8 +258,8 @@ def plan_of(options: Mapping[str, Any], command_line: tuple[str, ...]) -> Plan:
     task = Task.from_file(options["schema"]) if options["schema"] else None
     source = options["schema"] if task and task.prompts else options["prompts"]
     prompts = PromptSource(str(source or ""), fresh_prefix=not options["same_prefix"])
-    prompts.open()  # what is wrong with it is said before anything is loaded
-    return Plan(
+    prompts.open()  # refuses a bad file before any model is loaded
+    return ExperimentDesign(
         systems=systems,
         levels=levels,
         prompts=prompts,
@@ -292,7 +312,7 @@ def _check(options: Mapping[str, Any]) -> None:
 def _systems(options: Mapping[str, Any]) -> tuple[System, ...]:
     from vllama.bench.result import System
 
-    url = options["url"].rstrip("/") or Client.from_environment().url
+    url = options["url"].rstrip("/") or ApiClient.from_environment().url
     model = options["model"] or _model_of(url, options["api"])
     ours = System(options["label"] or _address(url), url, options["api"], model)
     if not options["against"]:
@@ -320,7 +340,7 @@ def _address(url: str) -> str:
 
 
 def _model_of(url: str, api: Api) -> str:
-    from vllama.bench.facts import only_model
+    from vllama.bench.server_facts import only_model
 
     if model := only_model(url, api):
         return model
@@ -328,16 +348,16 @@ def _model_of(url: str, api: Api) -> str:
     raise RequestError(message)
 
 
-def _levels(options: Mapping[str, Any]) -> tuple[Level, ...]:
-    from vllama.bench.experiment import Level
+def _levels(options: Mapping[str, Any]) -> tuple[LoadLevel, ...]:
+    from vllama.bench.result import LoadLevel
 
-    levels: list[Level] = []
+    levels: list[LoadLevel] = []
     asked = ("sequential", "concurrent", "streaming") if options["mode"] == "all" else (options["mode"],)
     for mode in cast("tuple[Mode, ...]", asked):
         if mode == "sequential":
-            levels.append(Level(mode, 1))
+            levels.append(LoadLevel(mode, 1))
         elif options["rate"]:
-            levels += (Level(mode, rate=float(rate)) for rate in options["rate"])
+            levels += (LoadLevel(mode, rate=float(rate)) for rate in options["rate"])
         else:
-            levels += (Level(mode, int(clients)) for clients in options["concurrency"])
+            levels += (LoadLevel(mode, int(clients)) for clients in options["concurrency"])
     return tuple(levels)

@@ -1,4 +1,4 @@
-"""`vllama bench compare`: has it become slower?"""
+"""`vllama bench compare`: compare a result with an earlier one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllama.cli.bench_output import read_result
 from vllama.cli.output import print_json, table
 
 if TYPE_CHECKING:
-    from vllama.bench.baseline import Against
+    from vllama.bench.baseline import BaselineComparison
     from vllama.bench.result import Comparison
 
 _SLOWER = 1
@@ -46,10 +46,10 @@ def command(ctx: click.Context, before: Path, after: Path, fail_if: float | None
     Each ratio is AFTER's figure over BEFORE's, with a bootstrap interval at 95 %. Where it holds 1, no difference
     is claimed. What else has changed between the two (machine, versions, flags, workload) is named.
     """
-    from vllama.bench.baseline import against
+    from vllama.bench.baseline import compare_with_baseline
 
     names = (after.stem, before.stem) if after.stem != before.stem else ("after", "before")
-    found = against(read_result(after), read_result(before), names)
+    found = compare_with_baseline(read_result(after), read_result(before), names)
     failures = found.failures(fail_if) if fail_if is not None else []
     if as_json:
         _print_json(found, failures)
@@ -59,12 +59,12 @@ def command(ctx: click.Context, before: Path, after: Path, fail_if: float | None
         ctx.exit(_SLOWER)
 
 
-def _print_text(found: Against, failures: list[Comparison], fail_if: float | None) -> None:
-    from vllama.bench.comparison import name_level
+def _print_text(found: BaselineComparison, failures: list[Comparison], fail_if: float | None) -> None:
+    from vllama.bench.result import LoadLevel
 
     rows = [
         (
-            name_level((c.mode, c.concurrency, c.rate)),
+            LoadLevel(c.mode, c.concurrency, c.rate).label,
             c.metric,
             f"{c.ratio:.3f}",
             f"{c.low:.3f} to {c.high:.3f}",
@@ -83,7 +83,7 @@ def _print_text(found: Against, failures: list[Comparison], fail_if: float | Non
         click.echo(f"\n{count or 'No'} figure{'s' * (count != 1)} worse by more than {100 * fail_if:g} %.")
 
 
-def _print_json(found: Against, failures: list[Comparison]) -> None:
+def _print_json(found: BaselineComparison, failures: list[Comparison]) -> None:
     from dataclasses import asdict
 
     print_json(

@@ -1,4 +1,4 @@
-"""What becomes of a result: the options that all of `vllama bench` has for it, and their effect."""
+"""Options shared by all `vllama bench` commands that print or write a result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from vllama.bench.cost import Cost
-    from vllama.bench.result import Result
+    from vllama.bench.result import ExperimentResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,10 +28,10 @@ _OPTIONS = (
     ),
     click.option(
         "--cost", type=click.FloatRange(min=0, min_open=True), metavar="MONEY",
-        help="What a GPU (or a machine without one) costs an hour: say what a million tokens cost.",
+        help="Price of one GPU (or machine without GPU) per hour; adds the cost of a million tokens.",
     ),
     click.option(
-        "--users", type=click.IntRange(min=1), metavar="N", help="With --cost: how many GPUs serve N users at once.",
+        "--users", type=click.IntRange(min=1), metavar="N", help="With --cost: number of GPUs for N concurrent users.",
     ),
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def output_options(command: F) -> F:
     return command
 
 
-def emit(result: Result, outputs: Outputs) -> None:
+def emit(result: ExperimentResult, outputs: Outputs) -> None:
     """Write the files that were asked for, and print the result."""
     from vllama.bench.cost import costs_of
     from vllama.bench.report import text
@@ -92,7 +92,7 @@ def emit(result: Result, outputs: Outputs) -> None:
         click.echo(f"wrote {path}", err=True)
 
 
-def _write_files(result: Result, outputs: Outputs, costs: Sequence[Cost]) -> list[Path]:
+def _write_files(result: ExperimentResult, outputs: Outputs, costs: Sequence[Cost]) -> list[Path]:
     written = []
     if outputs.output:
         from vllama.bench.result import dump
@@ -115,9 +115,9 @@ def _write_files(result: Result, outputs: Outputs, costs: Sequence[Cost]) -> lis
     return written
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> ExperimentResult:
     """Return the result in this file. Raises BadResult, which names the file."""
-    from vllama.bench.records import BadResult
+    from vllama.bench.dataclass_json import BadResult
     from vllama.bench.result import load
 
     try:

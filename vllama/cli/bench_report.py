@@ -1,4 +1,4 @@
-"""`vllama bench report`: a result that is there already, once more."""
+"""`vllama bench report`: print an existing result."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ from vllama.cli.bench_output import Outputs, emit, output_options, read_result
 @click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @output_options
 def command(result: Path, **outputs: Any) -> None:
-    """Report on a RESULT that `vllama bench --json` or `-o` kept, without measuring again."""
+    """Print a RESULT that `vllama bench --json` or `-o` wrote, without measuring again."""
     emit(read_result(result), Outputs(**outputs))

@@ -1,4 +1,4 @@
-"""`vllama bench rerun`: the same again, from what a result keeps of its own making."""
+"""`vllama bench rerun`: repeat a measurement with the options stored in its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from vllama.cli.bench_output import output_options, read_result
 
 if TYPE_CHECKING:
-    from vllama.bench.result import Result
+    from vllama.bench.result import ExperimentResult
 
 
 @click.command("rerun")
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @output_options
 @click.pass_context
 def command(ctx: click.Context, /, result: Path, **outputs: Any) -> None:
-    """Measure again as RESULT was measured, and say what of its environment is different now.
+    """Repeat the measurement of RESULT and list what has changed in its environment.
 
-    The servers have to be there as they were. How the result is put out is for the options given here.
+    The same servers must be running. Output options are taken from this command line, not from RESULT.
     """
     from vllama.cli.bench import command as bench
 
@@ -35,7 +35,7 @@ def command(ctx: click.Context, /, result: Path, **outputs: Any) -> None:
         ctx.exit(status)
 
 
-def _first_system(before: Result) -> dict[str, str]:
+def _first_system(before: ExperimentResult) -> dict[str, str]:
     """Return what the options may have left to OLLAMA_HOST and to what was loaded; overhead brings its own servers."""
     if before.options.get("mode") == "overhead":
         return {}
@@ -76,7 +76,7 @@ def _texts(value: Any) -> list[str]:
     return [f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in entries]
 
 
-def _say_what_changed(before: Result) -> None:
+def _say_what_changed(before: ExperimentResult) -> None:
     from vllama.bench.environment import differences, manifest
 
     changed = differences(before.environment, manifest(before.systems)) if before.environment else {}

@@ -1,6 +1,6 @@
-"""The interactive chat of `vllama run`: reads lines, obeys slash commands, streams answers.
+"""The interactive chat of `vllama run`: reads lines, runs slash commands, streams replies.
 
-Knows no terminal: lines come from a function, text goes to streams.
+Independent of the terminal: lines come from a function, text goes to streams.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from vllama.cli.answer import Answer, timings
-from vllama.cli.client import Client, Record
+from vllama.cli.api_client import ApiClient, Record
 from vllama.cli.conversation import Conversation, Think, infer_think, parse_option
 from vllama.cli.list import models_table
 from vllama.cli.loading import LoadSpinner
@@ -25,7 +25,7 @@ HELP = """\
 Available Commands:
   /set            Set session variables
   /show           Show model information
-  /load <model>   Load another model and begin anew
+  /load <model>   Load another model and start a new conversation
   /list           List the stored models
   /clear          Clear session context
   /bye            Exit
@@ -69,15 +69,15 @@ Usage: /set parameter <name> <value>, for example
 
 @dataclass
 class Chat:
-    """A session at the prompt.
+    """An interactive chat session.
 
     `read` shows a prompt and returns a line; it raises EOFError at the end and KeyboardInterrupt on
     Ctrl-C, as `input` does. `keep_history` turns the recording of lines on and off. `think_is_chosen` says that
-    the user chose the conversation's `think`, so that it outlives a change of model.
+    the user set the conversation's `think`, which is then kept when another model is loaded.
     """
 
     conversation: Conversation
-    client: Client
+    client: ApiClient
     read: Callable[[str], str]
     keep_history: Callable[[bool], None]
     out: TextIO
@@ -87,7 +87,7 @@ class Chat:
     think_is_chosen: bool = False
 
     def run(self) -> None:
-        """Talk until the user leaves."""
+        """Read and handle lines until the user exits."""
         while True:
             try:
                 line = self.read(PROMPT)
@@ -112,14 +112,14 @@ class Chat:
             self._ask(line)
 
     def _block(self, opening: str) -> str:
-        """Return the text between triple quotes, reading on until they close."""
+        """Return the text between triple quotes, reading lines until the closing quotes."""
         text = opening.removeprefix(QUOTES)
         while not text.endswith(QUOTES):
             text += "\n" + self.read(MORE)
         return text.removesuffix(QUOTES)
 
     def _ask(self, text: str) -> None:
-        """Stream the answer; Ctrl-C stops it, and what was said until then stays in the history."""
+        """Stream the reply; after Ctrl-C the part received so far stays in the history."""
         answer = Answer()
         stream = self.client.stream("/api/chat", self.conversation.chat(text))
         spinner = LoadSpinner(self.client, self.conversation.model, stream=self.err)

@@ -1,11 +1,11 @@
-"""The state of `vllama run`: the model, its settings, and what was said so far."""
+"""The state of `vllama run`: the model, its settings and the messages so far."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllama.cli.client import Record
+from vllama.cli.api_client import Record
 from vllama.errors import OptionTypeError, RequestError
 from vllama.ollama.options import TYPES
 
@@ -17,7 +17,7 @@ _BOOLEANS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false"
 
 @dataclass(slots=True)
 class Conversation:
-    """One chat with one model. `keep_alive` is in seconds; None leaves a choice to the server."""
+    """A chat with one model. `keep_alive` is in seconds; None leaves a setting to the server."""
 
     model: str
     system: str = ""
@@ -28,17 +28,17 @@ class Conversation:
     messages: list[Record] = field(default_factory=list)
 
     def load(self) -> Record:
-        """Return the body that loads the model; a model that cannot think refuses `think` here already."""
+        """Return the request body that loads the model; a model that cannot think already refuses `think` here."""
         return self._body(keep_alive=self.keep_alive, think=self.think)
 
     def generate(self, prompt: str) -> Record:
-        """Return the body of `/api/generate` for a single prompt."""
+        """Return the request body of `/api/generate` for a single prompt."""
         return self._body(prompt=prompt, system=self.system or None, **self._choices())
 
     def chat(self, text: str) -> Record:
-        """Return the body of `/api/chat` that asks `text` after all that was said.
+        """Return the request body of `/api/chat` that adds `text` to the conversation.
 
-        The system message comes first whenever it was set: many templates accept it nowhere else.
+        A system message always comes first, because many templates accept it only there.
         """
         system = [{"role": "system", "content": self.system}] if self.system else []
         asked = {"role": "user", "content": text}
@@ -64,7 +64,7 @@ class Conversation:
 
 
 def infer_think(info: Record) -> Think | None:
-    """Return what to send as `think` when the user said nothing: a model that can think does."""
+    """Return the `think` to send if the user gave none: True for models that can think."""
     return True if "thinking" in (info.get("capabilities") or ()) else None
 
 

@@ -1,10 +1,10 @@
-"""`vllama cp`: give a model another name."""
+"""`vllama cp`: copy a model to a new name."""
 
 from __future__ import annotations
 
 import click
 
-from vllama.cli.stored import open_store, with_hint
+from vllama.cli.local_store import open_store, with_hint
 from vllama.names import ModelName
 
 
@@ -17,9 +17,9 @@ Example:
 @click.argument("source")
 @click.argument("destination")
 def command(source: str, destination: str) -> None:
-    """Give a model in the store (OLLAMA_MODELS) another name.
+    """Copy a model to a new name.
 
-    The files are shared, not copied.
+    The two names share the files in the model store (OLLAMA_MODELS), so the copy takes no disk space.
     """
     names = ModelName.parse(source), ModelName.parse(destination)
     store = open_store()

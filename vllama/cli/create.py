@@ -1,13 +1,12 @@
-"""`vllama create`: make a model of another one and a Modelfile."""
+"""`vllama create`: create a model from a Modelfile."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from vllama import settings_file
+from vllama.cli.local_store import open_store, precision_option
 from vllama.cli.progress import report
 from vllama.errors import RequestError
 from vllama.names import ModelName
@@ -35,23 +34,24 @@ A Modelfile:
     default="Modelfile",
     show_default=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-    help="The Modelfile; - is standard input.",
+    help="Modelfile to read; - is standard input.",
 )
-@click.option("-q", "--quantize", default="", help="Refuse the model unless its weights are on this level already.")
-@click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
-def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None:
-    """Make a model in the store (OLLAMA_MODELS) of another one and a Modelfile.
+@click.option("-q", "--quantize", default="", help="Fail unless the weights already use this quantization.")
+@precision_option
+@click.option("--json", "as_json", is_flag=True, help="Print progress as JSON, one object per line.")
+def command(name: str, modelfile: Path, quantize: str, precision: str | None, *, as_json: bool) -> None:
+    """Create a model from a Modelfile.
 
-    FROM names a model, which is pulled if it is not there, or a GGUF file or Hugging Face snapshot directory, ADAPTER
-    the directory of a LoRA adapter; paths are relative to the Modelfile. Needs no server; a running server with the
-    same store knows the model at once.
+    FROM is a model, which is pulled if it is not stored, or the path of a GGUF file or Hugging Face snapshot directory.
+    A second FROM is the path of the GGUF file with the model's vision tower (mmproj). ADAPTER is the path of a LoRA
+    adapter. Paths are relative to the Modelfile. No server is needed; a running server with the same model store
+    (OLLAMA_MODELS) can serve the model at once.
     """
     from dataclasses import replace
 
     from vllama.ollama.modelfile import decode, parse
     from vllama.scheduler.serving import Serving
     from vllama.store.create import create
-    from vllama.store.model_store import ModelStore
 
     model = ModelName.parse(name)
     with click.open_file(modelfile, "rb") as file:
@@ -60,10 +60,13 @@ def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None
         click.echo(f"warning: {warning}", err=True)
     directory = Path() if str(modelfile) == "-" else modelfile.parent
     path = _local(said.base, directory)
+    projector = _local(said.projector, directory) if said.projector else None
+    if said.projector and (path is None or projector is None):
+        raise RequestError(f"FROM {said.projector}: a second FROM needs the paths of two GGUF files")
     adapter = directory / Path(said.adapter).expanduser() if said.adapter else None
     if adapter and not adapter.exists():
-        raise RequestError(f"ADAPTER {said.adapter}: there is no such file or directory ({adapter})")
-    store = ModelStore(settings_file.load(os.environ).models)
+        raise RequestError(f"ADAPTER {said.adapter}: no such file or directory: {adapter}")
+    store = open_store(precision)
     changes = replace(said.changes, quantize=quantize)
     steps = create(
         store,
@@ -71,6 +74,7 @@ def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None
         changes,
         base="" if path else said.base,
         path=path,
+        projector_path=projector,
         adapter_path=adapter,
         check=Serving().check_adapter,
     )
@@ -78,10 +82,10 @@ def command(name: str, modelfile: Path, quantize: str, *, as_json: bool) -> None
 
 
 def _local(base: str, directory: Path) -> Path | None:
-    """The file or directory that FROM means; None where it is a model's name."""
+    """Return the path that FROM means; None if it is a model name."""
     path = directory / Path(base).expanduser()
     if path.exists():
         return path
     if base.startswith(("/", "./", "../", "~")) or base.endswith(".gguf"):
-        raise RequestError(f"FROM {base}: there is no such file or directory ({path})")
+        raise RequestError(f"FROM {base}: no such file or directory: {path}")
     return None

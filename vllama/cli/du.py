@@ -1,4 +1,4 @@
-"""`vllama du`: the disk that models take."""
+"""`vllama du`: show the disk space of the model store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vllama.cli.local_store import open_store
 from vllama.cli.output import human_size, print_json, table
-from vllama.cli.stored import open_store
 
 if TYPE_CHECKING:
     from vllama.store.usage import Usage
@@ -22,12 +22,12 @@ Examples:
   vllama du
   vllama du --json | jq .total""",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print bytes as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the sizes as JSON, in bytes.")
 def command(*, as_json: bool) -> None:
-    """Show the disk that the models in the store (OLLAMA_MODELS) take.
+    """Show the disk space of the model store (OLLAMA_MODELS).
 
-    OWN is what `vllama rm` of that name alone would free; SHARED belongs to several names; OUTSIDE are directories
-    that are served where they are. A file with several links counts once.
+    OWN is what `vllama rm` of that model alone would free; SHARED is used by several models; OUTSIDE is the size of
+    model directories outside the store that are served in place. A file with several hard links counts once.
     """
     from vllama.store.usage import measure
 
@@ -37,8 +37,8 @@ def command(*, as_json: bool) -> None:
         print_json(_as_record(usage))
         return
     click.echo(_table(usage))
-    unused = f", {human_size(usage.unused)} of it of no model (see vllama gc)" if usage.unused else ""
-    caches = f", {human_size(usage.caches)} compiled by engines (see vllama gc --caches)" if usage.caches else ""
+    unused = f", of which {human_size(usage.unused)} unused (free it with vllama gc)" if usage.unused else ""
+    caches = f", {human_size(usage.caches)} compiled code (vllama gc --caches)" if usage.caches else ""
     click.echo(f"\n{human_size(usage.total)} in {store.root}{unused}{caches}")
 
 

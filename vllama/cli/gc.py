@@ -1,4 +1,4 @@
-"""`vllama gc`: remove from the store what no model needs."""
+"""`vllama gc`: remove unused files from the model store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vllama.cli.local_store import open_store
 from vllama.cli.output import human_size, print_json
-from vllama.cli.stored import open_store
 
 if TYPE_CHECKING:
     from vllama.store.garbage import Item, Report
@@ -22,16 +22,16 @@ Examples:
   vllama gc --caches
   vllama gc --json | jq .freed""",
 )
-@click.option("--dry-run", is_flag=True, help="Tell what would be removed, and remove nothing.")
-@click.option("--partial", is_flag=True, help="Also remove what pulls had fetched when they were stopped.")
-@click.option("--caches", is_flag=True, help="Also remove what engines have compiled for the models, unless loaded.")
-@click.option("--json", "as_json", is_flag=True, help="Print what is removed and kept as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, without removing it.")
+@click.option("--partial", is_flag=True, help="Also remove the files of interrupted pulls.")
+@click.option("--caches", is_flag=True, help="Also remove compiled code of models that are not loaded.")
+@click.option("--json", "as_json", is_flag=True, help="Print the removed and kept items as JSON.")
 def command(*, dry_run: bool, partial: bool, caches: bool, as_json: bool) -> None:
-    """Remove from the store (OLLAMA_MODELS) what no model needs.
+    """Remove unused files from the model store (OLLAMA_MODELS).
 
-    That is: files of models that no name has any more, what engines compiled for them, uploads that nothing was made of
-    within an hour, and what killed processes left. Safe beside a running server, pulls and creates: what they use or
-    bring in stays.
+    Removes the files and compiled code of models that no name refers to any more, uploads from which no model was
+    created within an hour, and leftovers of killed processes. Safe while a server, pulls or creates are running: files
+    that they use are kept.
     """
     from vllama.store.garbage import collect
 

@@ -1,4 +1,4 @@
-"""`vllama list`: the stored models."""
+"""`vllama list`: list stored models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
-from vllama.cli.client import Client, Record
+from vllama.cli.api_client import ApiClient, Record
 from vllama.cli.output import human_size, human_time, parse_time, print_json, table
 
 HEADER = ("NAME", "ID", "SIZE", "MODIFIED")
@@ -18,16 +18,17 @@ HEADER = ("NAME", "ID", "SIZE", "MODIFIED")
     epilog="""\b
 Examples:
   vllama list
+  vllama list qwen
   vllama list --json | jq -r '.[].name'""",
 )
 @click.argument("prefix", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the models as JSON.")
 def command(prefix: str, *, as_json: bool) -> None:
-    """List the stored models. Also: ls.
+    """List stored models (alias: ls).
 
-    With PREFIX, only those whose name begins with it.
+    With PREFIX, lists only the models whose names begin with it.
     """
-    models = named(Client.from_environment().tags(), prefix)
+    models = named(ApiClient.from_environment().tags(), prefix)
     if as_json:
         print_json(models)
     else:
@@ -35,7 +36,7 @@ def command(prefix: str, *, as_json: bool) -> None:
 
 
 def named(models: Sequence[Record], prefix: str) -> list[Record]:
-    """Return the models whose name begins with the prefix, whatever the case."""
+    """Return the models whose names begin with the prefix, ignoring case."""
     return [model for model in models if model["name"].lower().startswith(prefix.lower())]
 
 

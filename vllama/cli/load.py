@@ -1,4 +1,4 @@
-"""`vllama load`: take models out of a bundle into the store."""
+"""`vllama load`: copy models from a bundle into the model store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from vllama.cli.local_store import open_store
 from vllama.cli.progress import report
-from vllama.cli.stored import open_store
 from vllama.names import ModelName
 
 
@@ -20,25 +20,26 @@ Examples:
 )
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("names", nargs=-1)
-@click.option("--link", is_flag=True, help="Share the files with the bundle, on one disk, instead of copying them.")
+@click.option("--link", is_flag=True, help="Hard-link the bundle's files instead of copying them (same disk only).")
 @click.option(
     "--trust-remote-code",
     is_flag=True,
-    help="Let the workers of models that were pulled with this option run the Python code that came with them.",
+    help="Allow models that were pulled with this option to run their own Python code here too.",
 )
 @click.option(
     "--compile-cache",
     is_flag=True,
-    help="Take what engines have compiled for the models, too. It is code: only from a bundle that you trust.",
+    help="Also copy compiled code of the models. Engines execute it, so use this only with a bundle that you trust.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print progress as JSON, one object per line.")
 def command(
     directory: Path, names: tuple[str, ...], *, link: bool, trust_remote_code: bool, compile_cache: bool, as_json: bool
 ) -> None:
-    """Take models out of a bundle, which `vllama stage` wrote, into the store (OLLAMA_MODELS).
+    """Copy models from a bundle into the model store (OLLAMA_MODELS).
 
-    All of them, or those of these NAMES. Every file is checked; a name is stored when it is whole. A running server
-    with the same store knows the model at once.
+    DIRECTORY is a bundle that `vllama stage` wrote. Copies the models with these NAMES, or every model. The checksum of
+    every file is verified, and a model is stored only when it is complete. A running server with the same store can
+    serve it at once.
     """
     models = [ModelName.parse(name) for name in names]
     from vllama.store.load import load

@@ -1,4 +1,4 @@
-"""How far the load is that a request waits for, on the terminal."""
+"""Terminal display of the load that a request waits for."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import Self, TextIO
 
-from vllama.cli.client import Client, Record
+from vllama.cli.api_client import ApiClient, Record
 from vllama.cli.output import Spinner
 from vllama.errors import VllamaError
 from vllama.names import ModelName
 
 _LOOK_SECONDS = 1.0
-"""Between two looks; answers that come sooner are not looked behind at all."""
+"""Seconds between two polls; replies that start sooner cause no poll."""
 
 
 class LoadSpinner(Spinner):
-    """A spinner that says what the model's load is at, where there is one; `message` is what it says besides."""
+    """A spinner that shows the load phase of a model, if it is being loaded, after `message`."""
 
-    def __init__(self, client: Client, model: str, message: str = "", stream: TextIO | None = None) -> None:
+    def __init__(self, client: ApiClient, model: str, message: str = "", stream: TextIO | None = None) -> None:
         super().__init__(message, stream)
         self._client = client
         self._key = ModelName.parse(model).key
@@ -28,12 +28,12 @@ class LoadSpinner(Spinner):
     def __enter__(self) -> Self:
         super().__enter__()
         if self.is_shown:
-            # Nobody waits for this thread: it may hang in a request to a server that has stopped to answer.
+            # A daemon, never joined: it may hang in a request to a server that no longer responds.
             Thread(target=self._watch, daemon=True).start()
         return self
 
     def stop(self) -> None:
-        """Take the spinner off the screen, and look no more."""
+        """Remove the spinner from the screen and stop polling."""
         self._left.set()
         super().stop()
 
@@ -48,7 +48,7 @@ class LoadSpinner(Spinner):
 
 
 def load_text(model: Record) -> str:
-    """Return what the load of a row of `/api/ps` is at: `weights 40%`; "" where the model is loaded."""
+    """Return the load phase from a row of `/api/ps`, such as `weights 40%`; "" if the model is loaded."""
     load = model.get("load")
     if not isinstance(load, dict):
         return ""

@@ -1,4 +1,4 @@
-"""The command group: finds the subcommands, and turns errors into messages and exit codes."""
+"""The command group: imports subcommands on demand and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vllama.errors import BadEngineFlags, RequestError, ServerUnreachable, Setti
 
 COMMANDS = (
     "serve", "run", "list", "ps", "show", "plan", "pull", "create", "import", "cp", "rm", "stop", "reload", "du", "gc",
-    "stage", "load", "verify", "bench",
+    "stage", "load", "verify", "bench", "key", "usage",
 )  # fmt: skip
 ALIASES = {"ls": "list"}
 _MODULES = {"import": "import_models"}
-"""Of commands whose name is a keyword of Python's."""
+"""Module names of commands whose names are Python keywords."""
 
 FAILED, WRONG_USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -27,19 +27,24 @@ Examples:
   vllama run smollm2:135m "Why is the sky blue?"
 
 \b
+Environment variables (more in vllama serve --help):
+  OLLAMA_HOST    address of the server; default: 127.0.0.1:11434
+  OLLAMA_MODELS  model store directory; default: ~/.vllama/models
+
+\b
 Exit codes:
-  0    it worked
-  {FAILED}    the server, the model or the store answered with an error
-  {WRONG_USAGE}    wrong usage: an unknown option, a bad value, no model name
-  {UNREACHABLE}    no server could be reached at OLLAMA_HOST
-  {INTERRUPTED}  stopped with Ctrl-C"""
+  0    success
+  {FAILED}    error from the server, a model or the model store
+  {WRONG_USAGE}    wrong usage: unknown option, invalid value or missing model name
+  {UNREACHABLE}    no server reachable at OLLAMA_HOST
+  {INTERRUPTED}  interrupted with Ctrl-C"""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+    """A command group that imports a command's module only when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the commands in the order in which a newcomer meets them."""
+        """Return the commands in the order in which a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -51,7 +56,7 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; the one place where an error becomes a message and an exit code."""
+        """Run the command and turn an error into a message and an exit code."""
         try:
             return super().invoke(ctx)
         except VllamaError as error:
@@ -61,7 +66,7 @@ class LazyGroup(click.Group):
             ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # the reader of our output left: click ends quietly
+                raise  # the reader of our output is gone: click exits silently
             _fail(ctx, error, FAILED)
 
 
@@ -86,4 +91,4 @@ def exit_code(error: VllamaError) -> int:
 )
 @click.version_option(__version__, "-v", "--version", message=f"vllama %(version)s (Ollama API {OLLAMA_VERSION})")
 def main() -> None:
-    """Serve language models with Ollama's API and habits on vLLM's engine."""
+    """Run language models with Ollama's API and commands on vLLM's engine."""

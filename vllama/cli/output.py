@@ -1,4 +1,4 @@
-"""What the commands print: tables, sizes and times in Ollama's wording, and the spinner."""
+"""Output of the commands: tables, sizes and times in Ollama's wording, and a spinner."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ T = TypeVar("T")
 GAP = "    "
 CLEAR_LINE = "\r\x1b[K"
 
-# Ollama computes a never-ending keep-alive as 292 years, and prints what is beyond 20 as "Forever".
+# Ollama represents an infinite keep-alive as 292 years and prints everything beyond 20 years as "Forever".
 _FOREVER = timedelta(days=21 * 365)
 
 
 def print_json(value: Any) -> None:
-    """Print a value for scripts."""
+    """Print a value as indented JSON."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return left-aligned columns, four blanks apart; an empty header gives rows only."""
+    """Return a table with left-aligned columns, four spaces apart; an empty header is left out."""
     lines = [*([header] if header else []), *rows]
     columns = max(map(len, lines), default=0)
     widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in range(columns)]
@@ -57,7 +57,7 @@ def human_number(number: int) -> str:
 
 
 def parse_time(text: object) -> datetime | None:
-    """Return the moment of an RFC 3339 text; None for Go's zero time and for what is no time."""
+    """Parse an RFC 3339 time; None for Go's zero time and for invalid text."""
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError:
@@ -68,7 +68,7 @@ def parse_time(text: object) -> datetime | None:
 
 
 def human_time(moment: datetime | None, now: datetime) -> str:
-    """Return a moment as seen from now: `2 hours ago`, `4 minutes from now`, `Forever`, `Never`."""
+    """Return a moment relative to now: `2 hours ago`, `4 minutes from now`, `Forever`, `Never`."""
     if moment is None:
         return "Never"
     distance = moment - now
@@ -80,7 +80,7 @@ def human_time(moment: datetime | None, now: datetime) -> str:
 
 
 def human_duration(duration: timedelta) -> str:
-    """Return a rough duration in words."""
+    """Return an approximate duration in words."""
     seconds = int(duration.total_seconds())
     if seconds < 60:
         return {0: "Less than a second", 1: "1 second"}.get(seconds, f"{seconds} seconds")
@@ -118,12 +118,12 @@ def _decimal(number: int, digits: int) -> str:
 
 
 def has_color(stream: TextIO) -> bool:
-    """Whether escape sequences for colour are welcome there."""
+    """Return whether to use colour escape sequences on the stream."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 class Spinner:
-    """A sign of life on a terminal while something is awaited; nothing where stderr is no terminal.
+    """An activity indicator on a terminal; does nothing if the stream is not a terminal.
 
     `message` may change.
     """
@@ -150,11 +150,11 @@ class Spinner:
 
     @property
     def is_shown(self) -> bool:
-        """Whether it is on the screen now."""
+        """Whether the spinner is on the screen now."""
         return self._thread is not None
 
     def stop(self) -> None:
-        """Take the spinner off the screen; a second call does nothing."""
+        """Remove the spinner from the screen; further calls do nothing."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
@@ -163,7 +163,7 @@ class Spinner:
             self._stream.flush()
 
     def until_first(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items; the spinner goes when the first one comes."""
+        """Yield the items and stop the spinner when the first one arrives."""
         for item in items:
             self.stop()
             yield item

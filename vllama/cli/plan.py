@@ -1,4 +1,4 @@
-"""`vllama plan`: where models would go, and how much memory they would get, before anything is loaded."""
+"""`vllama plan`: show the memory plan of models without loading them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllama import settings_file
+from vllama.cli.local_store import open_store, with_hint
 from vllama.cli.output import print_json, table
-from vllama.cli.stored import open_store, with_hint
 from vllama.errors import LoadFailed
 from vllama.names import ModelName
 
@@ -22,22 +22,22 @@ HEADER = (
     "NAME", "ON", "WEIGHTS", "OVERHEAD", "KV/TOKEN", "KV CACHE", "CONTEXT", "REQUESTS", "TAKES", "VERDICT",
 )  # fmt: skip
 SHORT = 2048
-"""Tokens of a short request."""
+"""Number of tokens of a short request."""
 
 NO_ROOM = 1
 
 
 class PlanCommand(click.Command):
-    """Keeps what follows `--`, vLLM's flags, in `ctx.meta`."""
+    """A command that keeps vLLM's flags, which follow `--`, in `ctx.meta`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take vLLM's flags out and parse the rest."""
+        """Remove vLLM's flags and parse the rest."""
         end = args.index("--") if "--" in args else len(args)
         ctx.meta["engine_flags"] = args[end + 1 :]
         return super().parse_args(ctx, args[:end])
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Name vLLM's flags in the usage line."""
+        """Return the pieces of the usage line, including vLLM's flags."""
         return [*super().collect_usage_pieces(ctx), "[-- VLLM FLAGS...]"]
 
 
@@ -52,19 +52,20 @@ Examples:
 
 \b
 Exit codes:
-  0    all of them can be loaded; where not all at once, others sleep or stop
-  {NO_ROOM}    one of them cannot, whatever else is unloaded""",
+  0    every model can be loaded, some perhaps only after others sleep or stop
+  {NO_ROOM}    at least one model does not fit, even with all others unloaded""",
 )
 @click.argument("names", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print bytes and tokens as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in bytes and tokens.")
 @click.pass_context
 def command(ctx: click.Context, names: tuple[str, ...], *, as_json: bool) -> None:
-    """Explain where stored models would go on this machine now, and how much memory they would get.
+    """Show the memory plan of stored models without loading them.
 
-    Several NAMES are planned together, in this order. ON are the devices; OVERHEAD is what is neither weights nor KV
-    cache: estimated, until a load has been measured; REQUESTS are those that the KV cache holds at once, of the whole
-    context and of 2048 tokens. No server is needed; what one holds already is not free. A server plans by the same
-    rule, with its own settings and flags.
+    Several NAMES are planned together, in the given order. The columns: ON is the devices; OVERHEAD is memory other
+    than weights and KV cache, estimated until the model's first load has been measured; REQUESTS is the number of
+    requests that the KV cache holds at once, with the full context and with 2048 tokens; TAKES is the memory of the
+    model in total. No server is needed; memory that a running server uses does not count as free. A server plans in the
+    same way, with its own settings and flags.
     """
     from vllama.scheduler.engine_flags import refuse_ours
 
@@ -79,7 +80,7 @@ def command(ctx: click.Context, names: tuple[str, ...], *, as_json: bool) -> Non
 
 
 def _plan(names: Sequence[ModelName], flags: Sequence[str]) -> tuple[Machine, list[Placement | Unfit]]:
-    """The plans of these models together, each beside those before it that have a place."""
+    """Plan these models together, each next to the earlier ones that fit."""
     from vllama.scheduler.memory import Placement
     from vllama.scheduler.planner import Planner
     from vllama.scheduler.serving import Serving
@@ -91,7 +92,7 @@ def _plan(names: Sequence[ModelName], flags: Sequence[str]) -> tuple[Machine, li
         manifests = [store.get(name) for name in names]
     machine = planner.look()
     if not machine.is_known:
-        raise LoadFailed(f"the memory of this machine's GPUs is not known: {machine.reason}")
+        raise LoadFailed(f"cannot read the memory of this machine's GPUs: {machine.reason}")
     plans: list[Placement | Unfit] = []
     claims: list[Claim] = []
     for manifest in manifests:
@@ -110,13 +111,13 @@ def _verdict(plan: Placement | Unfit) -> str:
 
 
 def _lines(machine: Machine, plans: Sequence[Placement | Unfit]) -> list[str]:
-    """The devices, the table, and what has to be said besides."""
+    """Return the lines of the output: devices, table and notes."""
     from vllama.scheduler.memory import Unfit, gib
 
     lines = [f"{_spelled(device)}: {gib(device.free)} of {gib(device.total)} free" for device in machine.devices]
     lines += ["", table(HEADER, [_row(plan) for plan in plans]), ""]
     if any(not plan.overhead.is_learned for plan in plans):
-        lines.append("~ is an estimate until the model's first load has been measured.")
+        lines.append("~ marks an estimate, which the first load of the model replaces with a measurement.")
     for plan in plans:
         lines += [f"{plan.need.name}: {note}" for note in plan.need.notes]
         if isinstance(plan, Unfit):

@@ -1,4 +1,4 @@
-"""`vllama ps`: the resident models."""
+"""`vllama ps`: list loaded and sleeping models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
-from vllama.cli.client import Client, Record
+from vllama.cli.api_client import ApiClient, Record
 from vllama.cli.list import named
 from vllama.cli.loading import load_text
 from vllama.cli.output import human_size, human_time, parse_time, print_json, table
@@ -23,13 +23,13 @@ Examples:
   vllama ps --json | jq -r '.[].expires_at'""",
 )
 @click.argument("prefix", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the models as JSON.")
 def command(prefix: str, *, as_json: bool) -> None:
-    """List the models that are loaded now, and those that sleep.
+    """List loaded and sleeping models.
 
-    With PREFIX, only those whose name begins with it.
+    With PREFIX, lists only the models whose names begin with it.
     """
-    models = named(Client.from_environment().ps(asleep=True), prefix)
+    models = named(ApiClient.from_environment().ps(asleep=True), prefix)
     if as_json:
         print_json(models)
     else:
@@ -37,13 +37,13 @@ def command(prefix: str, *, as_json: bool) -> None:
 
 
 def residents_table(models: Sequence[Record], now: datetime) -> str:
-    """Return the table that `ollama ps` prints, with the states that the server tells and the last lines of logs."""
+    """Return the table of `ollama ps`, plus states and last log lines if the server reports them."""
     loads = [load_text(model) for model in models]
     states = [load or str(model.get("state", "")) for model, load in zip(models, loads, strict=True)]
     header = (*HEADER, "STATE") if any(states) else HEADER
     rows = [
         (
-            model["name"],
+            model["name"] + (" (embeddings)" if model.get("embeds") else ""),
             model.get("digest", "")[:12],
             human_size(model.get("size", 0)),
             processor(model.get("size", 0), model.get("size_vram", 0)),
@@ -58,7 +58,7 @@ def residents_table(models: Sequence[Record], now: datetime) -> str:
 
 
 def processor(size: int, size_vram: int) -> str:
-    """Return where a model of so many bytes lies, as a share of CPU and GPU (contract §4.3)."""
+    """Return how a model of `size` bytes is divided between CPU and GPU, in percent (contract §4.3)."""
     if size_vram == 0:
         return "100% CPU"
     if size_vram == size:

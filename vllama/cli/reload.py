@@ -1,4 +1,4 @@
-"""`vllama reload`: have a running server read its settings again."""
+"""`vllama reload`: make a running server read its settings again."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ Examples:
   OLLAMA_HOST=:8080 vllama reload""",
 )
 def command() -> None:
-    """Have the server on this machine read its file of settings again.
+    """Make the running server read its settings file again.
 
-    No stream is dropped. The server is the one that OLLAMA_HOST and OLLAMA_MODELS name; its log says what changed, and
-    when that takes effect. What its flags and variables say stays, for they win over the file.
+    Running requests continue. The server must run on this machine; OLLAMA_HOST and OLLAMA_MODELS say which one it is.
+    Its log lists the changes and when each takes effect. The server's flags and environment variables still take
+    precedence over the file.
     """
     from vllama.gateway.pid_file import PidFile
 
-    settings = settings_file.load(os.environ)  # a file that is wrong is said here already
+    settings = settings_file.load(os.environ)  # reports an invalid file before the signal is sent
     try:
         pid = PidFile(settings.models, settings.address.port).signal(signal.SIGHUP)
     except ServerUnreachable as error:
-        message = f"{error}; for one that was started by a service manager, reload it there"
+        message = f"{error}; if a service manager started the server, reload it there"
         raise ServerUnreachable(message) from error
-    click.echo(f"server {pid} reads its settings again")
+    click.echo(f"server {pid} is reading its settings again; its log lists the changes")

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import click
 
-from vllama.cli.client import Client
-from vllama.cli.stored import open_store, with_hint
+from vllama.cli.api_client import ApiClient
+from vllama.cli.local_store import open_store, with_hint
 from vllama.errors import ManifestCorrupt, ServerError
 from vllama.names import ModelName
 
@@ -20,18 +20,18 @@ Example:
 )
 @click.argument("names", nargs=-1, required=True)
 def command(names: tuple[str, ...]) -> None:
-    """Remove models from the store (OLLAMA_MODELS).
+    """Remove models from the model store (OLLAMA_MODELS).
 
-    A server that runs is asked to unload them first. Files that other models share stay, the others are deleted.
+    If a server is running, it unloads them first. Files that other models share are kept.
     """
     from vllama.store.garbage import delete
 
     models = [ModelName.parse(name) for name in names]
     store = open_store()
     for typed, model in zip(names, models, strict=True):
-        with with_hint(store), suppress(ManifestCorrupt):  # a damaged one can be removed, too
+        with with_hint(store), suppress(ManifestCorrupt):  # damaged models can be removed too
             store.get(model)
-        with suppress(ServerError):  # no server, or one that does not know it: nothing to unload
-            Client.from_environment().post("/api/generate", {"model": typed, "keep_alive": 0})
+        with suppress(ServerError):  # no server, or the model is unknown to it: nothing to unload
+            ApiClient.from_environment().post("/api/generate", {"model": typed, "keep_alive": 0})
         delete(store, model)
         click.echo(f"deleted '{typed}'")

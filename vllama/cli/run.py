@@ -1,4 +1,4 @@
-"""`vllama run`: ask once, or chat."""
+"""`vllama run`: send a prompt to a model, or chat with it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import Any
 
 import click
 
+from vllama import settings_file
 from vllama.cli.answer import Answer, timings
+from vllama.cli.api_client import ApiClient, Record
 from vllama.cli.chat import Chat
-from vllama.cli.client import Client
 from vllama.cli.conversation import Conversation, Think, infer_think
 from vllama.cli.loading import LoadSpinner
 from vllama.cli.output import print_json
 from vllama.durations import FOREVER, NS_PER_SECOND, parse_keep_alive
-from vllama.errors import RequestError, ServerError
+from vllama.errors import RequestError, ServerError, ServerRefused
 from vllama.settings import parse_bool
 
 HISTORY = Path("~/.vllama/history")
 HISTORY_LINES = 1000
 
-THINK_LEVELS = ("true", "false", "low", "medium", "high", "max")
-
 
 def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:  # noqa: ARG001
-    """Return what is sent as `format`: "json", or a JSON schema (contract §2.4)."""
+    """Return the request's `format`: "json", or a JSON schema (contract §2.4)."""
     if value is None or value == "json":
         return value
     try:
@@ -43,7 +42,7 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> An
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:  # noqa: ARG001
-    """Return the seconds of a keep-alive; -1 is for ever."""
+    """Return a keep-alive in seconds; -1 means forever."""
     try:
         ns = parse_keep_alive(value)
     except RequestError as error:
@@ -54,10 +53,10 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 
 class RunCommand(click.Command):
-    """Lets `--think` stand alone: the word after it is the prompt, a level is given as `--think=high`."""
+    """A command whose `--think` needs no value: the next word is the prompt; levels are given as `--think=high`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments as click does, once `--think` has its value."""
+        """Give a bare `--think` its value, then parse the arguments as click does."""
         end = args.index("--") if "--" in args else len(args)
         options = ["--think=true" if arg == "--think" else arg for arg in args[:end]]
         return super().parse_args(ctx, options + args[end:])
@@ -75,17 +74,25 @@ Examples:
 )
 @click.argument("name")
 @click.argument("prompt", nargs=-1)
-@click.option("--system", default="", help="System message, instead of the model's own.")
+@click.option("--system", default="", help="System message that replaces the model's own.")
 @click.option(
-    "--format", "format_", metavar="json|SCHEMA", callback=_format, help="Answer in JSON, or after a JSON schema."
+    "--format", "format_", metavar="json|SCHEMA", callback=_format, help="Reply format: json, or a JSON schema."
 )
 @click.option(
-    "--keepalive", metavar="DURATION", callback=_seconds, help="How long the model stays loaded: 5m, 300, 0, -1."
+    "--keepalive",
+    metavar="DURATION",
+    callback=_seconds,
+    help="How long the idle model stays loaded: 5m, 300 (seconds), 0 (unload at once), -1 (forever).",
 )
-@click.option("--think", type=click.Choice(THINK_LEVELS), help="Let the model think first: --think or --think=LEVEL.")
-@click.option("--hidethinking", is_flag=True, help="Do not show what it thinks.")
-@click.option("--verbose", is_flag=True, help="Show the timings of each answer.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON record instead of streaming text.")
+@click.option(
+    "--think",
+    metavar="[LEVEL]",
+    help="Thinking: --think turns it on, --think=false off, and --think=LEVEL (low, medium, high, max, …) sets it.",
+)
+@click.option("--hidethinking", is_flag=True, help="Hide the model's thinking.")
+@click.option("--no-pull", is_flag=True, help="Fail if the model is not stored instead of pulling it.  [VLLAMA_PULL=0]")
+@click.option("--verbose", is_flag=True, help="Print timings after each reply.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reply as one JSON object instead of streaming text.")
 def command(
     name: str,
     prompt: Sequence[str],
@@ -95,19 +102,21 @@ def command(
     keepalive: float | None,
     think: str | None,
     hidethinking: bool,
+    no_pull: bool,
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Ask a model once, or chat with it.
+    """Send a prompt to a model, or chat with it.
 
-    Without a PROMPT it is a chat; type /? there for help. Text on standard input comes before the PROMPT.
+    The server pulls a model that is not stored. Without PROMPT, an interactive chat starts; type /? in it for help.
+    Text from standard input is put before PROMPT.
     """
     text, interactive = _gather(prompt)
     if interactive and as_json:
         message = "--json needs a prompt"
         raise click.UsageError(message)
-    client = Client.from_environment()
-    info = client.show(name)
+    client = ApiClient.from_environment()
+    info = _details(client, name, no_pull=no_pull)
     chosen: Think | None = {"true": True, "false": False}.get(think or "", think)
     conversation = Conversation(name, system, format_, keepalive, think=infer_think(info) if chosen is None else chosen)
     capabilities = info.get("capabilities") or ()
@@ -123,8 +132,21 @@ def command(
         _ask_once(client, conversation, text, verbose=verbose, hide_thinking=hidethinking)
 
 
+def _details(client: ApiClient, name: str, *, no_pull: bool) -> Record:
+    """Return the server's details of the model, which it pulls first if it is not stored."""
+    try:
+        return client.show(name)
+    except ServerRefused as error:
+        from vllama.cli.missing_models import have_pulled, may_pull
+
+        if error.status != 404 or no_pull or not may_pull(settings_file.load(os.environ)):
+            raise
+    have_pulled(client, name)
+    return client.show(name)
+
+
 def _gather(words: Sequence[str]) -> tuple[str, bool]:
-    """Return the prompt, and whether to chat instead: only where a person sits at both ends."""
+    """Return the prompt, and whether to chat instead (no prompt, and both stdin and stdout are terminals)."""
     parts = list(words)
     at_terminal = sys.stdin.isatty()
     if not at_terminal:
@@ -133,7 +155,7 @@ def _gather(words: Sequence[str]) -> tuple[str, bool]:
     return " ".join(parts), at_terminal and sys.stdout.isatty() and not parts
 
 
-def _ask_once(client: Client, conversation: Conversation, text: str, *, verbose: bool, hide_thinking: bool) -> None:
+def _ask_once(client: ApiClient, conversation: Conversation, text: str, *, verbose: bool, hide_thinking: bool) -> None:
     answer = Answer()
     stream = client.stream("/api/generate", conversation.generate(text))
     with LoadSpinner(client, conversation.model) as spinner, closing(stream) as records:
@@ -144,9 +166,9 @@ def _ask_once(client: Client, conversation: Conversation, text: str, *, verbose:
         click.echo(timings(answer.final), err=True)
 
 
-def _embed(client: Client, conversation: Conversation, text: str) -> None:
+def _embed(client: ApiClient, conversation: Conversation, text: str) -> None:
     if not text:
-        message = f'an embedding model needs a text: vllama run {conversation.model} "your text"'
+        message = f'an embedding model needs text: vllama run {conversation.model} "your text"'
         raise click.UsageError(message)
     embeddings = client.post("/api/embed", {**conversation.load(), "input": text}).get("embeddings")
     if not embeddings:
@@ -155,7 +177,7 @@ def _embed(client: Client, conversation: Conversation, text: str) -> None:
     click.echo(json.dumps(embeddings[0]))
 
 
-def _chat(client: Client, conversation: Conversation, **switches: bool) -> None:
+def _chat(client: ApiClient, conversation: Conversation, **switches: bool) -> None:
     with LoadSpinner(client, conversation.model, f"loading {conversation.model}"):
         client.post("/api/generate", {**conversation.load(), "stream": False})
     with _line_editor() as keep_history:
@@ -164,10 +186,10 @@ def _chat(client: Client, conversation: Conversation, **switches: bool) -> None:
 
 @contextmanager
 def _line_editor() -> Iterator[Callable[[bool], None]]:
-    """Give `input` line editing and a history that outlives the session; yield its switch."""
+    """Give `input` line editing and a persistent history; yield a function that switches the history on or off."""
     try:
         import readline
-    except ImportError:  # a Python that was built without it
+    except ImportError:  # this Python was built without readline
         yield lambda on: None  # noqa: ARG005
         return
     path = HISTORY.expanduser()
@@ -178,7 +200,7 @@ def _line_editor() -> Iterator[Callable[[bool], None]]:
     try:
         yield readline.set_auto_history
     finally:
-        with suppress(OSError):  # a home that cannot be written is no reason to fail a chat that is over
+        with suppress(OSError):  # an unwritable home directory must not fail a finished chat
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             readline.write_history_file(path)

@@ -1,4 +1,4 @@
-"""`vllama serve`: start the server. What is no option of ours belongs to vLLM and reaches it unchanged."""
+"""`vllama serve`: start the server. Options that are not ours are passed to vLLM unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import click
 
 from vllama import settings_file
 from vllama.cli.output import go_duration
-from vllama.durations import NS_PER_SECOND
 from vllama.errors import RequestError
 from vllama.names import ModelName
 from vllama.settings import SETTINGS, Setting, Settings
@@ -23,12 +22,12 @@ _FLAG = re.compile(r"-(?![\d.]|$)")  # "-1" and "-" are values
 
 
 def split_arguments(arguments: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], list[str]]:
-    """Part a command line into our arguments and vLLM's, each in its order.
+    """Split a command line into our arguments and vLLM's, keeping their order.
 
-    `own` says of each of our flags whether a value follows it. An argument that is no flag belongs
-    to the flag before it, so after one of vLLM's flags any number of values may stand, and after
-    `--flag=value` none. All that follows `--` is vLLM's. Raises click.UsageError for a value that
-    belongs to no flag.
+    `own` maps each of our flags to whether a value follows it. An argument that is not a flag
+    belongs to the flag before it: one of vLLM's flags may have any number of values, and
+    `--flag=value` has no further ones. Everything after `--` is vLLM's. Raises click.UsageError for
+    a value that belongs to no flag.
     """
     ours: list[str] = []
     engine: list[str] = []
@@ -36,12 +35,12 @@ def split_arguments(arguments: Sequence[str], own: Mapping[str, bool]) -> tuple[
     takes_values = False
     for argument in rest:
         flag, has_value, _ = argument.partition("=")
-        spelled = flag.replace("_", "-")  # vLLM takes either, so we do
+        spelled = flag.replace("_", "-")  # vLLM accepts - and _, so we do too
         if argument == "--":
             own, takes_values = {}, False
         elif not _FLAG.match(argument):
             if not takes_values:
-                message = f"unexpected argument '{argument}'; a model is named with --model {argument}"
+                message = f"unexpected argument '{argument}'; to load a model, use --model {argument}"
                 raise click.UsageError(message)
             engine.append(argument)
         elif spelled in own:
@@ -56,10 +55,10 @@ def split_arguments(arguments: Sequence[str], own: Mapping[str, bool]) -> tuple[
 
 
 class ServeCommand(click.Command):
-    """Keeps vLLM's flags out of click's sight, in `ctx.meta`."""
+    """A command that keeps vLLM's flags from click and stores them in `ctx.meta`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take vLLM's flags out and parse the rest strictly."""
+        """Remove vLLM's flags and parse the rest strictly."""
         own = {
             spelling: not option.is_flag
             for option in self.get_params(ctx)
@@ -70,12 +69,12 @@ class ServeCommand(click.Command):
         return super().parse_args(ctx, ours)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Name vLLM's flags in the usage line."""
+        """Return the pieces of the usage line, including vLLM's flags."""
         return [*super().collect_usage_pieces(ctx), "[VLLM FLAGS]..."]
 
 
 def _setting_option(row: Setting) -> click.Option:
-    """Return the flag of a row of the table. It stands for the variable, and takes the same texts."""
+    """Return the flag for a row of the settings table. It accepts the same values as the variable."""
     flag = f"--{row.name.replace('_', '-')}"
     help_text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.env}{_default_text(row)}]"
     if isinstance(row.default, bool):
@@ -93,13 +92,11 @@ def _setting_option(row: Setting) -> click.Option:
 
 
 def _default_text(row: Setting) -> str:
-    """Return the default for `--help`. Durations are seconds where a float, ns where an int; no count is as large."""
+    """Return the default for `--help`."""
     default = row.default
     if row.shown:
         text = row.shown
-    elif isinstance(default, float):
-        text = go_duration(int(default * NS_PER_SECOND))
-    elif isinstance(default, int) and default >= NS_PER_SECOND:
+    elif row.is_duration:
         text = go_duration(default)
     elif isinstance(default, Path) and default.is_relative_to(Path.home()):
         text = f"~/{default.relative_to(Path.home())}"
@@ -113,7 +110,7 @@ def _check_models(ctx: click.Context, param: click.Parameter, value: Sequence[st
         name, has_path, path = text.partition("=")
         ModelName.parse(name)
         if has_path and not path:
-            message = f"'{text}': no path after the ="
+            message = f"'{text}': the path after = is missing"
             raise click.BadParameter(message)
     return value
 
@@ -130,13 +127,15 @@ def serve(
     fast_start: bool,
     **rows: Any,
 ) -> None:
-    """Serve models on Ollama's API.
+    """Start the server.
 
-    Any other flag is passed to vLLM as it is, for every model, for example
+    Flags that are not listed below are passed to vLLM unchanged, for every model, for example
 
     \b
       --gpu-memory-utilization 0.9   --max-num-seqs 256
       --max-model-len 4096           --enable-prefix-caching
+
+    Square brackets after an option hold its environment variable and its default.
     """
     from vllama.scheduler.engine_flags import EAGER, check_for_all
 
@@ -144,18 +143,21 @@ def serve(
     check_for_all(engine_flags)
     if fast_start:
         if compiled:
-            message = "--fast-start and --compile exclude each other"
+            message = "--fast-start and --compile cannot be used together"
             raise click.UsageError(message)
         engine_flags = [EAGER, *engine_flags]
     read = partial(_settings, rows, port, file)
     settings = read()
+    from vllama.cli.missing_models import pull_missing
     from vllama.gateway.server import serve as serve_gateway
+
+    pull_missing(settings, models_to_load)
 
     ctx.exit(serve_gateway(settings, read, models=models_to_load, engine_flags=engine_flags, compile=compiled))
 
 
 def _settings(rows: Mapping[str, Any], port: int | None, file: str | None) -> Settings:
-    """Return the settings in force: a flag is put in the place of its variable."""
+    """Return the settings in force; flags replace their variables."""
     given = {row.env: rows[row.name] for row in SETTINGS if rows[row.name] is not None}
     if file is not None:
         given[settings_file.VARIABLE] = file
@@ -178,30 +180,30 @@ command = ServeCommand(
             multiple=True,
             callback=_check_models,
             metavar="NAME[=PATH]",
-            help="Load this model at once; with a path, serve that Hugging Face snapshot under the name. Repeatable.",
+            help="Model to load at startup; with PATH, a Hugging Face snapshot to serve as NAME. Repeatable.",
         ),
         *(_setting_option(row) for row in SETTINGS),
         click.Option(
             ["--settings", "file"],
             metavar="FILE",
-            help="File of settings, read where neither flag nor variable says otherwise; `vllama reload` has it read "
-            f"again.  [{settings_file.VARIABLE}; default: {settings_file.DEFAULT}]",
+            help="Settings file (TOML); flags and variables take precedence. `vllama reload` reads it again."
+            f"  [{settings_file.VARIABLE}; default: {settings_file.DEFAULT}]",
         ),
         click.Option(
             ["--port"],
             metavar="PORT",
             type=click.IntRange(0, 65535),
-            help="Port to listen on, instead of the one in --host.",
+            help="Port to listen on; replaces the port of --host.",
         ),
         click.Option(
             ["--compile/--no-compile", "compiled"],
             default=False,
-            help="Compile models on a CPU too: slower to start, somewhat faster after. GPUs always compile.",
+            help="Compile models on CPUs too: slower startup, somewhat faster inference. GPUs compile by default.",
         ),
         click.Option(
             ["--fast-start"],
             is_flag=True,
-            help="Neither compile nor capture CUDA graphs on GPUs: sooner ready, slower then. CPUs do so anyway.",
+            help="Skip compilation and CUDA graphs: faster startup, slower inference. The default on CPUs.",
         ),
     ],
     epilog="""\b

@@ -1,4 +1,4 @@
-"""`vllama show`: what is known of a model."""
+"""`vllama show`: show the details of a model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from vllama.cli.client import Client, Record
+from vllama.cli.api_client import ApiClient, Record
 from vllama.cli.output import human_number, print_json, table
 
 PARTS = ("license", "modelfile", "parameters", "system", "template")
+_TITLES = {"modelfile": "Modelfile", "system": "system message", "template": "prompt template"}
 
 
 def _part_options(function: Callable[..., None]) -> Callable[..., None]:
     for part in reversed(PARTS):
-        function = click.option(f"--{part}", is_flag=True, help=f"Print the {part} only.")(function)
+        function = click.option(f"--{part}", is_flag=True, help=f"Print only the {_TITLES.get(part, part)}.")(function)
     return function
 
 
@@ -29,19 +30,19 @@ Examples:
 )
 @click.argument("name")
 @_part_options
-@click.option("--verbose", is_flag=True, help="Add all metadata and the tensors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the server's record as JSON.")
+@click.option("--verbose", is_flag=True, help="Also print all metadata and tensors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's reply as JSON.")
 def command(name: str, *, verbose: bool, as_json: bool, **only: bool) -> None:
-    """Show what is known of a model.
+    """Show the details of a model.
 
-    That is its architecture, size, capabilities, parameters, system message and licence.
+    Prints its architecture, size, capabilities, parameters, system message and licence.
     """
     parts = [part for part in PARTS if only[part]]
     if len(parts) + as_json > 1:
         choices = ", ".join(f"--{part}" for part in PARTS)
-        message = f"only one of {choices} and --json can be given"
+        message = f"give only one of {choices} and --json"
         raise click.UsageError(message)
-    info = Client.from_environment().show(name, verbose=verbose)
+    info = ApiClient.from_environment().show(name, verbose=verbose)
     if as_json:
         print_json(info)
     elif parts:
@@ -127,6 +128,6 @@ def _tensor_rows(info: Record) -> list[list[str]]:
 
 
 def _head(text: str) -> list[list[str]]:
-    """Return the first two lines that hold anything, and a mark where there is more."""
+    """Return the first two non-empty lines, and "..." if there are more."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return [[line] for line in lines[:2]] + ([["..."]] if len(lines) > 2 else [])

@@ -1,4 +1,4 @@
-"""`vllama stage`: write models as a bundle for a machine without a network."""
+"""`vllama stage`: write stored models to a bundle for a machine without a network."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from vllama.cli.local_store import open_store, with_hint
 from vllama.cli.progress import report
-from vllama.cli.stored import open_store, with_hint
 from vllama.names import ModelName
 
 
@@ -24,24 +24,25 @@ Examples:
     "directory",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory of the bundle; models are added to what it has.",
+    help="Directory of the bundle; an existing bundle is extended.",
 )
 @click.option(
     "--wheels",
     is_flag=True,
-    help="Add the wheels of vllama and of all that it runs on, as installed here; pip fetches them.",
+    help="Also add wheels of vllama and all its dependencies, in the versions installed here; pip downloads them.",
 )
 @click.option(
     "--compile-cache",
     is_flag=True,
-    help="Add what engines have compiled for these models, for machines like this one.",
+    help="Also add compiled code of these models, for machines like this one.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the progress as JSON, one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print progress as JSON, one object per line.")
 def command(names: tuple[str, ...], directory: Path, *, wheels: bool, compile_cache: bool, as_json: bool) -> None:
-    """Write models of the store (OLLAMA_MODELS) as a bundle.
+    """Write stored models to a bundle for a machine without a network.
 
-    A bundle is a directory with all their files and checksums. On the machine that it is carried to, `vllama load`
-    takes them in. Run it again after an interruption: what was written stays.
+    A bundle is a directory with the models' files and checksums; NAMES are models in the model store (OLLAMA_MODELS).
+    Copy the directory to the other machine and run `vllama load` there. After an interruption, run the same command
+    again: files that are already written are kept.
     """
     models = [ModelName.parse(name) for name in names]
     from vllama.store.stage import stage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vllama.cli.client import Client
+from vllama.cli.api_client import ApiClient
 from vllama.errors import ServerRefused
 
 
@@ -18,10 +18,10 @@ Example:
 def command(name: str) -> None:
     """Unload a model and free its memory.
 
-    A model that is not loaded is left as it is.
+    Does nothing if the model is not loaded.
     """
     try:
-        Client.from_environment().post("/api/generate", {"model": name, "keep_alive": 0})
+        ApiClient.from_environment().post("/api/generate", {"model": name, "keep_alive": 0})
     except ServerRefused as error:
         if error.status != 404:
             raise

@@ -1,4 +1,4 @@
-"""`vllama verify`: read the stored models again and say which files are damaged."""
+"""`vllama verify`: check the files of stored models against their checksums."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vllama.cli.local_store import open_store, with_hint
 from vllama.cli.output import human_size, print_json
 from vllama.cli.progress import report
-from vllama.cli.stored import open_store, with_hint
 from vllama.names import ModelName
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def command(ctx: click.Context, names: tuple[str, ...], *, as_json: bool) -> None:
-    """Compare the files of stored models (OLLAMA_MODELS) with their checksums.
+    """Check the files of stored models against their checksums.
 
-    All models, or those of these NAMES. Ends with exit code 1 where a file is damaged or missing.
+    Checks the models with these NAMES, or all models in the model store (OLLAMA_MODELS). The exit code is 1 if a file
+    is damaged or missing.
     """
     models = [ModelName.parse(name) for name in names]
     from vllama.store.verify import verify
@@ -54,5 +55,5 @@ def command(ctx: click.Context, names: tuple[str, ...], *, as_json: bool) -> Non
 
 def _line(verdict: Verdict) -> str:
     if not verdict.problems:
-        return f"{verdict.name}: {verdict.files} files, {human_size(verdict.size)}, as they should be"
+        return f"{verdict.name}: {verdict.files} files, {human_size(verdict.size)}, no damage"
     return "\n".join(f"{verdict.name}: {problem}" for problem in verdict.problems.values())

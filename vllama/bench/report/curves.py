@@ -1,4 +1,4 @@
-"""What the plots show of a result: curves with their uncertainty, distributions, and the machine over time."""
+"""Curves with confidence intervals, and distributions, as the plots show them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from itertools import groupby
 from typing import NamedTuple
 
 from vllama.bench.metrics import ttft_ms
-from vllama.bench.result import Mode, Result, Run, Sample
+from vllama.bench.result import ExperimentResult, Mode, Run, Sample
+from vllama.bench.students_t import normal_quantile, t_quantile
 
 SWEPT: tuple[Mode, ...] = ("sequential", "concurrent", "streaming")
 """The modes whose runs have a load; the others have figures of their own."""
 
 _MOST_STEPS = 500
-_Z = 1.96
-_T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-"""Student's t for 95 %, two-sided, by degrees of freedom; above, the normal one is close."""
 
 
 class Point(NamedTuple):
@@ -49,12 +47,12 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What distinguishes it in a heading."""
+        """Name of the group in a heading."""
         return f"{self.mode}, fixed rate" if self.is_open else self.mode
 
     @property
     def axis(self) -> str:
-        """What the load is."""
+        """Label of the load axis."""
         return "requests per second offered" if self.is_open else "concurrent requests"
 
     @property
@@ -72,7 +70,7 @@ class Distribution:
     values: tuple[float, ...]
 
 
-def groups(result: Result) -> list[Group]:
+def groups(result: ExperimentResult) -> list[Group]:
     """Return what can be plotted over the load, in the order of the modes."""
 
     def key(run: Run) -> tuple[int, bool]:
@@ -117,7 +115,7 @@ def distributions(group: Group, figure: Callable[[Sample], float | None]) -> lis
     return [distribution for distribution in found if distribution.values]
 
 
-def starts(result: Result, mode: Mode) -> list[Distribution]:
+def starts(result: ExperimentResult, mode: Mode) -> list[Distribution]:
     """Return the times to the first token of a mode that loads models, by system and model, in ms."""
     runs = [run for run in result.runs if run.mode == mode]
     names = dict.fromkeys((run.system, run.model) for run in runs)
@@ -146,7 +144,7 @@ def quantile(values: Sequence[float], p: float) -> float:
 def cumulated(values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Return what ascending values draw: each value, and the percentage of values that are at most as large.
 
-    Of very many values, evenly spaced quantiles stand for all.
+    More than 500 values are reduced to evenly spaced quantiles.
     """
     if len(values) > _MOST_STEPS:
         values = [quantile(values, i / _MOST_STEPS) for i in range(_MOST_STEPS + 1)]
@@ -160,7 +158,7 @@ def order_interval(values: Sequence[float], p: float) -> tuple[float, float] | N
     values are too few for its upper end to be among them.
     """
     n = len(values)
-    spread = _Z * math.sqrt(n * p * (1 - p))
+    spread = normal_quantile() * math.sqrt(n * p * (1 - p))
     low, high = math.floor(n * p - spread), math.ceil(n * p + spread)
     return (values[low], values[high]) if low >= 0 and high < n else None
 
@@ -183,5 +181,5 @@ def _mean_point(load: float, values: Sequence[float]) -> Point:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Point(load, mean, None, len(values))
-    spread = _T_95.get(len(values) - 1, _Z) * statistics.stdev(values) / math.sqrt(len(values))
+    spread = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Point(load, mean, (max(mean - spread, 0.0), mean + spread), len(values))

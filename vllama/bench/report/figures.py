@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllama.bench.result import Distribution, Result, Run, Summary
+from vllama.bench.result import Distribution, ExperimentResult, LoadLevel, Run, Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Column:
     is_number: bool = True
 
 
-def rows_of(result: Result) -> list[Row]:
+def rows_of(result: ExperimentResult) -> list[Row]:
     """Return a row for each summary."""
     return [_row(result.runs, summary) for summary in result.summaries]
 
@@ -60,7 +60,7 @@ class Finding:
     text: str
 
 
-def findings_of(result: Result) -> list[Finding]:
+def findings_of(result: ExperimentResult) -> list[Finding]:
     """Return what the result says in words: what to beware of first, then verdicts, then notes."""
     found = [Finding("warning", text) for text in result.warnings]
     if result.interrupted:
@@ -90,8 +90,8 @@ def findings_of(result: Result) -> list[Finding]:
     return found + [Finding("note", f"{note[0].upper()}{note[1:]}.") for note in notes]
 
 
-def comparisons_of(result: Result) -> list[tuple[str, ...]]:
-    """Return the comparisons as a table, its heading first; nothing where there are none."""
+def comparisons_of(result: ExperimentResult) -> list[tuple[str, ...]]:
+    """Return the comparisons as a table, its heading first; an empty list without comparisons."""
     lines = [
         (
             f"{c.system} / {c.baseline}",
@@ -115,24 +115,24 @@ FIGURES = {
     "tpot_ms": "time per output token",
     "e2e_ms": "time to the whole reply",
 }
-"""What the metrics of comparisons are called in reports."""
+"""Names of the compared metrics in reports."""
 
 
-def heading_of(result: Result) -> str:
+def heading_of(result: ExperimentResult) -> str:
     """Return who was measured with what, in one line."""
     models = list(dict.fromkeys(system.model for system in result.systems))
     names = [system.name if len(models) == 1 else f"{system.name} with {system.model}" for system in result.systems]
     return f"{models[0]}: {' against '.join(names)}" if len(models) == 1 else " against ".join(names)
 
 
-def systems_of(result: Result) -> list[str]:
-    """Return a line for each system: where it is, and what it says of itself."""
+def systems_of(result: ExperimentResult) -> list[str]:
+    """Return a line for each system: its URL and the facts that it reports."""
     lines = []
     for system in result.systems:
         facts = system.facts
         known = {
             "server": facts.server,
-            "quantisation": facts.quantization,
+            "quantization": facts.quantization,
             "context": f"{facts.context:,}" if facts.context else "",
             "digest": facts.digest.removeprefix("sha256:")[:12],
         }
@@ -141,7 +141,7 @@ def systems_of(result: Result) -> list[str]:
     return lines
 
 
-def workload_of(result: Result) -> str:
+def workload_of(result: ExperimentResult) -> str:
     """Return what was asked for, in one line."""
     work = result.workload
     prompt = f"{work.prompt_tokens} prompt tokens, " if work.prompt_tokens else ""
@@ -149,8 +149,8 @@ def workload_of(result: Result) -> str:
     return f"{work.source} prompts, {prompt}at most {work.output_tokens} output tokens, {prefix}, seed {work.seed}"
 
 
-def machine_of(result: Result) -> str:
-    """Return the machine of the manifest, in one line; "" where there is none."""
+def machine_of(result: ExperimentResult) -> str:
+    """Return the machine of the manifest in one line; "" if the manifest has none."""
     hardware: dict[str, Any] = result.environment.get("hardware") or {}
     if not hardware:
         return ""
@@ -162,7 +162,7 @@ def machine_of(result: Result) -> str:
 
 
 def _row(runs: Sequence[Run], summary: Summary) -> Row:
-    level = summary.mode, summary.concurrency, summary.rate
+    level = LoadLevel(summary.mode, summary.concurrency, summary.rate)
     mine = [r for r in runs if (r.system, r.level, r.model) == (summary.system, level, summary.model)]
     figures = [run.telemetry.figures for run in mine if run.telemetry]
     names = dict.fromkeys(name for known in figures for name in known)

@@ -25,7 +25,7 @@ from vllama.bench.report.figures import (
     workload_of,
 )
 from vllama.bench.report.plots import Plot, plots_of
-from vllama.bench.result import Result
+from vllama.bench.result import ExperimentResult
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -49,7 +49,7 @@ class _Picture(NamedTuple):
     svg: Markup
 
 
-def page(result: Result, costs: Sequence[Cost] = ()) -> str:
+def page(result: ExperimentResult, costs: Sequence[Cost] = ()) -> str:
     """Return the HTML. Raises PlotsUnavailable."""
     rows = rows_of(result)
     columns = columns_of(rows)

@@ -29,7 +29,7 @@ from vllama.bench.report.drawing import (
 )
 from vllama.bench.report.figures import FIGURES
 from vllama.bench.report.timeline import Panel, Stretch, panels, stretches
-from vllama.bench.result import Comparison, Mode, Result
+from vllama.bench.result import Comparison, ExperimentResult, Mode
 from vllama.errors import RequestError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def require_matplotlib() -> None:
         raise PlotsUnavailable
 
 
-def plots_of(result: Result) -> list[Plot]:
+def plots_of(result: ExperimentResult) -> list[Plot]:
     """Return the plots that this result has data for. Raises PlotsUnavailable."""
     require_matplotlib()
     found: list[Plot] = []
@@ -105,7 +105,7 @@ def _renamed(plot: Plot, suffix: str, where: str) -> Plot:
     return Plot(plot.name + suffix, plot.title + where, plot.caption, plot.draw)
 
 
-def _of_group(result: Result, group: Group) -> list[Plot]:
+def _of_group(result: ExperimentResult, group: Group) -> list[Plot]:
     palette = {system.name: i for i, system in enumerate(result.systems)}
     heading = _Heading(
         "throughput",
@@ -116,9 +116,7 @@ def _of_group(result: Result, group: Group) -> list[Plot]:
     for name, title, figure in _LATENCIES:
         median, tail = curves.percentile(group, figure, 0.5), curves.percentile(group, figure, 0.95)
         if median:
-            heading = _Heading(
-                name, title, "Full: median, with its 95 % interval. Dashed or hollow: 95th percentile. Logarithmic."
-            )
+            heading = _Heading(name, title, _LATENCY_CAPTION)
             found.append(_curve_plot(heading, group, palette, [(median, "-"), (tail, "--")], is_latency=True))
     for name, title, figure in _LATENCIES:
         if values := curves.distributions(group, figure):
@@ -284,7 +282,7 @@ def _starts_plot(name: str, title: str, distributions: Sequence[Distribution]) -
     return Plot(name, title, "A point for each; the bar and the figure are the median. Logarithmic.", draw)
 
 
-def _ratio_plots(result: Result) -> list[Plot]:
+def _ratio_plots(result: ExperimentResult) -> list[Plot]:
     """Return a plot for each pair of systems and mode that was compared at two concurrencies or more."""
     pairs: dict[tuple[str, str, str], list[Comparison]] = {}
     for one in result.comparisons:
@@ -326,7 +324,7 @@ _RATIO_COLORS = {"output_tokens_per_second": 2, "ttft_ms": 3, "e2e_ms": 4}
 """The metrics whose ratios are drawn, and the places of their colours; the first two are those of systems."""
 
 
-def _timeline_plot(result: Result, lines: Sequence[Panel]) -> Plot:
+def _timeline_plot(result: ExperimentResult, lines: Sequence[Panel]) -> Plot:
     palette = {system.name: i for i, system in enumerate(result.systems)}
     windows = stretches(result)
 

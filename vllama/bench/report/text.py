@@ -21,14 +21,14 @@ from vllama.bench.report.figures import (
     systems_of,
     workload_of,
 )
-from vllama.bench.result import Result
+from vllama.bench.result import ExperimentResult
 
 _GAP = "  "
 _COMPARED_NUMBERS = (False, False, True, False, True, True, False)
 _MARKS = {"warning": "! ", "verdict": "", "note": "· "}
 
 
-def console(result: Result, costs: Sequence[Cost] = ()) -> str:
+def console(result: ExperimentResult, costs: Sequence[Cost] = ()) -> str:
     """Return the table and the findings for a terminal."""
     rows = rows_of(result)
     columns = columns_of(rows, brief=True)
@@ -42,7 +42,7 @@ def console(result: Result, costs: Sequence[Cost] = ()) -> str:
     return "\n\n".join("\n".join(part) for part in (systems_of(result), table, comparisons, findings, money) if part)
 
 
-def markdown(result: Result, costs: Sequence[Cost] = ()) -> str:
+def markdown(result: ExperimentResult, costs: Sequence[Cost] = ()) -> str:
     """Return the whole report as Markdown."""
     rows = rows_of(result)
     columns = columns_of(rows)
@@ -68,7 +68,7 @@ def markdown(result: Result, costs: Sequence[Cost] = ()) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def comma_separated(result: Result) -> str:
+def comma_separated(result: ExperimentResult) -> str:
     """Return a line for each system and level, with all metrics and the means of the telemetry's figures.
 
     Columns are named as in the JSON: `ttft_ms.p50`, `machine.joules`; a figure that a line lacks is empty there.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from vllama.bench.report.curves import SWEPT
-from vllama.bench.result import Result, Run, Telemetry
+from vllama.bench.result import ExperimentResult, Run, Telemetry
 
 _SECOND = 1e9
 _GB = 1e9
@@ -16,7 +16,7 @@ _LEAST_STEP = 0.2
 """Seconds. Below, one sees the ticks in which the kernel counts CPU time."""
 
 _MOST_POINTS = 1500
-"""Of all lines of a panel, about: more than its pixels would only make the file large."""
+"""Approximate maximum number of points in all lines of a panel; more than its pixels would only enlarge the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One quantity.
+    """One quantity over time.
 
-    `idle` is its value with nobody asking, by system; `top` the end of its axis, `height` its own, in inches.
+    `idle` is its value without requests, by system; `top` the end of its axis; `height` the panel's height in inches.
     """
 
     title: str
@@ -77,7 +77,7 @@ _QUANTITIES = (
 )
 
 
-def stretches(result: Result) -> list[Stretch]:
+def stretches(result: ExperimentResult) -> list[Stretch]:
     """Return the windows of all runs with telemetry, in order of time."""
     runs = _observed(result)
     origin = runs[0].window[0] if runs else 0
@@ -87,7 +87,7 @@ def stretches(result: Result) -> list[Stretch]:
     ]
 
 
-def panels(result: Result) -> list[Panel]:
+def panels(result: ExperimentResult) -> list[Panel]:
     """Return what was read of the machine; nothing where there is no telemetry."""
     runs = _observed(result)
     span = (runs[-1].window[1] - runs[0].window[0]) / _SECOND if runs else 0.0
@@ -103,7 +103,7 @@ def panels(result: Result) -> list[Panel]:
     return found
 
 
-def _observed(result: Result) -> list[Run]:
+def _observed(result: ExperimentResult) -> list[Run]:
     return sorted((run for run in result.runs if run.telemetry and run.telemetry.times), key=lambda run: run.window)
 
 

@@ -1,4 +1,4 @@
-"""What a server says of itself and of the model it serves."""
+"""Ask a server for its version, its models and the properties of one model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx
 
-from vllama.bench.result import Api, Facts
+from vllama.bench.result import Api, ServerFacts
 from vllama.errors import ServerUnreachable
+from vllama.keys.credentials import credentials
 
 _TIMEOUT = 10.0
 
@@ -17,9 +18,9 @@ def is_native(api: Api) -> bool:
     return api.startswith("ollama")
 
 
-def facts_of(url: str, api: Api, model: str) -> Facts:
+def facts_of(url: str, api: Api, model: str) -> ServerFacts:
     """Ask the server; what it does not answer stays open. The model is loaded. Raises ServerUnreachable."""
-    with httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(headers=credentials(), base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
         try:
             return _native(client, model) if is_native(api) else _openai(client, model)
         except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -29,7 +30,7 @@ def facts_of(url: str, api: Api, model: str) -> Facts:
 def only_model(url: str, api: Api) -> str:
     """Return the model that is loaded, else the only one there is; "" if there are more. Raises ServerUnreachable."""
     lists = (("/api/ps", "models"), ("/api/tags", "models")) if is_native(api) else (("/v1/models", "data"),)
-    with httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(headers=credentials(), base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
         try:
             for path, key in lists:
                 models = _models(_get(client, path), key)
@@ -42,7 +43,7 @@ def only_model(url: str, api: Api) -> str:
 
 def resident_models(url: str) -> list[dict[str, Any]]:
     """Return what an Ollama server has loaded. Raises ServerUnreachable."""
-    with httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(headers=credentials(), base_url=url, timeout=_TIMEOUT, trust_env=False) as client:
         try:
             return _models(_get(client, "/api/ps"), "models")
         except httpx.TransportError as error:
@@ -53,13 +54,13 @@ def _unreachable(url: str, error: Exception) -> ServerUnreachable:
     return ServerUnreachable(f"could not connect to {url} ({str(error).lower()}); is the server running?")
 
 
-def _native(client: httpx.Client, model: str) -> Facts:
+def _native(client: httpx.Client, model: str) -> ServerFacts:
     shown = _json(client.post("/api/show", json={"model": model}))
     details = shown.get("details") or {}
     about = shown.get("model_info") or {}
     loaded = next((one for one in _models(_get(client, "/api/ps"), "models") if is_model(one, model)), {})
     trained = about.get(f"{about.get('general.architecture')}.context_length")
-    return Facts(
+    return ServerFacts(
         server=str(_get(client, "/api/version").get("version", "")),
         context=loaded.get("context_length") or trained,
         quantization=str(details.get("quantization_level") or ""),
@@ -75,9 +76,9 @@ def is_model(entry: dict[str, Any], name: str) -> bool:
     return bool({entry.get("name"), entry.get("model")} & {name, tagged})
 
 
-def _openai(client: httpx.Client, model: str) -> Facts:
+def _openai(client: httpx.Client, model: str) -> ServerFacts:
     served = next((one for one in _models(_get(client, "/v1/models"), "data") if one.get("id") == model), {})
-    return Facts(server=str(_get(client, "/version").get("version", "")), context=served.get("max_model_len"))
+    return ServerFacts(server=str(_get(client, "/version").get("version", "")), context=served.get("max_model_len"))
 
 
 def _models(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ def _get(client: httpx.Client, path: str) -> dict[str, Any]:
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
-    """Return the object in a reply, an empty one where there is none: many servers lack a route."""
+    """Return the object in a reply, or an empty one, because many servers lack a route."""
     try:
         value = response.json() if response.status_code == 200 else {}
     except ValueError:

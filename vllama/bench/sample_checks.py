@@ -1,4 +1,4 @@
-"""What a server says, held against what was seen: its token counts, its durations, and whether it answered at all."""
+"""Check the token counts and durations that servers report against the measured ones, and count failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vllama.bench.fleet import Seen
+from vllama.bench.fleet import LoadOutcome
 from vllama.bench.result import Run, Sample
 
 MISCOUNT = 0.05
@@ -18,7 +18,7 @@ LONGER = 5_000_000
 OFTEN = 0.1
 
 
-def count_tokens(seen: Seen, count: Callable[[str], int] | None) -> Seen:
+def count_tokens(seen: LoadOutcome, count: Callable[[str], int] | None) -> LoadOutcome:
     """Return the samples with the tokens counted anew where the text was kept."""
     if count is None:
         return seen

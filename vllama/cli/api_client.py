@@ -1,6 +1,6 @@
 """The HTTP client of the commands (contract §6.7).
 
-On `http.client`, because importing httpx alone takes longer than all of `vllama list`.
+Uses `http.client`, because importing httpx alone takes longer than all of `vllama list`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from urllib.parse import quote, urlsplit
 
 from vllama import __version__, settings_file
 from vllama.errors import RequestError, ServerError, ServerRefused, ServerUnreachable
+from vllama.keys.credentials import credentials
 from vllama.settings import Address
 
 Record = dict[str, Any]
-"""One JSON object on the wire."""
+"""One JSON object of a reply."""
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds until an address that does not answer counts as unreachable."""
+"""Seconds after which an address that does not respond counts as unreachable."""
 
 _HEADERS = {
     "Accept": "application/x-ndjson",
@@ -32,12 +33,12 @@ _HEADERS = {
 }
 
 
-class Client:
-    """Talks to the server at one address; every call is a connection of its own.
+class ApiClient:
+    """HTTP client for the server at one address; each call opens its own connection.
 
-    Errors of all calls: ServerUnreachable where nothing listens, ServerRefused where the server
-    answers with an error (its status, or an `error` line in a stream), ServerError where the
-    connection breaks or the answer is not Ollama's.
+    All calls raise ServerUnreachable if no server listens, ServerRefused if the server answers
+    with an error (a status, or an `error` line in a stream), and ServerError if the connection
+    breaks or the reply is not Ollama's.
     """
 
     def __init__(self, address: Address) -> None:
@@ -45,12 +46,13 @@ class Client:
             message = f"OLLAMA_HOST: the scheme must be http or https, not {address.scheme!r}"
             raise RequestError(message)
         self.url = address.url
+        self._headers = {**_HEADERS, **credentials()}
         self._target = urlsplit(address.url)
         self._path = quote(self._target.path)
 
     @classmethod
-    def from_environment(cls) -> Client:
-        """Return a client of the server that OLLAMA_HOST names."""
+    def from_environment(cls) -> ApiClient:
+        """Return a client for the server at OLLAMA_HOST."""
         return cls(settings_file.load(os.environ).address)
 
     def tags(self) -> list[Record]:
@@ -58,11 +60,11 @@ class Client:
         return self._models("/api/tags")
 
     def ps(self, *, asleep: bool = False) -> list[Record]:
-        """Return the resident models; with `asleep` a server of ours adds those that sleep, and a `state` to each."""
+        """Return the loaded models; with `asleep`, a vllama server adds sleeping models and a `state` to each."""
         return self._models("/api/ps?all=true" if asleep else "/api/ps")
 
     def show(self, name: str, **fields: object) -> Record:
-        """Return what the server knows of a model; if it knows none of that name, the error says how to get it."""
+        """Return the server's details of a model; if it is not stored, the error says how to pull it."""
         try:
             return self.post("/api/show", {"model": name, **fields})
         except ServerRefused as error:
@@ -72,15 +74,23 @@ class Client:
             raise ServerRefused(404, message) from error
 
     def post(self, path: str, body: Record) -> Record:
-        """Send a request that is answered by one record."""
+        """Send a request and return the single record of its reply."""
         with self._exchange("POST", path, body) as response:
             return self._record(response.read())
 
     def stream(self, path: str, body: Record) -> Generator[Record]:
-        """Send a request and yield its records as they come; closing the generator abandons it.
+        """Send a request and yield the records of its reply as they arrive; closing the generator cancels it.
 
         A stream that ends before its `done:true` record raises ServerError.
         """
+        return self._records(path, body, "done", True)
+
+    def pull(self, name: str) -> Generator[Record]:
+        """Have the server pull a model, and yield the steps; closing the generator stops the pull."""
+        return self._records("/api/pull", {"model": name}, "status", "success")
+
+    def _records(self, path: str, body: Record, key: str, last: object) -> Generator[Record]:
+        """Yield the records of a stream, whose last one has this value under `key`."""
         with self._exchange("POST", path, body) as response:
             record: Record = {}
             for line in response:
@@ -88,8 +98,8 @@ class Client:
                 if "error" in record:
                     raise ServerRefused(response.status, str(record["error"]))
                 yield record
-        if not record.get("done"):
-            message = f"{self.url} ended the answer before it was complete"
+        if record.get(key) != last:
+            message = f"{self.url} ended its reply before it was complete; the server's log may say why"
             raise ServerError(message)
 
     def _models(self, path: str) -> list[Record]:
@@ -102,7 +112,7 @@ class Client:
         connection = self._connect()
         try:
             payload = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-            connection.request(method, self._path + path, payload, _HEADERS)
+            connection.request(method, self._path + path, payload, self._headers)
             response = connection.getresponse()
             if response.status >= 400:
                 raise ServerRefused(response.status, _error_text(response))
@@ -136,13 +146,13 @@ class Client:
             record = None
         if not isinstance(record, dict):
             shown = text[:80].decode(errors="replace").strip()
-            message = f"{self.url} does not answer like an Ollama server: {shown!r}"
+            message = f"{self.url} did not reply like an Ollama server: {shown!r}; check OLLAMA_HOST"
             raise ServerError(message)
         return record
 
 
 def _error_text(response: HTTPResponse) -> str:
-    """Return the `error` of a refusal, or what else says most."""
+    """Return the `error` of a reply with an error status, else its text or its reason."""
     body = response.read()
     try:
         return str(json.loads(body)["error"])
