@@ -11,10 +11,10 @@ from vllama.bench.metrics import metrics, summarize
 from vllama.bench.result import (
     Diagnosis,
     Difference,
-    Facts,
-    Result,
+    ExperimentResult,
     Run,
     Sample,
+    ServerFacts,
     Slo,
     System,
     Telemetry,
@@ -47,7 +47,7 @@ def bench(
     *,
     gpu: bool = True,
     faster: float = 1.0,
-) -> Result:
+) -> ExperimentResult:
     """Return a streaming sweep. `vllama` batches, every other name serialises; `faster` scales all speeds."""
     chance = random.Random(1)
     runs, clock = [], 100 * SECOND
@@ -63,11 +63,11 @@ def bench(
             f"http://127.0.0.1:{11434 + i}",
             "ollama",
             "smollm2:135m",
-            Facts("0.24.0", 8192, "BF16", "sha256:abc"),
+            ServerFacts("0.24.0", 8192, "BF16", "sha256:abc"),
         )
         for i, name in enumerate(systems)
     )
-    return Result(
+    return ExperimentResult(
         command=("vllama", "bench", "smollm2:135m", "--concurrency", ",".join(map(str, levels))),
         created="2026-11-21T12:00:00Z",
         systems=sides,
@@ -76,7 +76,7 @@ def bench(
         summaries=summarize(runs, Slo()),
         options={"model": "smollm2:135m", "concurrency": ",".join(map(str, levels)), "iterations": 50},
         environment=ENVIRONMENT,
-        differences=(Difference("quantisation", {"vllama": "BF16", "ollama": "Q4_0"}),) if len(systems) > 1 else (),
+        differences=(Difference("quantization", {"vllama": "BF16", "ollama": "Q4_0"}),) if len(systems) > 1 else (),
         comparisons=compare(runs, sides[::-1], seed=0) if len(sides) == 2 else (),
         diagnoses=(Diagnosis(systems[0], "batches", levels[-1], "batches: throughput grows with concurrency"),),
         warnings=("The server's own durations are longer than what the client saw.",),

@@ -17,8 +17,11 @@ from typing import Any, TypeVar
 import httptools
 import orjson
 
-from vllama.frames import FrameReader, Kind, frame, parse_open, reply_frame
+from vllama.installed.registry import InstalledVllm
 from vllama.ollama.status import JSON
+from vllama.protocol.frames import FrameReader, Kind, frame, parse_open, reply_frame
+from vllama.protocol.profile import Profile
+from vllama.protocol.token_counts import TokenCounts
 from vllama.scheduler.load_phases import LoadProgress, Phase
 from vllama.scheduler.memory import Placement
 from vllama.scheduler.policy import Room, anywhere
@@ -26,8 +29,6 @@ from vllama.scheduler.process import Memory
 from vllama.scheduler.serving import Serving
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
-from vllama.worker.profile import Profile
-from vllama.worker.registry import InstalledVllm
 
 PATIENCE = 20.0
 """Seconds after which something that never comes fails a test."""
@@ -94,7 +95,7 @@ class ChannelExchange(Exchange):
     """A stream on the channel."""
 
     def __init__(self, channel: ChannelEnd, number: int, payload: bytes) -> None:
-        path, self.received, profile, body = parse_open(payload)
+        path, self.received, profile, self.form, body = parse_open(payload)
         self.profile = channel.profiles[profile]
         super().__init__(path, body)
         self.channel, self.number = channel, number
@@ -107,6 +108,10 @@ class ChannelExchange(Exchange):
 
     def write(self, data: bytes) -> None:
         self.channel.write(frame(Kind.DATA, self.number, data))
+
+    def count(self, prompt: int, cached: int, output: int) -> None:
+        """Tell the token counts."""
+        self.channel.write(frame(Kind.TOKENS, self.number, TokenCounts(prompt, cached, output).to_bytes()))
 
     def finish(self, data: bytes = b"") -> None:
         self.channel.write(frame(Kind.LAST, self.number, data))
@@ -135,7 +140,10 @@ class ChannelEnd(asyncio.Protocol):
         for number, stream, payload in self._reader.feed(data):
             kind = Kind(number)
             if kind is Kind.PROFILE:
-                self.profiles[stream] = Profile.from_json(payload)
+                if payload:
+                    self.profiles[stream] = Profile.from_json(payload)
+                else:
+                    del self.profiles[stream]
                 continue
             self.kinds.append(kind)
             if kind is Kind.OPEN:
@@ -163,8 +171,11 @@ class HttpExchange(Exchange):
         """Send these very bytes."""
         self.connection.transport.write(data)
 
-    def reply(self, body: bytes, *, status: int = 200, content_type: str = JSON) -> None:
+    def reply(
+        self, body: bytes, *, status: int = 200, content_type: str = JSON, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
         self.raw(b"HTTP/1.1 %d OK\r\ncontent-type: %b\r\n" % (status, content_type.encode()))
+        self.raw(b"".join(b"%b: %b\r\n" % header for header in headers))
         self.raw(b"content-length: %d\r\n\r\n%b" % (len(body), body))
 
     def start(self, content_type: str) -> None:
@@ -236,6 +247,7 @@ class FakeWorker:
         self.socket = socket
         self.channels: tuple[Path, ...] = ()
         self.context_length = 0
+        self.slots = launcher.slots
         self.adapter_rank = 0
         self.memory = Memory(1000, 800)
         self.sleeps = 0
@@ -249,7 +261,7 @@ class FakeWorker:
         return LoadProgress(Phase.WEIGHTS, 40, "Loading shards: 40% Completed")
 
     def why_it_died(self) -> str:
-        return "its worker died: a process of the worker was ended by SIGKILL"
+        return "its worker died: a process of the worker was killed by SIGKILL"
 
     async def become_ready(self, stall_timeout: float | None) -> None:
         await self._launcher.may_load.wait()
@@ -271,9 +283,15 @@ class FakeWorker:
         self.sleeps += 1
         return 0.0
 
-    async def wake(self) -> float:
+    async def wake(self, *, keeps_copy: bool) -> float:
         await self._launcher.may_wake.wait()
         return 0.0
+
+    async def prepare_sleep(self) -> None:
+        """Do nothing: there are no weights."""
+
+    async def forget_copy(self) -> None:
+        """Do nothing: there is no copy."""
 
     async def next_exchange(self) -> Any:
         """Return what the gateway asks next, an HttpExchange or a ChannelExchange."""
@@ -295,6 +313,9 @@ class FakeWorker:
     async def stop(self, grace: float) -> None:
         self.die()
 
+    async def give_up(self) -> None:
+        self.die()
+
 
 class FakeLauncher:
     """Starts FakeWorkers. `may_load` holds loads back while it is clear; `failure` makes them fail."""
@@ -302,10 +323,11 @@ class FakeLauncher:
     def __init__(self, directory: Path, *, api_servers: int = 1) -> None:
         self._directory = directory
         self.api_servers = api_servers
-        self.serving = Serving(installed=InstalledVllm())
+        self.serving = Serving(installed=InstalledVllm(deciding=frozenset({"Qwen3ForCausalLM"})))
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.can_sleep = False
+        self.slots = 0
         self.may_fall_asleep, self.may_wake = asyncio.Event(), asyncio.Event()
         self.may_fall_asleep.set()
         self.may_wake.set()

@@ -33,6 +33,9 @@ class Repository:
     token: str = ""
     tags: tuple[str, ...] = ()
     tells_sizes: bool = True
+    """Whether the listing has sizes and checksums."""
+    is_sizeless: bool = False
+    """Whether no answer states a size either: redirects have no X-Linked-Size, and bodies are chunked."""
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Fault:
     """What happens to one request for a file, instead of the whole answer.
 
     `status` is answered at once; or the answer ends after `after` bytes: with the connection, or when `go_on` is set.
-    `flips` changes a byte of it; `ignores_ranges` sends the file from its beginning.
+    `flips` changes a byte of it; `ignores_ranges` sends the file from its beginning. `drops` closes the connection
+    without an answer.
     """
 
     status: int = 0
@@ -49,6 +53,7 @@ class Fault:
     go_on: threading.Event | None = None
     flips: bool = False
     ignores_ranges: bool = False
+    drops: bool = False
 
 
 @dataclass
@@ -70,6 +75,7 @@ class HubStandIn:
         self.requests: list[Request] = []
         self.api_faults: deque[Fault] = deque()
         self.faults: dict[str, deque[Fault]] = {}
+        self.head_faults: deque[Fault] = deque()
         self.url = ""
 
     def variables(self, home: Path) -> dict[str, str]:
@@ -162,14 +168,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve(match[1], match[2], match[3])
         elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
             repository = self.hub.repositories[match[1]]
-            self._bytes(match[2], repository.files[match[2]], {"ETag": f'"{sha256(repository.files[match[2]])}"'})
+            content = repository.files[match[2]]
+            self._bytes(match[2], content, {"ETag": f'"{sha256(content)}"'}, tells_size=not repository.is_sizeless)
         else:
             self._refuse(404, "", "not found")
 
     def _info(self, name: str, revision: str, *, blobs: bool) -> None:
         if self.hub.api_faults:
-            fault = self.hub.api_faults.popleft()
-            self._refuse(fault.status, "", "", fault.headers)
+            self._fail(self.hub.api_faults.popleft())
             return
         repository = self._repository(name, revision)
         if repository is None:
@@ -191,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
+        if self.command == "HEAD" and self.hub.head_faults:
+            self._fail(self.hub.head_faults.popleft())
+            return
         repository = self._repository(name, revision)
         if repository is None:
             return
@@ -202,13 +211,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound", "Entry not found")
             return
         if len(content) < LARGE:
-            self._bytes(path, content, {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": repository.commit})
+            headers = {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": repository.commit}
+            self._bytes(path, content, headers, tells_size=not repository.is_sizeless)
             return
         self.send_response(302)
         self.send_header("Location", f"{self.hub.url}/cdn/{name}/{path}")
         self.send_header("X-Repo-Commit", repository.commit)
         self.send_header("X-Linked-Etag", f'"{sha256(content)}"')
-        self.send_header("X-Linked-Size", str(len(content)))
+        if not repository.is_sizeless:
+            self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -233,17 +244,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _has(self, token: str) -> bool:
         return bool(token) and self.headers["authorization"] == f"Bearer {token}"
 
-    def _bytes(self, path: str, content: bytes, headers: Mapping[str, str]) -> None:
+    def _bytes(self, path: str, content: bytes, headers: Mapping[str, str], *, tells_size: bool) -> None:
         fault = (self.hub.fault(path) if self.command == "GET" else None) or Fault()
-        if fault.status:
-            self._refuse(fault.status, "", "", fault.headers)
+        if fault.status or fault.drops:
+            self._fail(fault)
             return
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["range"] or "")
         if asked and not fault.ignores_ranges:
             first = int(asked[1])
             last = min(int(asked[2] or len(content) - 1), len(content) - 1)
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content) if tells_size else '*'}")
             body = content[first : last + 1]
         else:
             self.send_response(200)
@@ -252,17 +263,30 @@ class _Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        if tells_size:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         if self.command == "HEAD":
             return
+        sent = body[: fault.after]
+        if not tells_size:
+            sent = b"%x\r\n%b\r\n" % (len(sent), sent) if sent else b""
+            sent += b"0\r\n\r\n" if fault.after is None else b""
+        self._send(sent)
         if fault.after is None:
-            self._send(body)
             return
-        self._send(body[: fault.after])
         self.close_connection = True
         if fault.go_on is not None:
             fault.go_on.wait(60)
+
+    def _fail(self, fault: Fault) -> None:
+        """Answer with the status of the fault, or not at all."""
+        if fault.drops:
+            self.close_connection = True
+        else:
+            self._refuse(fault.status, "", "", fault.headers)
 
     def _send(self, body: bytes) -> None:
         try:

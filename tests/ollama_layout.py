@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ PREFIX = "application/vnd.ollama.image."
 
 
 def gguf_bytes(
-    architecture: str = "llama", rest: bytes = b"", keys: Mapping[str, int] | None = None, tensors: int = 0
+    architecture: str = "llama", rest: bytes = b"", keys: Mapping[str, int | str] | None = None, tensors: int = 0
 ) -> bytes:
     """Return the header of a GGUF file: texts, numbers, an array of texts and one of numbers.
 
@@ -23,13 +24,32 @@ def gguf_bytes(
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
 
+    def typed(value: int | str) -> bytes:
+        return struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
+
     pairs = [
         text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc"),
         text("tokenizer.ggml.scores") + struct.pack("<IIQff", 9, 6, 2, 0.5, 1.0),
-        text("general.architecture") + struct.pack("<I", 8) + text(architecture),
-        *(text(key) + struct.pack("<II", 4, value) for key, value in (keys or {}).items()),
+        text("general.architecture") + typed(architecture),
+        *(text(key) + typed(value) for key, value in (keys or {}).items()),
     ]
     return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(pairs)) + b"".join(pairs) + rest
+
+
+def converts_to(snapshot: Path) -> Callable[..., Iterator[tuple[int, int]]]:
+    """Return a stand-in for the conversion of a GGUF, of which always this snapshot comes."""
+
+    def convert(
+        source: Path, destination: Path, precision: str, projector: Path | None = None
+    ) -> Iterator[tuple[int, int]]:
+        assert all(path.exists() for path in (source, projector) if path)
+        shutil.copytree(snapshot, destination)
+        config = json.loads((destination / "config.json").read_bytes())
+        config["gguf"] = {"precision": precision}
+        (destination / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield from ()
+
+    return convert
 
 
 class OllamaLayout:

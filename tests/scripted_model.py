@@ -166,7 +166,8 @@ class _Speech:
 @contextlib.asynccontextmanager
 async def serving(script: Script) -> AsyncIterator[str]:
     """Serve on the running loop; gives the URL."""
-    runner = web.AppRunner(ScriptedModel(script).app, access_log=None, shutdown_timeout=0)
+    # A reply that hangs ends with its client, or soon after the server is left: aiohttp takes 0 for no limit.
+    runner = web.AppRunner(ScriptedModel(script).app, access_log=None, shutdown_timeout=0.01, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -196,5 +197,5 @@ def serving_beside(script: Script) -> Iterator[str]:
         yield url[0]
     finally:
         loop.call_soon_threadsafe(over.set)
-        thread.join(30)
+        thread.join()
         loop.close()

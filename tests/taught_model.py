@@ -1,23 +1,31 @@
 """A model of a few megabytes that was taught what to say: thinking, tool calls and JSON on cue, on the real engine.
 
 No real model that calls tools fits every machine, and a random one says nothing that a parser could read. This one
-learns `LESSONS` by heart, on a CPU in about half a minute. Only what stands right before the reply decides (attention
+learns `LESSONS` by heart, on a CPU in about a minute. Only what stands right before the reply decides (attention
 reaches back `_WINDOW` tokens in each layer), so any system prompt, list of tools and history may stand before it.
 
-`python -m tests.taught_model TOKENIZER_FROM DESTINATION [TEMPLATE]` writes a snapshot with a template of `TEMPLATES`.
+`python tests/taught_model.py` writes a snapshot to `KEPT`, with the tokenizer of smollm2:135m in $OLLAMA_MODELS.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from vllama.names import ModelName
+from vllama.store.model_store import ModelStore
+
+KEPT = Path(__file__).parents[1] / ".cache" / f"taught-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
+"""Where the snapshot is that this file makes, so that a checkout makes it once."""
 
 # --- what it is taught ---
 
@@ -171,8 +179,24 @@ _ADDED_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 _WINDOW = 96  # a long reply and the end of its question
 _WIDTH, _HEADS, _LAYERS = 64, 6, 2
 _BATCH, _STEPS, _RATE = 32, 450, 1e-2
-_REPETITIONS, _EXAMINED = 8, 20
+_REPETITIONS, _EXAMINED = 30, 20
 _LEAST_MARGIN = 4.0  # of the right token's logit over the next: sampled at temperature 1 it is right 98 times of 100
+
+_SYSTEM_PROMPTS = (
+    "",
+    "<|im_start|>system\nYou are an assistant that answers briefly. Today is Sunday.\n<tools>\n</tools><|im_end|>\n",
+    """\
+<|im_start|>system
+These functions can be called:
+<tools>
+{"type": "function", "function": {"name": "get_weather", "description": "The weather in a city", "parameters": \
+{"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}}}
+</tools>
+Write each call as <tool_call>
+{"name": ..., "arguments": ...}
+</tool_call><|im_end|>
+""",
+)
 
 
 class _Teacher:
@@ -185,29 +209,39 @@ class _Teacher:
 
     def conversations(self, count: int) -> list[tuple[str, str]]:
         """Prompts and the replies to them, with about as much before each."""
-        words, history = self._random.choice(((0, False), (0, False), (0, False), (20, False), (5, True), (100, False)))
-        return [self._conversation(words, history=history) for _ in range(count)]
+        before: Callable[[], str] = self._random.choice(
+            (
+                lambda: "",
+                lambda: "",
+                lambda: self._random.choice(_SYSTEM_PROMPTS),
+                lambda: self._noise(20),
+                lambda: self._noise(5) + "".join(self._turn()) + "\n",
+                lambda: self._noise(100),
+            )
+        )
+        return [(before() + prompt, reply) for prompt, reply in (self._turn() for _ in range(count))]
 
-    def _conversation(self, words: int, *, history: bool) -> tuple[str, str]:
-        before = self._noise(words)
-        if history:
-            before += "".join(self._turn()) + "\n"
-        prompt, reply = self._turn()
-        return before + prompt, reply
+    def every_lesson(self) -> Iterable[list[tuple[str, str]]]:
+        """Each lesson in each manner and after each system prompt: a list for each manner and system prompt."""
+        for manner in MANNERS:
+            turns = [_turn(lesson.ending, lesson, manner) for lesson in LESSONS]
+            turns += [_turn(_wrapped(lesson.ending), lesson, manner) for lesson in TOOL_LESSONS]
+            for before in _SYSTEM_PROMPTS:
+                yield [(before + prompt, reply) for prompt, reply in turns]
 
     def _turn(self) -> tuple[str, str]:
         pick, manner = self._random.choice, self._random.choice(MANNERS)
         kind = self._random.random()
         if kind < 0.25:
             lesson = pick((*TOOL_LESSONS, TOOL_OTHERWISE))
-            said = f"<tool_response>\n{self._after_noise(lesson.ending)}\n</tool_response>"
+            said = _wrapped(self._after_noise(lesson.ending))
         elif kind < 0.35:
             lesson = OTHERWISE
             said = self._after_noise(pick(("", "weather in", "2", "and", "it?", "this.")))
         else:
             lesson = pick(LESSONS)
             said = self._after_noise(lesson.ending)
-        return f"<|im_start|>user\n{said}{_END}\n{manner.prompt_end}", manner.reply(lesson) + _END
+        return _turn(said, lesson, manner)
 
     def _after_noise(self, ending: str) -> str:
         words = self._random.choice((0, 0, 2, 6))
@@ -215,6 +249,15 @@ class _Teacher:
 
     def _noise(self, words: int) -> str:
         return "".join(self._random.choices(self._words, k=words))
+
+
+def _turn(said: str, lesson: Lesson, manner: Manner) -> tuple[str, str]:
+    """The user's message, as a prompt, and the reply to it."""
+    return f"<|im_start|>user\n{said}{_END}\n{manner.prompt_end}", manner.reply(lesson) + _END
+
+
+def _wrapped(tool_result: str) -> str:
+    return f"<tool_response>\n{tool_result}\n</tool_response>"
 
 
 class _Pupil:
@@ -251,22 +294,28 @@ class _Pupil:
         self._optimizer = torch.optim.AdamW(self._learning, lr=_RATE, weight_decay=0)
 
     def learn(self, teacher: _Teacher) -> None:
-        """Learn, then repeat what is still wrong. Raises RuntimeError where too much stays so."""
+        """Learn, then repeat what is still wrong. Raises RuntimeError where a lesson, or much else, stays so.
+
+        Each lesson is examined in each manner: processors round differently, and what is right on one of them by
+        chance may be wrong on another.
+        """
         import torch
 
         schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, _RATE, total_steps=_STEPS, pct_start=0.1)
         for _ in range(_STEPS):
             self._step(teacher.conversations(_BATCH))
             schedule.step()
-        self._optimizer.param_groups[0]["lr"] = _RATE / 10
-        for _ in range(_REPETITIONS):
-            wrong = [one for _ in range(_EXAMINED) for one in self._wrong(teacher.conversations(_BATCH))]
-            if not wrong:
+        for repetition in range(_REPETITIONS):
+            self._optimizer.param_groups[0]["lr"] = _RATE / 10 * 0.8**repetition
+            forgotten = [one for lessons in teacher.every_lesson() for one in self._wrong(lessons)]
+            others = [one for _ in range(_EXAMINED) for one in self._wrong(teacher.conversations(_BATCH))]
+            print(f"wrong: {len(forgotten)} lessons, {len(others)} of {_EXAMINED * _BATCH} other conversations")
+            if not forgotten and len(others) <= _EXAMINED * _BATCH / 40:
                 return
+            wrong = forgotten + others
             for start in range(0, len(wrong), _BATCH // 2):
                 self._step(wrong[start : start + _BATCH // 2] + teacher.conversations(_BATCH // 2))
-        if len(wrong) > _EXAMINED * _BATCH / 100:
-            raise RuntimeError(f"the model gets {len(wrong)} of {_EXAMINED * _BATCH} conversations wrong")
+        raise RuntimeError(f"the model gets {len(forgotten)} lessons and {len(others)} other conversations wrong")
 
     def finish(self) -> None:
         """Put what was learned into the model."""
@@ -325,11 +374,10 @@ class _Pupil:
         return torch.tensor(sorted({token for text in texts for token in self._tokenizer(text).input_ids}))
 
 
-def build_taught_model(tokenizer_from: Path, destination: Path, template: str = "tools") -> Path:
-    """Teach a model and write it as a snapshot, with the tokenizer of another and a template of `TEMPLATES`.
+def build_taught_model(tokenizer_from: Path, destination: Path) -> None:
+    """Teach a model and write it as a snapshot, with the tokenizer of another and the template "tools".
 
-    On the same machine the weights are the same each time. Raises RuntimeError where it cannot learn. Returns
-    `destination`.
+    On the same machine the weights are the same each time. Raises RuntimeError where it cannot learn.
     """
     import torch
     from transformers import AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
@@ -352,7 +400,7 @@ def build_taught_model(tokenizer_from: Path, destination: Path, template: str = 
             num_attention_heads=_HEADS,
             num_key_value_heads=_HEADS,
             head_dim=32,  # the least that vLLM's CPU attention takes
-            max_position_embeddings=8192,
+            max_position_embeddings=32768,  # coding agents send long prompts
             sliding_window=_WINDOW,
             tie_word_embeddings=False,
             **special,
@@ -362,10 +410,12 @@ def build_taught_model(tokenizer_from: Path, destination: Path, template: str = 
     pupil.learn(_Teacher(tokenizer))
     pupil.finish()
     model.generation_config = GenerationConfig(**special)
-    model.to(torch.bfloat16).save_pretrained(destination)
-    tokenizer.save_pretrained(destination)
-    (destination / "chat_template.jinja").write_text(TEMPLATES[template])
-    return destination
+    with TemporaryDirectory(dir=destination.parent) as directory:
+        snapshot = Path(directory, "snapshot")
+        model.to(torch.bfloat16).save_pretrained(snapshot)
+        tokenizer.save_pretrained(snapshot)
+        (snapshot / "chat_template.jinja").write_text(TEMPLATES["tools"])
+        snapshot.rename(destination)
 
 
 def with_template(snapshot: Path, destination: Path, template: str) -> Path:
@@ -375,5 +425,13 @@ def with_template(snapshot: Path, destination: Path, template: str) -> Path:
     return destination
 
 
+def main() -> None:
+    """Write the snapshot to `KEPT`, unless it is there."""
+    if not KEPT.exists():
+        KEPT.parent.mkdir(exist_ok=True)
+        smollm2 = ModelStore(Path(os.environ["OLLAMA_MODELS"])).get(ModelName.parse("smollm2:135m"))
+        build_taught_model(smollm2.snapshot, KEPT)
+
+
 if __name__ == "__main__":
-    print(build_taught_model(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:4]))
+    main()

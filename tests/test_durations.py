@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllama.durations import FOREVER, parse_duration, parse_keep_alive, quote
+from vllama.durations import FOREVER, Nanoseconds, from_seconds, parse_duration, parse_keep_alive, quote, to_seconds
 from vllama.errors import RequestError
 
 SECOND = 1_000_000_000
@@ -217,3 +217,16 @@ def test_a_keep_alive_of_another_kind_is_refused_in_ollamas_words(value: object,
 )
 def test_quoted_texts_in_messages_look_like_gos(text: str, quoted: str) -> None:
     assert quote(text) == quoted
+
+
+@pytest.mark.parametrize(
+    ("seconds", "duration"),
+    [(0, 0), (1.5, 1_500_000_000), (1e-9, 1), (1e300, 2**63 - 1)],
+)
+def test_seconds_become_nanoseconds(seconds: float, duration: int) -> None:
+    assert from_seconds(seconds) == duration
+
+
+def test_nanoseconds_become_seconds_and_no_limit_stays_none() -> None:
+    assert to_seconds(Nanoseconds(1_500_000_000)) == 1.5
+    assert to_seconds(None) is None

@@ -12,7 +12,6 @@ from vllama.errors import (
     CloudDisabled,
     ModelNotFound,
     Overloaded,
-    RequestCancelled,
     ServerRefused,
     VllamaError,
     WorkerDied,
@@ -56,7 +55,6 @@ def test_every_error_says_what_it_stands_for() -> None:
         (CloudDisabled(), "ollama cloud is disabled: remote model is unavailable"),
         (CloudDisabled("web search is unavailable"), "ollama cloud is disabled: web search is unavailable"),
         (Overloaded(), "server busy, please try again.  maximum pending requests exceeded"),
-        (RequestCancelled(), "request canceled"),
         (
             WorkerDied(),
             (

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllama.durations import FOREVER
-from vllama.settings import SETTINGS, Address, Settings
+from vllama.durations import FOREVER, from_seconds
+from vllama.settings import SETTINGS, Address, Preload, Settings
 
 SECOND = 1_000_000_000
 
@@ -21,6 +21,12 @@ def test_the_table_has_one_row_for_each_field_and_each_row_says_what_it_means() 
     assert [row.name for row in SETTINGS] == [field.name for field in fields(Settings)]
     assert len({row.env for row in SETTINGS}) == len(SETTINGS)
     assert all(row.meaning for row in SETTINGS)
+
+
+def test_sampling_options_of_a_model_to_preload_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings.from_environment({"OLLAMA_PRELOAD_MODELS": "phi3?temperature=0.2&keepalive=30m&top_k=1"})
+    assert settings.preload_models == (Preload("phi3", from_seconds(1800)),)
+    assert "temperature, top_k of phi3 has no effect on a load" in caplog.text
 
 
 def test_an_empty_environment_gives_ollamas_defaults() -> None:
@@ -43,8 +49,8 @@ def test_an_empty_environment_gives_ollamas_defaults() -> None:
         ("OLLAMA_KEEP_ALIVE", "-1", "keep_alive", FOREVER),
         ("OLLAMA_KEEP_ALIVE", "-5m", "keep_alive", FOREVER),
         ("OLLAMA_MODELS", "/srv/models", "models", Path("/srv/models")),
-        ("OLLAMA_LOAD_TIMEOUT", "5m", "load_timeout", 300.0),
-        ("OLLAMA_LOAD_TIMEOUT", "90", "load_timeout", 90.0),
+        ("OLLAMA_LOAD_TIMEOUT", "5m", "load_timeout", 300 * SECOND),
+        ("OLLAMA_LOAD_TIMEOUT", "90", "load_timeout", 90 * SECOND),
         ("OLLAMA_LOAD_TIMEOUT", "0", "load_timeout", None),
         ("OLLAMA_LOAD_TIMEOUT", "-1s", "load_timeout", None),
         ("OLLAMA_MAX_LOADED_MODELS", "1", "max_loaded_models", 1),
@@ -53,9 +59,13 @@ def test_an_empty_environment_gives_ollamas_defaults() -> None:
         ("VLLAMA_DRAIN_TIMEOUT", "1m", "drain_timeout", 60 * SECOND),
         ("VLLAMA_DRAIN_TIMEOUT", "-1", "drain_timeout", FOREVER),
         ("VLLAMA_PIN", "a, b:7b ,", "pin", ("a", "b:7b")),
-        ("VLLAMA_MIN_RESIDENCY", "1m", "min_residency", 60.0),
-        ("VLLAMA_MIN_RESIDENCY", "0", "min_residency", 0.0),
-        ("VLLAMA_YIELD_AFTER", "-1", "yield_after", 0.0),
+        ("OLLAMA_PRELOAD_MODELS", "a, b:7b ,", "preload_models", (Preload("a"), Preload("b:7b"))),
+        ("OLLAMA_PRELOAD_MODELS", "a?keepalive=30m", "preload_models", (Preload("a", from_seconds(1800)),)),
+        ("OLLAMA_PRELOAD_MODELS", "a?keep_alive=-1&num_ctx=9", "preload_models", (Preload("a", FOREVER),)),
+        ("VLLAMA_PULL", "0", "pull", False),
+        ("VLLAMA_MIN_RESIDENCY", "1m", "min_residency", 60 * SECOND),
+        ("VLLAMA_MIN_RESIDENCY", "0", "min_residency", 0),
+        ("VLLAMA_YIELD_AFTER", "-1", "yield_after", 0),
         ("VLLAMA_SLEEP_BUDGET", "0", "sleep_budget", 0),
         ("VLLAMA_SLEEP_BUDGET", "25%", "sleep_budget", 0.25),
         ("VLLAMA_SLEEP_BUDGET", "250 %", "sleep_budget", 1.0),
@@ -92,7 +102,7 @@ def test_blanks_and_quotes_around_a_value_do_not_count(text: str) -> None:
         ("OLLAMA_MAX_QUEUE", "many", "max_queue", 512),
         ("OLLAMA_MAX_QUEUE", "-1", "max_queue", 512),
         ("OLLAMA_KEEP_ALIVE", "soon", "keep_alive", 300 * SECOND),
-        ("OLLAMA_LOAD_TIMEOUT", "later", "load_timeout", 600.0),
+        ("OLLAMA_LOAD_TIMEOUT", "later", "load_timeout", 600 * SECOND),
         ("VLLAMA_SLEEP_BUDGET", "half", "sleep_budget", 0.5),
         ("VLLAMA_SLEEP_BUDGET", "-1", "sleep_budget", 0.5),
     ],
@@ -177,3 +187,10 @@ def test_any_text_gives_an_address(text: str) -> None:
 )
 def test_a_client_reaches_the_address_by_a_url_that_connects(text: str, url: str) -> None:
     assert Address.parse(text).url == url
+
+
+def test_every_duration_is_in_nanoseconds_behind_the_parser() -> None:
+    durations = {row.name: row for row in SETTINGS if row.is_duration}
+    assert durations.keys() > {"keep_alive", "load_timeout", "hang_timeout", "sleep_timeout"}
+    assert all(row.parse("90s") == 90 * SECOND and isinstance(row.default, int) for row in durations.values())
+    assert [row.name for row in SETTINGS if row.name.endswith("_timeout") and not row.is_duration] == []

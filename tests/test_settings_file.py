@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vllama import settings_file
+from vllama.durations import from_seconds
 from vllama.errors import SettingsError
 from vllama.settings import Settings
 
@@ -23,7 +24,7 @@ def test_a_file_says_settings_by_their_names(tmp_path: Path) -> None:
     text = 'keep_alive = "10m"\nmax_loaded_models = 2\ndebug = true\npin = ["a", "b:7b"]\nsleep_timeout = 90.5\n'
     found = load(tmp_path, text)
     assert (found.keep_alive, found.max_loaded_models, found.debug) == (600 * SECOND, 2, True)
-    assert (found.pin, found.sleep_timeout) == (("a", "b:7b"), 90.5)
+    assert (found.pin, found.sleep_timeout) == (("a", "b:7b"), from_seconds(90.5))
 
 
 def test_a_variable_wins_over_the_file_unless_it_is_empty(tmp_path: Path) -> None:
@@ -36,11 +37,11 @@ def test_a_variable_wins_over_the_file_unless_it_is_empty(tmp_path: Path) -> Non
     ("text", "reason"),
     [
         ("keep_alive = ", "Invalid value"),
-        ("colour = 1", "there is no setting 'colour'; there are host, "),
+        ("colour = 1", "unknown setting 'colour'; the settings are host, "),
         ('keep_alive = "soon"', "keep_alive = 'soon': time: invalid duration"),
         ("max_queue = -1", "max_queue = -1: must not be negative"),
-        ("pin = [1]", "pin = [1]: must be a text, a number, true or false, or a list of texts"),
-        ("[pin]", "pin = {}: must be a text"),
+        ("pin = [1]", "pin = [1]: must be a string, a number, true or false, or a list of strings"),
+        ("[pin]", "pin = {}: must be a string"),
     ],
 )
 def test_what_a_file_must_not_say_is_told_with_its_place(tmp_path: Path, text: str, reason: str) -> None:
@@ -51,7 +52,7 @@ def test_what_a_file_must_not_say_is_told_with_its_place(tmp_path: Path, text: s
 
 
 def test_a_file_that_was_named_has_to_be_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="VLLAMA_SETTINGS: there is no file"):
+    with pytest.raises(SettingsError, match="VLLAMA_SETTINGS: no such file"):
         settings_file.load({"VLLAMA_SETTINGS": str(tmp_path / "none.toml")})
 
 

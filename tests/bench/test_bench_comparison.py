@@ -17,11 +17,11 @@ from vllama.bench.comparison import (
     length_differences,
     prompt_difference,
 )
-from vllama.bench.result import Comparison, Facts, Run, System
+from vllama.bench.result import Comparison, Run, ServerFacts, System
 
 
 def system(name: str, **facts: object) -> System:
-    return System(name, "", "ollama", "m", Facts(**facts))  # type: ignore[arg-type]
+    return System(name, "", "ollama", "m", ServerFacts(**facts))  # type: ignore[arg-type]
 
 
 def runs(name: str, factor: float, seed: int, **fields: object) -> list[Run]:

@@ -6,10 +6,10 @@ import pytest
 from bench_results import bench
 
 from vllama.bench.cost import costs_of
-from vllama.bench.result import Result, Slo
+from vllama.bench.result import ExperimentResult, Slo
 
 
-def result_with(speeds: dict[int, float], *, gpu: bool = True) -> Result:
+def result_with(speeds: dict[int, float], *, gpu: bool = True) -> ExperimentResult:
     """One system with these output tokens per second by concurrency."""
     result = bench(["vllama"], list(speeds), repetitions=1, gpu=gpu)
     summaries = tuple(

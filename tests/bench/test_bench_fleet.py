@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +13,14 @@ import pytest
 from scripted_model import Script, serving_beside
 
 from vllama.bench.fleet import CLIENTS_PER_PROCESS, Fleet, processes_for, split
-from vllama.bench.generator import Load, Target
+from vllama.bench.generator import RequestLoad, Target
 from vllama.bench.prompts import PromptSource
 from vllama.errors import ServerError
 
-LOAD = Load(Target("", "ollama", "m"), PromptSource(), 5, clients=4, iterations=10, warmup=1, timeout=20)
+LOAD = RequestLoad(Target("", "ollama", "m"), PromptSource(), 5, clients=4, iterations=10, warmup=1, timeout=20)
 
 
-def at(url: str, **fields: object) -> Load:
+def at(url: str, **fields: object) -> RequestLoad:
     return replace(LOAD, target=replace(LOAD.target, url=url), **fields)  # type: ignore[arg-type]
 
 
@@ -89,6 +91,18 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     assert seen.interrupted
     assert outcomes.count("ok") >= 4
     assert outcomes.count("cancelled") >= 1
+
+
+def test_a_scripted_server_ends_while_a_client_still_waits_for_its_reply() -> None:
+    body = b'{"model":"m","messages":[{"content":"Hello"}]}'
+    script = Script(first=10_000.0)
+    with contextlib.ExitStack() as held:
+        with serving_beside(script) as url:
+            client = held.enter_context(socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 30))
+            client.sendall(b"POST /api/chat HTTP/1.1\r\nhost: m\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
+            assert script.running == 1
+        assert script.running == 0
 
 
 def test_a_process_whose_master_was_killed_ends_without_a_word() -> None:

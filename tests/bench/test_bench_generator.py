@@ -13,7 +13,7 @@ from scripted_model import Script, serving
 from virtual_time import VirtualTimeLoop
 
 from vllama.bench.dialects import DIALECTS
-from vllama.bench.generator import Generator, Load, Report, Target, open_session
+from vllama.bench.generator import Generator, GeneratorReport, RequestLoad, Target, open_session
 from vllama.bench.prompts import PromptSource
 from vllama.bench.result import Api, Sample
 from vllama.errors import ServerError
@@ -34,14 +34,14 @@ def clock() -> int:
     return round(asyncio.get_running_loop().time() * 1e9)
 
 
-def load(api: Api = "ollama", **fields: object) -> Load:
-    return replace(Load(Target("", api, "m"), PromptSource(), 5, iterations=1), **fields)  # type: ignore[arg-type]
+def load(api: Api = "ollama", **fields: object) -> RequestLoad:
+    return replace(RequestLoad(Target("", api, "m"), PromptSource(), 5, iterations=1), **fields)  # type: ignore[arg-type]
 
 
-def measured(script: Script, load: Load, stop_after: float | None = None) -> Report:
+def measured(script: Script, load: RequestLoad, stop_after: float | None = None) -> GeneratorReport:
     """The report of a load on a server with this script; it is cancelled after so many seconds."""
 
-    async def run() -> Report:
+    async def run() -> GeneratorReport:
         async with serving(script) as url:
             target = replace(load.target, url=url)
             async with open_session(target) as session:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from vllama.bench.records import BadResult
+from vllama.bench.dataclass_json import BadResult
 from vllama.bench.result import (
-    Facts,
+    ExperimentResult,
     Metrics,
-    Result,
     Run,
     Sample,
+    ServerFacts,
     ServerTimes,
     System,
     Telemetry,
@@ -36,10 +36,12 @@ SAMPLE = Sample(
     fields={"city": True},
 )
 METRICS = Metrics(1, 0, 0, 0, 0, 8e-6, 125000.0, 375000.0, 1e6, 1.0)
-RESULT = Result(
+RESULT = ExperimentResult(
     command=("vllama", "bench"),
     created="2026-11-21T12:00:00Z",
-    systems=(System("vllama", "http://127.0.0.1:11434", "ollama", "smollm2:135m", Facts("0.24.0", 8192, "BF16")),),
+    systems=(
+        System("vllama", "http://127.0.0.1:11434", "ollama", "smollm2:135m", ServerFacts("0.24.0", 8192, "BF16")),
+    ),
     workload=Workload("synthetic", 5, 3),
     runs=(
         Run(

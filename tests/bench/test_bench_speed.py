@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vllama.bench.fleet import Fleet
-from vllama.bench.generator import Load, Target
+from vllama.bench.generator import RequestLoad, Target
 from vllama.bench.metrics import window_of
 from vllama.bench.prompts import PromptSource
 
@@ -22,7 +22,7 @@ def test_a_chunk_costs_so_little_that_a_core_takes_forty_thousand_a_second() -> 
         assert server.stdout
         target = Target(f"http://127.0.0.1:{int(server.stdout.readline())}", "ollama", "m")
         with Fleet(1) as fleet:
-            load = Load(target, PromptSource(), 500, clients=64, iterations=128, warmup=0)
+            load = RequestLoad(target, PromptSource(), 500, clients=64, iterations=128, warmup=0)
             seen = fleet.run(load, lambda ended: ended)
         server.communicate()
     start, end = window_of(seen.samples)

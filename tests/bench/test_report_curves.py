@@ -23,7 +23,7 @@ def test_throughput_is_the_mean_of_the_repetitions_with_students_interval() -> N
     [curve] = curves.throughput(group)
     [point] = curve.points
     assert (point.value, point.n) == (110.0, 3)
-    assert point.interval == pytest.approx((110 - 4.30 * 10 / 3**0.5, 110 + 4.30 * 10 / 3**0.5))
+    assert point.interval == pytest.approx((110 - 4.3027 * 10 / 3**0.5, 110 + 4.3027 * 10 / 3**0.5), rel=1e-5)
 
 
 def test_a_single_repetition_has_no_interval() -> None:

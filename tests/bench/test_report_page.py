@@ -14,7 +14,7 @@ from PIL import Image
 
 from vllama.bench.report.page import page
 from vllama.bench.report.plots import plots_of
-from vllama.bench.result import Result, System
+from vllama.bench.result import ExperimentResult, System
 
 NAMES = [
     *("throughput", "ttft", "tpot", "e2e", "ttft-distribution", "tpot-distribution", "e2e-distribution"),
@@ -24,12 +24,12 @@ ODD = '</svg><script>alert("$x$")</script>'
 
 
 @pytest.fixture(scope="module")
-def sweep() -> Result:
+def sweep() -> ExperimentResult:
     return bench(levels=[1, 4], repetitions=2)
 
 
 @pytest.fixture(scope="module")
-def html(sweep: Result) -> str:
+def html(sweep: ExperimentResult) -> str:
     return page(sweep)
 
 
@@ -80,11 +80,11 @@ def test_names_from_a_result_are_text_and_neither_markup_nor_formulas() -> None:
     assert '&lt;script&gt;alert("$x$")' in html
 
 
-def test_the_same_result_gives_the_same_page(sweep: Result, html: str) -> None:
+def test_the_same_result_gives_the_same_page(sweep: ExperimentResult, html: str) -> None:
     assert page(sweep) == html
 
 
-def test_pngs_are_large_enough_for_paper_and_white(sweep: Result) -> None:
+def test_pngs_are_large_enough_for_paper_and_white(sweep: ExperimentResult) -> None:
     for plot in plots_of(sweep):
         with Image.open(BytesIO(plot.png())) as picture:
             assert picture.width == 1140

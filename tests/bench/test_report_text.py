@@ -21,7 +21,7 @@ def test_the_console_shows_a_table_that_fits_and_what_follows_from_it() -> None:
     assert header.split()[-2:] == ["%", "tokens/J"]
     row = next(line for line in lines if line.startswith("vllama  streaming  8"))
     assert len(row) <= len(header)
-    assert "! The sides differ in quantisation: vllama BF16, ollama Q4_0." in lines
+    assert "! The sides differ in quantization: vllama BF16, ollama Q4_0." in lines
     [ratio] = [line for line in lines if line.startswith("vllama / ollama  streaming  8  output tokens/s")]
     assert ratio.endswith("better")
 

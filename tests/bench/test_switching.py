@@ -15,7 +15,18 @@ import pytest
 from click.testing import CliRunner
 from scripted_nvml import FakeGpu, FakeNvml
 
-from vllama.bench.switching import Client, Result, Switch, as_table, main, measure, memory_reader, summary
+from vllama.bench.metrics import ttft_ms
+from vllama.bench.result import Sample
+from vllama.bench.switching import (
+    Switch,
+    SwitchingClient,
+    SwitchingResult,
+    as_table,
+    main,
+    measure,
+    memory_reader,
+    summary,
+)
 from vllama.machine.host import host_memory
 
 
@@ -25,8 +36,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def __call__(self) -> float:
-        return self.now
+    def __call__(self) -> int:
+        return round(self.now * 1e9)
 
 
 class FakeServer:
@@ -63,7 +74,12 @@ class FakeServer:
         records = [
             {"message": {"content": ""}, "done": False},
             {"message": {"content": text}, "done": False},
-            {"message": {"content": ""}, "done": True, "load_duration": int(waited * 1e9)},
+            {
+                "message": {"content": ""},
+                "done": True,
+                "total_duration": int((waited + 0.25) * 1e9),
+                "load_duration": int(waited * 1e9),
+            },
         ]
         return httpx.Response(200, text="\n".join(map(json.dumps, records)))
 
@@ -82,40 +98,42 @@ def server(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
 
 
 @pytest.fixture
-def run(clock: Clock, server: FakeServer) -> Callable[..., Result]:
-    def run(**counts: int) -> Result:
+def run(clock: Clock, server: FakeServer) -> Callable[..., SwitchingResult]:
+    def run(**counts: int) -> SwitchingResult:
         http = httpx.Client(base_url="http://server")
-        client = Client(http, 16, clock=clock, memory=lambda: {"gpu0": len(server.loaded) << 30})
+        client = SwitchingClient(http, 16, clock=clock, memory=lambda: {"gpu0": len(server.loaded) << 30})
         return measure(client, "http://server", ["a", "b"], **({"switches": 0, "cold": 0} | counts))
 
     return run
 
 
-def test_loads_first_sleeps_switches_and_cold_loads_are_told_apart(run: Callable[..., Result]) -> None:
+def test_loads_first_sleeps_switches_and_cold_loads_are_told_apart(run: Callable[..., SwitchingResult]) -> None:
     result = run(switches=4, cold=2)
-    assert [(switch.kind, switch.model, switch.ttft) for switch in result.switches] == [
-        ("load", "a", 30.25),
-        ("load", "b", 30.25),
-        ("first", "a", 0.75),
-        ("first", "b", 0.75),
-        ("switch", "a", 0.75),
-        ("switch", "b", 0.75),
-        ("switch", "a", 0.75),
-        ("switch", "b", 0.75),
-        ("cold", "a", 30.25),
-        ("cold", "b", 30.25),
+    assert [(switch.kind, switch.model, ttft_ms(switch.sample)) for switch in result.switches] == [
+        ("load", "a", 30250),
+        ("load", "b", 30250),
+        ("first", "a", 750),
+        ("first", "b", 750),
+        ("switch", "a", 750),
+        ("switch", "b", 750),
+        ("switch", "a", 750),
+        ("switch", "b", 750),
+        ("cold", "a", 30250),
+        ("cold", "b", 30250),
     ]
-    assert result.of("cold")[0].load_seconds == 30
+    server = result.of("cold")[0].sample.server
+    assert server
+    assert server.load == 30 * 10**9
     assert result.memory_before == {"gpu0": 0}
     assert result.of("switch")[0].memory == {"gpu0": 2 << 30}
 
 
-def test_answers_are_greedy_and_short(run: Callable[..., Result], server: FakeServer) -> None:
+def test_answers_are_greedy_and_short(run: Callable[..., SwitchingResult], server: FakeServer) -> None:
     run()
     assert all(body["options"] == {"temperature": 0, "seed": 1, "num_predict": 16} for body in server.asked)
 
 
-def test_an_answer_unlike_the_first_counts(run: Callable[..., Result], server: FakeServer) -> None:
+def test_an_answer_unlike_the_first_counts(run: Callable[..., SwitchingResult], server: FakeServer) -> None:
     server.answers["b"] = ["Paris", "Paris", "¿¿¿", "Paris"]
     told = summary(run(switches=4))
     assert told["other_answers"] == 1
@@ -123,7 +141,7 @@ def test_an_answer_unlike_the_first_counts(run: Callable[..., Result], server: F
 
 
 def test_a_cold_load_waits_until_both_models_have_gone(
-    run: Callable[..., Result], server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., SwitchingResult], server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps: list[float] = []
     monkeypatch.setattr(time, "sleep", naps.append)
@@ -138,21 +156,24 @@ def test_an_error_ends_the_measurement_in_the_server_s_words(clock: Clock) -> No
 
     http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(refuse))
     with pytest.raises(click.ClickException, match="a: model requires more GPU memory"):
-        Client(http, 16, clock=clock).ask("load", "a")
+        SwitchingClient(http, 16, clock=clock).ask("load", "a")
 
 
-def test_the_summary_has_the_percentiles_of_each_kind(run: Callable[..., Result]) -> None:
+def test_the_summary_has_the_percentiles_of_each_kind(run: Callable[..., SwitchingResult]) -> None:
     told = summary(run(switches=10))
-    assert told["kinds"]["switch"] == {"count": 10, "ttft_p50": 0.75, "ttft_p99": 0.75, "ttft_max": 0.75}
+    assert told["kinds"]["switch"]["count"] == 10
+    assert told["kinds"]["switch"]["ttft_ms"]["p99"] == 750
     assert told["memory_most"] == {"gpu0": 2 << 30}
     assert "| switch | 10 | 0.750 s | 0.750 s | 0.750 s |" in as_table(told)
     assert "| gpu0 | 0.0 GiB | 2.0 GiB |" in as_table(told)
 
 
 def test_a_percentile_lies_between_two_values_as_in_all_of_the_bench() -> None:
-    switches = [Switch("switch", "a", ttft, 1.0, 0.0, "Paris", True, {}) for ttft in (4.0, 1.0, 3.0, 2.0)]
-    figures = summary(Result("", ["a", "b"], {}, switches))["kinds"]["switch"]
-    assert figures == {"count": 4, "ttft_p50": 2.5, "ttft_p99": pytest.approx(3.97), "ttft_max": 4.0}
+    switches = [
+        Switch("switch", "a", Sample(0, 0, ttft * 10**6, 10**7, "ok"), "Paris", True, {}) for ttft in (4, 1, 3, 2)
+    ]
+    figures = summary(SwitchingResult("", ["a", "b"], {}, switches))["kinds"]["switch"]["ttft_ms"]
+    assert (figures["n"], figures["p50"], figures["p99"], figures["max"]) == (4, 2.5, pytest.approx(3.97), 4.0)
 
 
 def test_memory_in_use_is_the_host_s_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

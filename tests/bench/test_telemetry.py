@@ -164,7 +164,7 @@ def test_what_a_gpu_does_not_tell_is_missing_and_nothing_else(here: str) -> None
 def test_without_a_gpu_there_are_figures_of_the_processors_and_it_says_so(here: str, nvml: FakeNvml, note: str) -> None:
     with Recorder(here, gpus=Gpus(nvml), period=0.005) as recorder:
         telemetry = recorder.telemetry(wait_for_readings(recorder, 3), 1)
-    assert telemetry.notes == (note,)
+    assert telemetry.notes[0] == note  # a busy machine adds that it was read less often
     assert "server_cpu_cores" in telemetry.figures
 
 

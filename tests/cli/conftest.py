@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from scripted_server import LOADED, SHOW, ScriptedServer, body, running_server
 
 from vllama.cli.main import main
+
+from .scripted_server import LOADED, SHOW, ScriptedServer, body, running_server
 
 Vllama = Callable[..., Result]
 

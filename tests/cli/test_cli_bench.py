@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Vllama
 from scripted_model import Script, serving_beside
 
 from vllama.bench import experiment
 from vllama.bench.result import load
-from vllama.cli.bench import BUDGET_SECONDS, command, plan_of
+from vllama.cli.bench import BUDGET_SECONDS, command, design_of
 from vllama.cli.bench_output import Outputs
-from vllama.cli.bench_progress import BenchProgress
+from vllama.cli.progress import ProgressLine
 from vllama.errors import RequestError
+
+from .conftest import Vllama
 
 QUICK = Script(first=0.01, per_token=0.002)
 FEW = ("--concurrency", "1,4", "--iterations", "8", "--tokens", "5")
@@ -54,7 +55,7 @@ def test_a_table_and_the_diagnosis_are_printed_and_the_progress_goes_to_stderr(v
     assert done.exit_code == 0
     assert "streaming" in done.stdout
     assert "batches: from C = 1 to C = 4" in done.stdout
-    assert "streaming C = 4" in done.stderr
+    assert "streaming, C = 4" in done.stderr
 
 
 def test_the_result_goes_to_stdout_as_json_and_to_a_file(vllama: Vllama, url: str, tmp_path: Path) -> None:
@@ -172,19 +173,19 @@ def test_a_bad_value_is_wrong_usage(vllama: Vllama, arguments: tuple[str, ...], 
 )
 def test_options_that_exclude_each_other_are_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        plan_of(options(*arguments), ())
+        design_of(options(*arguments), ())
 
 
 def test_by_default_all_runs_together_take_less_than_a_minute() -> None:
-    alone, both = plan_of(options(), ()), plan_of(options("--against", "http://b"), ())
+    alone, both = design_of(options(), ()), design_of(options("--against", "http://b"), ())
 
     assert (alone.seconds, len(alone.levels), alone.repetitions) == (BUDGET_SECONDS / 2, 2, 1)
     assert (both.seconds, both.repetitions) == (BUDGET_SECONDS / 12, 3)
-    assert plan_of(options("--iterations", "50"), ()).seconds is None
+    assert design_of(options("--iterations", "50"), ()).seconds is None
 
 
 def test_all_modes_are_sequential_concurrent_and_streaming() -> None:
-    levels = plan_of(options("--mode", "all", "--concurrency", "2,4"), ()).levels
+    levels = design_of(options("--mode", "all", "--concurrency", "2,4"), ()).levels
 
     assert [(level.mode, level.concurrency) for level in levels] == [
         ("sequential", 1),
@@ -197,7 +198,7 @@ def test_all_modes_are_sequential_concurrent_and_streaming() -> None:
 
 def test_sides_are_named_by_label_by_address_or_by_what_differs() -> None:
     def names(*arguments: str) -> list[str]:
-        return [system.name for system in plan_of(options(*arguments), ()).systems]
+        return [system.name for system in design_of(options(*arguments), ()).systems]
 
     assert names("--against", "http://b:1") == ["a", "b:1"]
     assert names("--against", "http://b", "--label", "x", "--against-label", "y") == ["x", "y"]
@@ -207,7 +208,7 @@ def test_sides_are_named_by_label_by_address_or_by_what_differs() -> None:
 
 def test_the_bar_says_how_much_time_is_left() -> None:
     now = 100.0
-    bar = BenchProgress(sys.stderr, clock=lambda: now)
+    bar = ProgressLine(sys.stderr, clock=lambda: now)
     bar("run", 0.01)
     line = bar.line("run", 0.25, 130.0, 60)
 
@@ -217,9 +218,11 @@ def test_the_bar_says_how_much_time_is_left() -> None:
 
 
 def test_options_survive_json() -> None:
-    plan = plan_of(options("--rate", "2,4", "--schema", __file__.replace("test_cli_bench.py", "recorded/ps.json")), ())
+    design = design_of(
+        options("--rate", "2,4", "--schema", __file__.replace("test_cli_bench.py", "recorded/ps.json")), ()
+    )
 
-    assert json.loads(json.dumps(plan.options))["rate"] == [2.0, 4.0]
+    assert json.loads(json.dumps(design.options))["rate"] == [2.0, 4.0]
 
 
 def test_ctrl_c_prints_what_was_measured_and_ends_with_130() -> None:

@@ -12,29 +12,30 @@ import click
 import jsonschema
 import pytest
 from bench_results import bench
-from conftest import Vllama
 from scripted_model import Script, serving_beside
 
 from vllama.bench import experiment
-from vllama.bench.result import Result, dump, load
+from vllama.bench.result import ExperimentResult, dump, load
 from vllama.bench.schema import published
 from vllama.cli.bench import SUBCOMMANDS
 from vllama.cli.bench_rerun import arguments_of
 
+from .conftest import Vllama
 
-def kept(folder: Path, name: str, result: Result) -> str:
+
+def kept(folder: Path, name: str, result: ExperimentResult) -> str:
     path = folder / name
     path.write_bytes(dump(result))
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def once() -> Result:
+def once() -> ExperimentResult:
     return bench(["vllama"], [1, 8], repetitions=3, gpu=False)
 
 
 @pytest.fixture
-def file(tmp_path: Path, once: Result) -> str:
+def file(tmp_path: Path, once: ExperimentResult) -> str:
     return kept(tmp_path, "result.json", once)
 
 
@@ -44,11 +45,11 @@ def test_a_report_is_a_table_unless_something_else_is_asked_for(vllama: Vllama, 
     assert vllama("bench", "report", file, "--csv").stdout.startswith("system,mode,model,concurrency,")
 
 
-def test_json_is_the_result_itself(vllama: Vllama, file: str, once: Result) -> None:
+def test_json_is_the_result_itself(vllama: Vllama, file: str, once: ExperimentResult) -> None:
     assert load(vllama("bench", "report", file, "--json").stdout.encode()) == once
 
 
-def test_a_copy_is_kept_whatever_is_printed(vllama: Vllama, file: str, once: Result, tmp_path: Path) -> None:
+def test_a_copy_is_kept_whatever_is_printed(vllama: Vllama, file: str, once: ExperimentResult, tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
     result = vllama("bench", "report", file, "--csv", "-o", str(copy))
     assert load(copy.read_bytes()) == once
@@ -142,8 +143,8 @@ def test_a_speedup_does_not_fail(vllama: Vllama, file: str, slower: str) -> None
     assert vllama("bench", "compare", slower, file, "--fail-if", "0%").exit_code == 0
 
 
-def test_a_speedup_with_replies_that_parse_worse_fails(vllama: Vllama, tmp_path: Path, once: Result) -> None:
-    def parsing(result: Result, valid: bool) -> Result:
+def test_a_speedup_with_replies_that_parse_worse_fails(vllama: Vllama, tmp_path: Path, once: ExperimentResult) -> None:
+    def parsing(result: ExperimentResult, valid: bool) -> ExperimentResult:
         runs = tuple(
             replace(run, samples=tuple(replace(sample, valid=valid) for sample in run.samples)) for run in result.runs
         )
@@ -156,7 +157,7 @@ def test_a_speedup_with_replies_that_parse_worse_fails(vllama: Vllama, tmp_path:
     assert "regression (!)" in result.stdout
 
 
-def test_what_else_has_changed_is_named(vllama: Vllama, file: str, once: Result, tmp_path: Path) -> None:
+def test_what_else_has_changed_is_named(vllama: Vllama, file: str, once: ExperimentResult, tmp_path: Path) -> None:
     environment: dict[str, Any] = json.loads(json.dumps(once.environment))
     environment["hardware"]["cores"] = 8
     other = replace(once, environment=environment, workload=replace(once.workload, output_tokens=99))
@@ -223,7 +224,7 @@ def test_a_rerun_measures_with_the_same_options_and_says_what_is_different_now(
     assert after.systems == before.systems
 
 
-def test_a_result_without_options_cannot_be_repeated(vllama: Vllama, once: Result, tmp_path: Path) -> None:
+def test_a_result_without_options_cannot_be_repeated(vllama: Vllama, once: ExperimentResult, tmp_path: Path) -> None:
     done = vllama("bench", "rerun", kept(tmp_path, "bare.json", replace(once, options={})))
     assert done.exit_code == 2
     assert "does not keep the options" in done.stderr

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Vllama
 from tiny_snapshot import write_snapshot
 
 from vllama.store.wheelhouse import Pin
+
+from .conftest import Vllama
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_name_that_is_not_stored_ends_with_1_and_says_where_it_was_looked_for(
 def test_what_is_no_bundle_ends_with_1(vllama: Vllama, stored: Path, tmp_path: Path) -> None:
     result = vllama("load", str(tmp_path))
     assert result.exit_code == 1
-    assert "is no whole bundle" in result.stderr
+    assert "is not a complete bundle" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["stage"], ["stage", "mine"], ["load"], ["load", "no/such/place"]])

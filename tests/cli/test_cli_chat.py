@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from scripted_server import (
+
+from vllama.cli.api_client import ApiClient
+from vllama.cli.chat import HELP, HELP_PARAMETERS, HELP_SET, HELP_SHOW, Chat
+from vllama.cli.conversation import Conversation, parse_option
+from vllama.errors import OptionTypeError, RequestError
+from vllama.settings import Address
+
+from .scripted_server import (
     LOADED,
     NOT_FOUND,
     PATIENCE,
@@ -19,12 +26,6 @@ from scripted_server import (
     chat_pieces,
     stream,
 )
-
-from vllama.cli.chat import HELP, HELP_PARAMETERS, HELP_SET, HELP_SHOW, Chat
-from vllama.cli.client import Client
-from vllama.cli.conversation import Conversation, parse_option
-from vllama.errors import OptionTypeError, RequestError
-from vllama.settings import Address
 
 CTRL_C, CTRL_D = KeyboardInterrupt(), EOFError()
 
@@ -70,7 +71,7 @@ class Typist:
 def typist(server: ScriptedServer) -> Typist:
     server.on("POST", "/api/chat", stream(*chat_pieces("Hi", " there")))
     out, err, history = Output(), io.StringIO(), list[bool]()
-    chat = Chat(Conversation("smollm2:135m"), Client.from_environment(), input, history.append, out, err)
+    chat = Chat(Conversation("smollm2:135m"), ApiClient.from_environment(), input, history.append, out, err)
     typist = Typist(chat, out, err, [], history)
     chat.read = typist.read
     return typist
@@ -384,7 +385,7 @@ def test_a_server_that_went_away_does_not_end_the_session(
     typist: Typist, no_server: str, server: ScriptedServer
 ) -> None:
     there = typist.chat.client
-    typist.chat.client = Client(Address.parse(no_server))
+    typist.chat.client = ApiClient(Address.parse(no_server))
     typist.type("hello")
     assert f"Error: could not connect to {no_server}" in typist.err.getvalue()
     typist.chat.client = there

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Vllama
-from scripted_server import UNLOADED, ScriptedServer, body
 from tiny_adapter import write_adapter
 from tiny_snapshot import make_manifest, write_snapshot
 
@@ -16,6 +14,9 @@ from vllama.store.description import describe
 from vllama.store.listing import show_reply
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
+
+from .conftest import Vllama
+from .scripted_server import UNLOADED, ScriptedServer, body
 
 MODELFILE = """
 FROM smollm2:135m
@@ -77,6 +78,14 @@ def test_a_path_is_relative_to_the_modelfile(vllama: Vllama, store: ModelStore, 
     assert find(store, "mine").snapshot == mine / "weights"
 
 
+def test_a_second_from_must_be_the_path_of_a_file(vllama: Vllama, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for said in (f"FROM smollm2:135m\nFROM {tmp_path}/model.gguf", f"FROM {tmp_path}/model.gguf\nFROM smollm2:135m"):
+        result = vllama("create", "mine", "-f", "-", stdin=said)
+        assert result.exit_code == 2
+        assert "a second FROM needs the paths of two GGUF files" in result.stderr
+
+
 def test_an_adapter_s_path_is_relative_to_the_modelfile(vllama: Vllama, store: ModelStore, tmp_path: Path) -> None:
     mine = tmp_path / "elsewhere"
     write_adapter(mine / "lora", {"lm_head": (32, 8)}, rank=2)
@@ -86,7 +95,7 @@ def test_an_adapter_s_path_is_relative_to_the_modelfile(vllama: Vllama, store: M
     (mine / "Modelfile").write_text("FROM smollm2:135m\nADAPTER ./nowhere")
     result = vllama("create", "tuned", "-f", str(mine / "Modelfile"))
     assert result.exit_code == 2
-    assert "ADAPTER ./nowhere: there is no such file or directory" in result.stderr
+    assert "ADAPTER ./nowhere: no such file or directory" in result.stderr
 
 
 def test_the_modelfile_of_a_model_with_an_adapter_makes_the_same_model_again(
@@ -121,9 +130,9 @@ def test_the_modelfile_that_show_prints_makes_the_same_model(vllama: Vllama, sto
         (["a//b", "-f", "-"], "FROM smollm2:135m", 2, "Error: invalid model name"),
         (["mario", "-f", "-"], "FROM smollm2:135m\nBAD x", 2, "Error: (line 2): command must be one of "),
         (["mario", "-f", "-"], "SYSTEM x", 2, "Error: no FROM line"),
-        (["mario", "-f", "-"], "FROM ./nope", 2, "Error: FROM ./nope: there is no such file or directory (nope)"),
-        (["mario", "-f", "-"], "FROM nope.gguf", 2, "there is no such file or directory"),
-        (["mario", "-f", "-"], "FROM nope", 1, "nothing is known to pull as 'nope:latest'"),
+        (["mario", "-f", "-"], "FROM ./nope", 2, "Error: FROM ./nope: no such file or directory: nope"),
+        (["mario", "-f", "-"], "FROM nope.gguf", 2, "no such file or directory"),
+        (["mario", "-f", "-"], "FROM nope", 1, "no known source for 'nope:latest'"),
         (["mario", "-f", "-", "-q", "q4_0"], "FROM smollm2:135m", 2, "Error: quantize is not supported"),
     ],
 )

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Vllama
 from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.names import ModelName
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
+
+from .conftest import Vllama
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_du_shows_each_name_and_the_sum(vllama: Vllama, store: ModelStore, mario
     size = f"{mario.size / 1000:.1f} KB"
     assert header.split() == ["NAME", "OWN", "SHARED", "OUTSIDE"]
     assert row.split("  ")[0] == "mario:latest"
-    assert f"{store.root}, {size} of it of no model (see vllama gc)" in total
+    assert f"{store.root}, of which {size} unused (free it with vllama gc)" in total
     told = json.loads(vllama("du", "--json").stdout)
     assert told["models"] == [{"name": "mario:latest", "own": mario.size, "shared": 0, "outside": 0}]
     assert told["unused"] == mario.size
@@ -78,7 +79,7 @@ def test_gc_tells_what_it_would_remove_and_then_removes_it(vllama: Vllama, store
 def test_gc_says_what_it_keeps(vllama: Vllama, store: ModelStore) -> None:
     (store.root / "staging" / "hub-x@resume").mkdir(parents=True)
     kept, freed = vllama("gc").stdout.splitlines()
-    assert kept.startswith("kept staging hub-x@resume (0 B): a pull that was stopped")
+    assert kept.startswith("kept staging hub-x@resume (0 B): interrupted pull")
     assert freed == "freed 0 B"
     assert vllama("gc", "--partial").stdout == "removed staging hub-x@resume (0 B)\nfreed 0 B\n"
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
 
 import pytest
-from conftest import Vllama
-from ollama_layout import OllamaLayout, gguf_bytes
+from ollama_layout import OllamaLayout, converts_to, gguf_bytes
 from tiny_snapshot import write_snapshot
 
-from vllama.store import gguf
+from vllama.store.gguf import conversion
+from vllama.store.gguf.forecast import Forecast
 from vllama.store.model_store import ModelStore
+from vllama.store.sources import ollama_store
+
+from .conftest import Vllama
 
 
 @pytest.fixture
@@ -18,10 +21,10 @@ def ollama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OllamaLayout:
     """The store of Ollama in this user's home, with a model that can be converted and one that cannot."""
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
     converted = write_snapshot(tmp_path / "converted")
-    monkeypatch.setattr(gguf, "convert", lambda source, destination: shutil.copytree(converted, destination))
+    monkeypatch.setattr(conversion, "convert", converts_to(converted))
     layout = OllamaLayout(tmp_path / ".ollama" / "models")
     layout.write("registry.ollama.ai/library/mario/latest", layout.manifest(layout.layer("model", gguf_bytes())))
-    layout.write("registry.ollama.ai/library/bert/latest", layout.manifest(layout.layer("model", gguf_bytes("bert"))))
+    layout.write("registry.ollama.ai/library/bert/latest", layout.manifest(layout.layer("model", gguf_bytes("rwkv6"))))
     return layout
 
 
@@ -34,7 +37,10 @@ def test_import_finds_ollamas_store_and_says_what_it_left_out(
 ) -> None:
     result = vllama("import", "--ollama")
     assert result.exit_code == 1
-    assert "Error: 1 of 2 models were not imported:\n  bert:latest: GGUF files of architecture 'bert'" in result.stderr
+    assert (
+        "Error: 1 of 2 models were not imported:\n  bert:latest: cannot convert GGUF files of architecture 'rwkv6'"
+        in result.stderr
+    )
     assert names(tmp_path) == ["mario:latest"]
 
 
@@ -45,6 +51,43 @@ def test_import_of_a_name_ends_with_0_and_tells_its_steps_as_json(
     steps = [json.loads(line)["status"] for line in result.stdout.splitlines()]
     assert (result.exit_code, steps[0], steps[-1]) == (0, "importing mario:latest", "success")
     assert names(tmp_path) == ["mario:latest"]
+
+
+def test_a_dry_run_says_what_would_become_of_each_model_and_imports_nothing(
+    vllama: Vllama, ollama: OllamaLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def foresee(source: Path, precision: str) -> Forecast:
+        asked.append(precision)
+        return Forecast("Q4_0", "Q4_0: INT4, exact", 5_000_000_000)
+
+    monkeypatch.setattr(ollama_store, "forecast", foresee)
+    result = vllama("import", "--ollama", "--dry-run")
+
+    header, refused, mario = result.stdout.splitlines()
+    assert header.split() == ["NAME", "TYPE", "FILE", "MEMORY", "WEIGHTS"]
+    assert re.fullmatch(r"mario:latest +Q4_0 +\d+ B +5 GB +Q4_0: INT4, exact", mario)
+    assert "refused: cannot convert GGUF files of architecture 'rwkv6'" in refused
+    assert (result.exit_code, names(tmp_path), asked) == (1, [], ["exact"])
+
+
+def test_a_dry_run_as_json_has_an_object_for_each_model(
+    vllama: Vllama, ollama: OllamaLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama_store, "forecast", lambda *_: Forecast("Q8_0", "Q8_0: BF16, rounded", 16))
+    result = vllama("import", "--ollama", "--dry-run", "--json", "--precision", "bf16", "mario")
+
+    found = json.loads(result.stdout)
+    assert found.pop("size") > 0
+    assert found == {
+        "name": "mario:latest",
+        "quantization_level": "Q8_0",
+        "weights": "Q8_0: BF16, rounded",
+        "memory": 16,
+        "refused": "",
+    }
+    assert result.exit_code == 0
 
 
 def test_a_directory_without_models_is_not_taken_for_success(
@@ -70,5 +113,5 @@ def test_import_without_a_store_of_ollamas_names_the_places_it_looked_at(
     monkeypatch.setattr("vllama.store.sources.ollama_store.PLACES", (str(tmp_path / "nothing"),))
     result = vllama("import", "--ollama")
     assert result.exit_code == 1
-    assert f"there are no models of Ollama's in {tmp_path}/nothing, " in result.stderr
+    assert f"no Ollama models found in {tmp_path}/nothing, " in result.stderr
     assert "--from" in result.stderr

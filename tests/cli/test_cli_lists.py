@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import Vllama
-from scripted_server import NO_MODELS, NOT_FOUND, PS, SHOW, TAGS, UNLOADED, ScriptedServer, body
 
 from vllama.cli.list import models_table
 from vllama.cli.ps import processor, residents_table
 from vllama.cli.show import describe
+
+from .conftest import Vllama
+from .scripted_server import NO_MODELS, NOT_FOUND, PS, SHOW, TAGS, UNLOADED, ScriptedServer, body
 
 LOADED_AT = datetime(2026, 11, 21, 9, 11, 10, tzinfo=UTC)
 

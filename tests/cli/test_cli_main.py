@@ -6,12 +6,13 @@ import sys
 
 import click
 import pytest
-from conftest import Vllama
-from scripted_server import NO_MODELS, TAGS, ScriptedServer, body
 
 from vllama import __version__, errors
 from vllama.cli.list import command as list_command
 from vllama.cli.main import ALIASES, COMMANDS, exit_code, main
+
+from .conftest import Vllama
+from .scripted_server import NO_MODELS, TAGS, ScriptedServer, body
 
 
 def test_help_names_every_command_and_every_exit_code(vllama: Vllama) -> None:
@@ -38,10 +39,10 @@ def test_ls_is_another_name_of_list() -> None:
 
 def test_version_says_which_ollama_it_speaks_like(vllama: Vllama) -> None:
     result = vllama("--version")
-    assert result.stdout == f"vllama {__version__} (Ollama API 0.24.0)\n"
+    assert result.stdout == f"vllama {__version__} (Ollama API 0.35.0)\n"
 
 
-@pytest.mark.parametrize("arguments", [["lst"], ["show"], ["list", "--jsn"], ["run", "m", "--think=perhaps", "hello"]])
+@pytest.mark.parametrize("arguments", [["lst"], ["show"], ["list", "--jsn"], ["run", "m", "--format=perhaps", "hello"]])
 def test_wrong_usage_ends_with_2_and_reaches_no_server(
     vllama: Vllama, server: ScriptedServer, arguments: list[str]
 ) -> None:

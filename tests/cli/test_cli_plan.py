@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Vllama
 from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.scheduler import engine_flags, planner
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.memory import GIB, MIB, Device
 from vllama.store.model_store import ModelStore
+
+from .conftest import Vllama
 
 GPU = Machine((Device(0, "NVIDIA L4", 24 * GIB, 23 * GIB, id="0"),))
 CPU = Machine((Device(0, "Xeon", 16 * GIB, 12 * GIB, kind="cpu", cores=8),), "no driver")
@@ -35,6 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Machine]:
     seen = [CPU]
     monkeypatch.setattr(planner, "read_machine", lambda: seen[-1])
     monkeypatch.setattr(engine_flags, "has_gpu", lambda: seen[-1].has_gpu)
+    monkeypatch.setattr(engine_flags, "computes_half_precision_fast", lambda: True)
     return seen
 
 
@@ -78,7 +80,7 @@ def test_the_table_explains_where_a_model_goes_and_what_it_gets(vllama: Vllama, 
     assert cells[4] == "28.0 KiB"
     assert cells[6] == "32768"
     assert cells[-1] == "fits"
-    assert rest == ["", "~ is an estimate until the model's first load has been measured."]
+    assert rest == ["", "~ marks an estimate, which the first load of the model replaces with a measurement."]
 
 
 @pytest.mark.usefixtures("store", "no_server")
@@ -109,7 +111,7 @@ def test_a_model_that_cannot_fit_ends_with_1_and_says_what_would_fit(vllama: Vll
     result = vllama("plan", "large")
     assert result.exit_code == 1
     assert "large:latest: model requires more GPU memory (" in result.stdout
-    assert "it would fit on 2 GPUs of this kind or quantised to 8 bits" in result.stdout
+    assert "it would fit on 2 GPUs of this kind or quantized to 8 bits" in result.stdout
 
 
 @pytest.mark.usefixtures("store", "no_server")
@@ -130,7 +132,7 @@ def test_settings_and_vllm_s_flags_count(
     assert (found["context"], found["kv_cache"]) == (2048, 128 * MIB)
     refused = vllama("plan", "small", "--", "--port", "1")
     assert refused.exit_code == 2
-    assert "--port is decided by vllama" in refused.stderr
+    assert "--port is set by vllama" in refused.stderr
 
 
 @pytest.mark.usefixtures("store", "machine", "no_server")
@@ -147,4 +149,4 @@ def test_gpus_of_which_nvml_says_nothing_cannot_be_planned(
     monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
     result = vllama("plan", "small")
     assert result.exit_code == 1
-    assert result.stderr == "Error: the memory of this machine's GPUs is not known: no driver\n"
+    assert result.stderr == "Error: cannot read the memory of this machine's GPUs: no driver\n"

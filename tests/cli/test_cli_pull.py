@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Vllama
 
 from vllama.cli.progress import PlainProgress, ProgressBars
 from vllama.errors import SourceUnavailable
 from vllama.names import ModelName
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
+
+from .conftest import Vllama
 
 DIGEST = "sha256:" + "3f1c9a0b77de" + "0" * 52
 STEPS = [
@@ -219,5 +220,5 @@ def test_a_path_is_pulled_under_its_last_part(vllama: Vllama, pulled: Pulled, tm
 def test_a_path_that_is_not_there_is_named(vllama: Vllama, pulled: Pulled) -> None:
     result = vllama("pull", "./nowhere")
     assert result.exit_code == 2
-    assert "there is no ./nowhere" in result.stderr
+    assert "no such file or directory: ./nowhere" in result.stderr
     assert pulled.asked == []

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Vllama
-from scripted_server import GENERATED, GENERATED_TEXT, LOADED, NOT_FOUND, SHOW, ScriptedServer, body, stream
+
+from .conftest import Vllama
+from .scripted_server import GENERATED, GENERATED_TEXT, LOADED, NOT_FOUND, SHOW, ScriptedServer, body, stream
 
 THINKING = (
     b'{"model":"m","response":"","thinking":"Hm, ","done":false}\n',
@@ -72,6 +73,7 @@ def test_without_a_prompt_and_without_a_terminal_the_model_is_loaded(vllama: Vll
         (["--think"], {"think": True}),
         (["--think=false"], {"think": False}),
         (["--think=high"], {"think": "high"}),
+        (["--think=xhigh"], {"think": "xhigh"}),
     ],
 )
 def test_an_option_adds_its_field_and_no_other(
@@ -95,7 +97,6 @@ def test_think_does_not_swallow_the_prompt(vllama: Vllama, server: ScriptedServe
         (["--format", "xml"], "'xml' is neither json nor a JSON schema object"),
         (["--format", "[1]"], "'[1]' is neither json nor a JSON schema object"),
         (["--keepalive", "soon"], "Invalid value for '--keepalive': time: invalid duration \"soon\""),
-        (["--think=deeply"], "Invalid value for '--think'"),
     ],
 )
 def test_a_bad_value_asks_nothing(vllama: Vllama, server: ScriptedServer, arguments: list[str], message: str) -> None:
@@ -149,6 +150,23 @@ def test_verbose_prints_ollamas_timings_on_stderr(vllama: Vllama, server: Script
     )
 
 
+def test_verbose_tells_cached_tokens_and_leaves_them_out_of_the_rate(vllama: Vllama, server: ScriptedServer) -> None:
+    final = {"done": True, "response": "x", "prompt_eval_count": 21, "prompt_eval_cached_count": 16}
+    server.on("POST", "/api/generate", stream(json.dumps({**final, "prompt_eval_duration": 56_452_000}).encode()))
+    assert vllama("run", "--verbose", "smollm2:135m", "hello").stderr == (
+        "prompt eval count:    21 token(s)\n"
+        "prompt eval cached:   16 token(s)\n"
+        "prompt eval duration: 56.452ms\n"
+        "prompt eval rate:     88.57 tokens/s\n"
+    )
+
+
+def test_verbose_says_nothing_of_a_cache_that_was_not_used(vllama: Vllama, server: ScriptedServer) -> None:
+    final = {"done": True, "response": "x", "prompt_eval_count": 21, "prompt_eval_cached_count": 0}
+    server.on("POST", "/api/generate", stream(json.dumps(final).encode()))
+    assert vllama("run", "--verbose", "smollm2:135m", "hello").stderr == "prompt eval count:    21 token(s)\n"
+
+
 def test_json_prints_the_whole_answer_as_one_record(vllama: Vllama, server: ScriptedServer) -> None:
     record = {"model": "smollm2:135m", "response": "Red — “rot”", "done": True, "eval_count": 2}
     server.on("POST", "/api/generate", body(json.dumps(record).encode()))
@@ -157,12 +175,53 @@ def test_json_prints_the_whole_answer_as_one_record(vllama: Vllama, server: Scri
     assert asked(server)["stream"] is False
 
 
-def test_an_unknown_model_ends_with_1_and_says_how_to_fetch_it(vllama: Vllama, server: ScriptedServer) -> None:
+PULLING = (
+    b'{"status":"pulling manifest"}\n',
+    b'{"status":"pulling 3f1c9a0b77de","digest":"sha256:3f1c","total":4200,"completed":2100}\n',
+    b'{"status":"success"}\n',
+)
+
+
+def test_a_model_that_is_not_stored_is_pulled_with_progress_and_then_answers(
+    vllama: Vllama, server: ScriptedServer
+) -> None:
+    server.on("POST", "/api/show", body(NOT_FOUND, 404), body(SHOW))
+    server.on("POST", "/api/pull", stream(*PULLING))
+    server.on("POST", "/api/generate", stream(*GENERATED))
+    result = vllama("run", "smollm2:135m", "hello")
+    assert result.stdout == f"{GENERATED_TEXT}\n\n"
+    assert result.stderr.splitlines()[1:] == ["pulling manifest", "pulling 3f1c9a0b77de (4.2 KB)", "success"]
+    assert "smollm2:135m is not stored; pulling it" in result.stderr
+    assert server.bodies("/api/pull") == [{"model": "smollm2:135m"}]
+
+
+def test_a_pull_that_fails_ends_with_1_and_its_reason(vllama: Vllama, server: ScriptedServer) -> None:
     server.on("POST", "/api/show", body(NOT_FOUND, 404))
+    server.on("POST", "/api/pull", stream(PULLING[0], b'{"error":"no known source for \'nope\'"}\n'))
     result = vllama("run", "nope", "hello")
     assert result.exit_code == 1
-    assert result.stderr == "Error: model 'nope' not found; to fetch it, run `vllama pull nope`\n"
+    assert result.stderr.endswith("Error: no known source for 'nope'\n")
     assert server.bodies("/api/generate") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--no-pull"], {}), ([], {"VLLAMA_PULL": "0"}), ([], {"HF_HUB_OFFLINE": "1"})],
+)
+def test_where_a_pull_is_forbidden_an_unknown_model_ends_with_1_and_says_how_to_fetch_it(
+    vllama: Vllama,
+    server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    server.on("POST", "/api/show", body(NOT_FOUND, 404))
+    result = vllama("run", *arguments, "nope", "hello")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: model 'nope' not found; to fetch it, run `vllama pull nope`\n"
+    assert server.bodies("/api/pull") == server.bodies("/api/generate") == []
 
 
 def test_an_error_in_the_stream_ends_with_1_after_the_text(vllama: Vllama, server: ScriptedServer) -> None:
@@ -184,7 +243,7 @@ def test_an_embedding_model_needs_a_text(vllama: Vllama, server: ScriptedServer)
     server.on("POST", "/api/show", body(show_with(capabilities=["embedding"])))
     result = vllama("run", "all-minilm", stdin="")
     assert result.exit_code == 2
-    assert 'an embedding model needs a text: vllama run all-minilm "your text"' in result.stderr
+    assert 'an embedding model needs text: vllama run all-minilm "your text"' in result.stderr
 
 
 def test_an_embedding_that_never_came_is_an_error(vllama: Vllama, server: ScriptedServer) -> None:

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
-from conftest import Vllama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_snapshot import make_manifest
 
+from vllama.cli import missing_models
 from vllama.cli.serve import split_arguments
-from vllama.durations import FOREVER
-from vllama.errors import LoadFailed
-from vllama.settings import SETTINGS, Address, Settings
+from vllama.durations import FOREVER, from_seconds
+from vllama.errors import LoadFailed, SourceUnavailable
+from vllama.names import ModelName
+from vllama.settings import SETTINGS, Address, Preload, Settings
+from vllama.store.model_store import ModelStore
+from vllama.store.progress import Progress
+
+from .conftest import Vllama
 
 OWN = {"--model": True, "--host": True, "--keep-alive": True, "--compile": False, "--help": False, "-h": False}
 
@@ -31,6 +37,17 @@ class Gateway:
     models: list[str] = field(default_factory=list)
     engine_flags: list[str] = field(default_factory=list)
     compile: bool | None = None
+    pulled: list[str] = field(default_factory=list)
+    pull_error: Exception | None = None
+
+    def pull(self, store: ModelStore, name: ModelName) -> Iterator[Progress]:
+        """Stand in for the store's `pull`."""
+        del store
+        self.pulled.append(name.display)
+        yield Progress("pulling manifest")
+        if self.pull_error:
+            raise self.pull_error
+        yield Progress("success")
 
     def serve(
         self,
@@ -59,6 +76,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     module = ModuleType("vllama.gateway.server")
     module.serve = stand_in.serve  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllama.gateway.server", module)
+    monkeypatch.setattr(missing_models, "pull", stand_in.pull)
     return stand_in
 
 
@@ -144,6 +162,53 @@ def test_serve_hands_over_models_settings_and_vllms_flags(vllama: Vllama, gatewa
     assert gateway.compile is False
 
 
+def test_models_that_are_not_stored_are_pulled_first(
+    vllama: Vllama, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi3?keepalive=30m")
+    ModelStore(tmp_path / "models").put(make_manifest("stored"))
+    result = vllama("serve", "--model", "qwen2.5:7b", "--model", "stored", "--model", "mine=/models/mine")
+    assert result.exit_code == 0
+    assert gateway.pulled == ["qwen2.5:7b", "phi3:latest"]
+    assert "qwen2.5:7b is not stored; pulling it" in result.stderr
+    assert "pulling manifest\nsuccess\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--no-pull"], {}), ([], {"VLLAMA_PULL": "false"}), ([], {"HF_HUB_OFFLINE": "1"})],
+)
+def test_nothing_is_pulled_where_that_is_forbidden(
+    vllama: Vllama,
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+) -> None:
+    for name, value in {**environment, "OLLAMA_PRELOAD_MODELS": "phi3"}.items():
+        monkeypatch.setenv(name, value)
+    vllama("serve", *arguments, "--model", "qwen2.5:7b")
+    assert gateway.pulled == []
+
+
+def test_a_named_model_that_cannot_be_pulled_ends_the_start(vllama: Vllama, gateway: Gateway) -> None:
+    gateway.pull_error = SourceUnavailable("cannot reach the Hub")
+    result = vllama("serve", "--model", "qwen2.5:7b")
+    assert (result.exit_code, gateway.settings) == (1, None)
+    assert result.stderr.endswith("Error: cannot reach the Hub\n")
+
+
+def test_a_model_to_preload_that_cannot_be_pulled_is_a_warning(
+    vllama: Vllama, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi3")
+    gateway.pull_error = SourceUnavailable("cannot reach the Hub")
+    result = vllama("serve")
+    assert result.exit_code == 0
+    assert "Warning: cannot pull phi3: cannot reach the Hub\n" in result.stderr
+
+
 def test_serve_without_arguments_uses_the_environment(
     vllama: Vllama, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +228,7 @@ def test_a_fast_start_is_an_eager_one_unless_a_later_flag_says_otherwise(vllama:
 def test_a_fast_start_cannot_compile(vllama: Vllama) -> None:
     result = vllama("serve", "--fast-start", "--compile")
     assert result.exit_code == 2
-    assert "--fast-start and --compile exclude each other" in result.stderr
+    assert "--fast-start and --compile cannot be used together" in result.stderr
 
 
 def test_compile_asks_for_compilation(vllama: Vllama, gateway: Gateway) -> None:
@@ -179,7 +244,7 @@ def test_the_gateways_return_value_is_the_exit_code(vllama: Vllama, gateway: Gat
 
 def test_a_failed_load_is_a_message_and_exit_code_1(vllama: Vllama, gateway: Gateway) -> None:
     gateway.error = LoadFailed("the worker did not become ready")
-    result = vllama("serve", "--model", "smollm2:135m")
+    result = vllama("serve", "--no-pull", "--model", "smollm2:135m")
     assert (result.exit_code, result.stderr) == (1, "Error: the worker did not become ready\n")
 
 
@@ -211,10 +276,39 @@ def test_host_and_port_go_before_ollama_host(
 
 
 SAMPLES = {
+    "max_header_size": ("1MiB", 1 << 20),
+    "max_headers": ("9", 9),
+    "header_timeout": ("0", None),
+    "body_timeout": ("5s", 5_000_000_000),
+    "max_connections": ("9", 9),
+    "max_pipelined": ("9", 9),
+    "max_body_size": ("1GiB", 1 << 30),
+    "max_small_body_size": ("64KiB", 64 << 10),
+    "max_bodies_size": ("10%", 0.1),
+    "max_json_values": ("9", 9),
+    "max_choices": ("9", 9),
+    "max_schema_properties": ("5000", 5000),
+    "schema_timeout": ("0", None),
+    "grammar_timeout": ("0", None),
+    "max_transfers": ("9", 9),
+    "kept_logs": ("0", 0),
+    "max_log_size": ("16MiB", 16 << 20),
+    "max_converters": ("9", 9),
+    "converter_memory": ("1GiB", 1 << 30),
+    "converter_timeout": ("0", None),
+    "template_timeout": ("0", None),
+    "template_output": ("9", 9),
+    "template_length": ("9", 9),
     "host": ("10.1.2.3:80", "10.1.2.3:80"),
     "origins": ("http://a,http://b", ("http://a", "http://b")),
+    "keys": ("/srv/keys.json", Path("/srv/keys.json")),
+    "management": ("admin", "admin"),
+    "key_slots": ("9", 9),
+    "usage": ("/srv/usage.sqlite3", Path("/srv/usage.sqlite3")),
+    "audit_log": ("/srv/audit.jsonl", Path("/srv/audit.jsonl")),
     "keep_alive": ("10s", 10_000_000_000),
     "models": ("/srv/models", Path("/srv/models")),
+    "precision": ("bf16", "bf16"),
     "load_timeout": ("0", None),
     "max_loaded_models": ("2", 2),
     "num_parallel": ("16", 16),
@@ -222,8 +316,9 @@ SAMPLES = {
     "hang_timeout": ("0", None),
     "drain_timeout": ("0", 0),
     "pin": ("a,b:7b", ("a", "b:7b")),
-    "min_residency": ("0", 0.0),
-    "yield_after": ("1m", 60.0),
+    "preload_models": ("phi3?keepalive=1m", (Preload("phi3", from_seconds(60)),)),
+    "min_residency": ("0", 0),
+    "yield_after": ("1m", from_seconds(60)),
     "sleep_budget": ("25%", 0.25),
     "sleep_timeout": ("0", None),
     "context_length": ("4096", 4096),
@@ -231,7 +326,7 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", [row.name for row in SETTINGS if row.name != "debug"])
+@pytest.mark.parametrize("name", [row.name for row in SETTINGS if not isinstance(row.default, bool)])
 def test_every_setting_has_a_flag_that_beats_its_variable(
     vllama: Vllama, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -243,21 +338,24 @@ def test_every_setting_has_a_flag_that_beats_its_variable(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variable", "debug"),
-    [([], "0", False), ([], "1", True), (["--debug"], "0", True), (["--no-debug"], "1", False)],
+    ("arguments", "variable", "on"),
+    [([], "0", False), ([], "1", True), (["--{}"], "0", True), (["--no-{}"], "1", False)],
 )
+@pytest.mark.parametrize(("name", "env"), [(row.name, row.env) for row in SETTINGS if isinstance(row.default, bool)])
 def test_a_switch_beats_its_variable_both_ways(
     *,
     vllama: Vllama,
     gateway: Gateway,
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    env: str,
     arguments: list[str],
     variable: str,
-    debug: bool,
+    on: bool,
 ) -> None:
-    monkeypatch.setenv("OLLAMA_DEBUG", variable)
-    assert vllama("serve", *arguments).exit_code == 0
-    assert gateway.started.debug is debug
+    monkeypatch.setenv(env, variable)
+    assert vllama("serve", *(argument.format(name) for argument in arguments)).exit_code == 0
+    assert getattr(gateway.started, name) is on
 
 
 def test_the_help_shows_variable_and_default_of_every_setting(vllama: Vllama) -> None:
@@ -277,11 +375,11 @@ def test_the_help_shows_variable_and_default_of_every_setting(vllama: Vllama) ->
         (["--port", "70000"], "Invalid value for '--port'"),
         (["--model"], "Option '--model' requires an argument"),
         (["--model", "a//b"], "invalid model name"),
-        (["--model", "qwen="], "'qwen=': no path after the ="),
-        (["smollm2:135m"], "unexpected argument 'smollm2:135m'; a model is named with --model smollm2:135m"),
-        (["--uds", "/tmp/socket"], "--uds is decided by vllama and cannot be passed to vLLM"),
-        (["--served_model_name=x"], "--served-model-name is decided by vllama"),
-        (["--", "--host", "x"], "--host is decided by vllama"),
+        (["--model", "qwen="], "'qwen=': the path after = is missing"),
+        (["smollm2:135m"], "unexpected argument 'smollm2:135m'; to load a model, use --model smollm2:135m"),
+        (["--uds", "/tmp/socket"], "--uds is set by vllama and cannot be passed to vLLM"),
+        (["--served_model_name=x"], "--served-model-name is set by vllama"),
+        (["--", "--host", "x"], "--host is set by vllama"),
     ],
 )
 def test_wrong_arguments_start_nothing(vllama: Vllama, gateway: Gateway, arguments: list[str], message: str) -> None:

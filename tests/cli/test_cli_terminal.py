@@ -15,7 +15,8 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from scripted_server import GENERATED, GENERATED_TEXT, PATIENCE, Handler, ScriptedServer, body, chat_pieces, stream
+
+from .scripted_server import GENERATED, GENERATED_TEXT, PATIENCE, Handler, ScriptedServer, body, chat_pieces, stream
 
 # Makes the terminal given by name its own, then becomes the command.
 ON_TERMINAL = (

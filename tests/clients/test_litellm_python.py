@@ -81,7 +81,7 @@ def test_embeddings_are_near_for_alike_texts(got: Got) -> None:
 
 def test_show_and_tags_tell_it_what_a_model_can_do(got: Got) -> None:
     assert got["model_info"]["supports_function_calling"] is True
-    assert got["model_info"]["max_tokens"] == 8192
+    assert got["model_info"]["max_tokens"] == 32768
     assert "ollama/smollm2:135m" in got["valid_models"]
 
 

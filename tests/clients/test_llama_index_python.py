@@ -26,7 +26,7 @@ def test_complete_answers_and_streams_the_same_words(got: Got) -> None:
 
 def test_chat_answers_with_usage_and_streams_the_same_words(got: Got) -> None:
     assert got["chat"]["message"]["blocks"][-1]["text"] == FRANCE
-    assert got["chat"]["raw"]["usage"] == {"prompt_tokens": 25, "completion_tokens": 8, "total_tokens": 33}
+    assert got["chat"]["raw"]["usage"] == {"prompt_tokens": 26, "completion_tokens": 8, "total_tokens": 34}
     assert len(got["stream_chat"]) > 2
     assert "".join(got["stream_chat"]) == FRANCE
 

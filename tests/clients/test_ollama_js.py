@@ -108,5 +108,5 @@ def test_what_fails_within_a_stream_is_thrown(got: Got) -> None:
     assert got["errors"]["pull of an unknown model"]["text"].startswith("pull model manifest: file does not exist")
 
 
-def test_embeddings_of_a_chat_model_are_refused(got: Got) -> None:
-    assert "does not support embeddings" in got["errors"]["embed without support"]["text"]
+def test_a_model_that_chats_makes_embeddings_too(got: Got) -> None:
+    assert len(got["embedWithAChatModel"]["embeddings"][0]) == 576

@@ -19,11 +19,11 @@ def test_list_names_the_models_with_sizes_digests_and_details(got: Got) -> None:
 
     assert {"smollm2:135m", "all-minilm:latest"} <= set(models)
     chat = models["smollm2:135m"]
-    assert chat["size"] > 200_000_000
+    assert chat["size"] > 90_000_000
     assert len(chat["digest"]) == 64
     assert chat["modified_at"]
     assert chat["details"]["family"] == "llama"
-    assert chat["details"]["format"] == "safetensors"
+    assert (chat["details"]["format"], chat["details"]["quantization_level"]) == ("gguf", "Q4_1")
     assert chat["details"]["parameter_size"] == "134.52M"
 
 
@@ -140,6 +140,10 @@ def test_embeddings_are_near_for_alike_texts(got: Got) -> None:
     assert got["embed"]["prompt_eval_count"] == 27
 
 
+def test_a_model_that_chats_makes_embeddings_too(got: Got) -> None:
+    assert len(got["embed_with_a_chat_model"]["embeddings"][0]) == 576
+
+
 def test_the_older_route_of_embeddings_gives_one_vector(got: Got) -> None:
     assert len(got["embeddings"]["embedding"]) == 384
 
@@ -187,7 +191,6 @@ def test_the_asynchronous_client_gets_the_same(got: Got) -> None:
         ("tools without support", 400, "registry.ollama.ai/library/smollm2:135m does not support tools"),
         ("thinking without support", 400, '"smollm2:135m" does not support thinking'),
         ("chat without support", 400, '"all-minilm:latest" does not support chat'),
-        ("embed without support", None, "does not support embeddings"),
         ("image without support", 400, "registry.ollama.ai/library/smollm2:135m does not support vision"),
         ("wrong option", 400, 'option "temperature" must be of type float32'),
         ("pull of an unknown model", None, "pull model manifest: file does not exist"),

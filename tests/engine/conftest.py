@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from taught_model import with_template
+from taught_model import KEPT, with_template
 
+from engine.processes import wait_for
 from engine.server import Server
 from vllama.errors import ModelNotFound
 from vllama.names import ModelName
@@ -96,16 +97,17 @@ def tiny(store: ModelStore, tiny_snapshot: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def taught(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of a model that thinks and calls tools (tests/taught_model.py); $OLLAMA_MODELS may have it already."""
-    if staged := _staged(_TAUGHT):
-        store.put(staged)
-    else:
-        snapshot = tmp_path_factory.getbasetemp() / "taught-tools"  # taught once for all stores
-        if not snapshot.exists():
-            build("taught_model.py", store, tmp_path_factory.mktemp("taught")).rename(snapshot)
-        for _ in pull(store, _TAUGHT, from_path=snapshot):
-            pass
+def taught(store: ModelStore) -> str:
+    """The name of a model that thinks and calls tools (tests/taught_model.py)."""
+    # scripts/test has taught it already; in a process, for it imports torch.
+    subprocess.run(
+        [sys.executable, _BUILDERS / "taught_model.py"],
+        env={**os.environ, "OLLAMA_MODELS": str(store.root)},
+        check=True,
+        capture_output=True,
+    )
+    for _ in pull(store, _TAUGHT, from_path=KEPT):
+        pass
     return _TAUGHT.display
 
 
@@ -124,15 +126,49 @@ def taught_with(store: ModelStore, taught: str, tmp_path_factory: pytest.TempPat
     return with_other
 
 
+class _Shared:
+    """The server with smollm2:135m loaded, started at its first use."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._server: Server | None = None
+
+    def get(self) -> Server:
+        if self._server is None:
+            self._server = Server(self._store, "--model", _SMOLLM2.display)
+            self._server.load(_SMOLLM2.display)
+        return self._server
+
+    def restore(self) -> None:
+        """Leave smollm2:135m loaded, and nothing else, for the next module."""
+        if (server := self._server) is not None:
+            for model in set(server.loaded()) - {_SMOLLM2.display}:
+                server.ask("/api/generate", {"model": model, "keep_alive": 0})
+            wait_for(lambda: len(server.workers()) <= 1, "the workers of other models have ended", 30)
+            server.load(_SMOLLM2.display, keep_alive=-1)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+
 @pytest.fixture(scope="session")
-def server(store: ModelStore) -> Iterator[Server]:
-    """A server with smollm2:135m loaded, for all tests that leave it so."""
-    running = Server(store.root, "--model", "smollm2:135m")
-    try:
-        running.load("smollm2:135m")
-        yield running
-    finally:
-        running.close()
+def _shared(store: ModelStore) -> Iterator[_Shared]:
+    holder = _Shared(store.root)
+    yield holder
+    holder.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_server_is_restored(_shared: _Shared) -> Iterator[None]:
+    yield
+    _shared.restore()
+
+
+@pytest.fixture(scope="session")
+def server(_shared: _Shared) -> Server:
+    """A server with smollm2:135m loaded, for all tests; what else a module loads is unloaded at its end."""
+    return _shared.get()
 
 
 class _Rebuilt:
@@ -156,7 +192,7 @@ class _Rebuilt:
 @pytest.fixture(scope="session")
 def _rebuilt(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Rebuilt]:
     nothing_compiled = str(tmp_path_factory.mktemp("inductor"))
-    holder = _Rebuilt(store.root, {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": nothing_compiled})
+    holder = _Rebuilt(store.root, {"TORCHINDUCTOR_CACHE_DIR": nothing_compiled})
     yield holder
     holder.close()
 
@@ -169,11 +205,11 @@ def breakable(_rebuilt: _Rebuilt, tiny: str) -> Server:
 
 @pytest.fixture
 def start_server(store: ModelStore) -> Iterator[StartServer]:
-    """Start servers with arguments (and `environ`) of the test's own; all are ended with the test."""
+    """Start servers with arguments and `environ` of the test's own, which end with the test; `cold` as users do."""
     started: list[Server] = []
 
-    def start(*arguments: str, environ: dict[str, str] | None = None) -> Server:
-        started.append(Server(store.root, *arguments, environ=environ))
+    def start(*arguments: str, environ: dict[str, str] | None = None, cold: bool = False) -> Server:
+        started.append(Server(store.root, *arguments, environ=environ, cold=cold))
         return started[-1]
 
     yield start

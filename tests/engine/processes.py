@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from engine.prepared.request import IDLE_TITLE
+
 T = TypeVar("T")
 
 MARK = "VLLAMA_TEST_TREE"
@@ -43,7 +45,7 @@ class Process:
     @property
     def command(self) -> list[str]:
         """Its arguments, or the title that it gave itself."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # a title may be cut in the middle of a quotation
             text = Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0")
             return text.split("\0") if "\0" in text else shlex.split(text)
         return []
@@ -73,11 +75,16 @@ class ProcessTree:
         self._sessions: set[int] = set()
 
     def living(self) -> list[Process]:
-        """Return the members that run now, the oldest first; what was seen once is recognised for ever."""
+        """Return the members that run now, the oldest first; what was seen once is recognised for ever.
+
+        Prepared workers that wait for their order are left out: the kernel ends them with their gateway.
+        """
         everyone = sorted(_all(), key=lambda process: process.started)
         parents = {process.pid for process in everyone if (process.pid, process.started) in self._known}
         members = []
         for process in everyone:
+            if process.title == IDLE_TITLE:
+                continue
             if process.pid in parents or process.parent in parents or self._is_marked(process):
                 members.append(process)
                 parents.add(process.pid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import secrets
 import signal
@@ -19,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from engine.prepared.request import ONE_THREAD, unconfigured
+from engine.prepared.starting import start_alone, start_prepared
 from engine.processes import MARK, Process, ProcessTree, wait_for
 
 Record = dict[str, Any]
@@ -26,17 +27,23 @@ Record = dict[str, Any]
 TIMEOUT = 240.0
 """Seconds for one request, a load among them: several times what it takes."""
 
-_LISTENS = re.compile(r"listens on (http://\S+)")
+_LISTENS = re.compile(r"is listening on (http://\S+)")
 _numbers = itertools.count(1)
 
 
 def environment(models: Path, mark: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return an environment in which nothing but `models` and `extra` configures vllama and vLLM.
 
-    No spare workers unless `extra` says so: they would import beside the tests.
+    No spare workers unless `extra` says so: they would import beside the tests. No C++ compiler, either: nothing but a
+    server with `--compile` may need one.
     """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "VLLM", "VLLAMA"))}
-    return {**inherited, "OLLAMA_MODELS": str(models), "VLLAMA_SPARE_WORKERS": "0", MARK: mark, **(extra or {})}
+    return {
+        **unconfigured(),
+        "OLLAMA_MODELS": str(models),
+        "VLLAMA_SPARE_WORKERS": "0",
+        MARK: mark,
+        **(extra or {}),
+    }
 
 
 RUNNING = "vllm:num_requests_running"
@@ -72,25 +79,30 @@ class Worker:
 class Server:
     """A running `vllama serve`. `store` is its model store; stop it, or leave that to whoever made it.
 
-    `under` is a command that runs the server as itself, such as `strace -D`.
+    Its workers are forked from a process that has imported vLLM, unless it is `cold`, prepares spares of its own, or
+    runs `under` a command that runs the server as itself, such as `strace -D`. Those compute on all cores.
     """
 
     def __init__(
-        self, store: Path, *arguments: str, environ: Mapping[str, str] | None = None, under: Sequence[str] = ()
+        self,
+        store: Path,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
+        cold: bool = False,
     ) -> None:
         mark = secrets.token_hex(8)
         self.store = store
         self.tree = ProcessTree(mark)
         self.log_path = store / f"serve-{next(_numbers)}.log"
+        command = ["serve", "--port", "0", *arguments]
+        variables = environment(store, mark, environ)
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*under, sys.executable, "-m", "vllama", "serve", "--port", "0", *arguments],
-                env=environment(store, mark, environ),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            if cold or under or variables["VLLAMA_SPARE_WORKERS"] != "0":
+                variables = {name: value for name, value in variables.items() if name not in ONE_THREAD}
+                self.process = start_alone([*under, sys.executable, "-m", "vllama", *command], variables, log)
+            else:
+                self.process = start_prepared(command, variables, log)
         self._client: httpx.Client | None = None
         self._making_client = threading.Lock()
 

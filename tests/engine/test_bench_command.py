@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.server import Server
-from vllama.bench.result import Result, Sample, load
+from vllama.bench.result import ExperimentResult, Sample, load
 from vllama.store.model_store import ModelStore
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -30,7 +30,7 @@ def one_at_a_time(store: ModelStore) -> Iterator[Server]:
     running.close()
 
 
-def bench(server: Server, store: ModelStore, *arguments: str, model: str = MODEL) -> Result:
+def bench(server: Server, store: ModelStore, *arguments: str, model: str = MODEL) -> ExperimentResult:
     command = [sys.executable, "-m", "vllama", "bench", model, "--url", server.url, "--json", *arguments]
     environ = {**os.environ, "OLLAMA_MODELS": str(store.root)}
     done = subprocess.run(command, env=environ, capture_output=True, check=False, timeout=280)
@@ -42,10 +42,10 @@ def bench(server: Server, store: ModelStore, *arguments: str, model: str = MODEL
 def test_tokens_and_durations_agree_with_the_tokenizer_and_the_clients_clock(
     server: Server, store: ModelStore, api: str
 ) -> None:
-    result = bench(server, store, "--api", api, "--concurrency", "1,4", *FEW)
+    result = bench(server, store, "--api", api, "--concurrency", "2", *FEW)
 
     assert result.warnings == ()
-    assert [run.metrics.ok for run in result.runs] == [4, 4]
+    assert [run.metrics.ok for run in result.runs] == [4]
     samples = [sample for run in result.runs for sample in run.samples]
     assert all(sample.tokens_out and len(sample.chunks) <= sample.tokens_out for sample in samples)
     assert all(sample.counted_out for sample in samples)
@@ -77,6 +77,7 @@ def test_a_cold_start_is_measured_from_the_unloaded_model_to_its_first_token(
     assert all(_load_seconds(sample) > 1 for sample in run.samples)  # no model is loaded in less, from a spare either
 
 
+@pytest.mark.slow
 def test_a_switch_is_measured_from_one_model_to_the_first_token_of_the_other(
     one_at_a_time: Server, store: ModelStore, tiny: str
 ) -> None:

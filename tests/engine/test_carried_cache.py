@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_a_carried_cache_spares_the_other_side_the_compilation(store: ModelStore
 
 def answer(models: Path, name: str) -> None:
     """Serve the model with compilation, and let it answer."""
-    server = Server(models, "--compile", "--model", name)
+    server = Server(models, "--compile", "--model", name, environ={"CXX": os.environ.get("CXX", "c++")})
     try:
         assert server.ask("/api/generate", {"model": name, "prompt": "Hi", "options": {"num_predict": 3}})["done"]
     finally:

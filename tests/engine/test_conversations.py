@@ -20,7 +20,8 @@ QUESTION_IDS = [1, 4093, 198, 4898, 314, 260, 6376, 4461, 47, 2, 198, 1, 520, 95
 """The question in SmolLM2's chat template, as a recorded Ollama gives it in `context`."""
 
 FIGURES = [
-    "total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration",
+    "total_duration", "load_duration", "prompt_eval_count", "prompt_eval_cached_count", "prompt_eval_duration",
+    "eval_count", "eval_duration",
 ]  # fmt: skip
 NANOSECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,9}Z")
 

@@ -134,7 +134,6 @@ def test_a_model_answers_when_its_base_is_deleted(server: Server) -> None:
     assert answer(server, "orphan", options={"num_predict": 2})["eval_count"] == 2
 
 
-@pytest.mark.slow
 def test_an_uploaded_gguf_answers_as_the_model_that_was_pulled(
     store: ModelStore, server: Server, gguf: Path, tmp_path: Path
 ) -> None:

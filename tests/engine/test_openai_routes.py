@@ -61,7 +61,8 @@ def test_chat_completions_stream_the_same_words_and_the_usage(client: openai.Ope
 
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == whole.choices[0].message.content
-    assert last.usage == whole.usage
+    counts = [(usage.prompt_tokens, usage.completion_tokens) for usage in (last.usage, whole.usage) if usage]
+    assert counts == [(16, counts[0][1])] * 2
 
 
 def test_completions_answer_and_stream_the_same_words(client: openai.OpenAI) -> None:
@@ -110,18 +111,19 @@ def test_a_model_that_is_not_there_is_not_found_in_openais_shape(client: openai.
 
 
 def test_what_vllm_refuses_is_a_bad_request_in_ollama_s_shape(server: Server) -> None:
-    reply = server.post("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "temperature": -1})
+    reply = server.post("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "prompt_logprobs": -2})
 
     assert reply.status_code == 400
     error = reply.json()["error"]
-    assert "temperature" in error.pop("message")
-    assert error == {"type": "invalid_request_error", "param": "temperature", "code": None}
+    assert "prompt_logprobs" in error.pop("message")
+    assert error == {"type": "invalid_request_error", "param": "prompt_logprobs", "code": None}
 
 
 def test_a_prompt_that_is_too_long_is_refused(client: openai.OpenAI) -> None:
     long: list[Any] = [{"role": "user", "content": "word " * 10_000}]
-    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+    with pytest.raises(openai.BadRequestError, match="maximum context length") as refused:
         client.chat.completions.create(model=MODEL, messages=long)
+    assert refused.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
@@ -150,6 +152,15 @@ def test_a_completion_s_prompt_goes_through_the_chat_template_unless_it_is_raw(c
     assert templated.usage.prompt_tokens == chat.usage.prompt_tokens
     assert templated.choices[0].text == chat.choices[0].message.content
     assert raw.usage.prompt_tokens == 7
+
+
+def test_several_raw_prompts_are_answered_in_order(client: openai.OpenAI) -> None:
+    ids = [504, 3575, 282]  # "The capital of"
+    for prompt in (["The capital of", "One, two,"], [ids, [ids[0]]]):
+        asked = {"model": "smollm2:135m", "max_tokens": 2, "temperature": 0, "extra_body": {"raw": True}}
+        reply = client.completions.create(prompt=prompt, **asked)  # type: ignore[call-overload]
+        assert [choice.index for choice in reply.choices] == [0, 1]
+        assert all(choice.text for choice in reply.choices)
 
 
 def test_a_completion_without_a_limit_is_longer_than_16_tokens(client: openai.OpenAI) -> None:
@@ -214,7 +225,7 @@ def test_texts_become_tokens_and_back(server: Server) -> None:
     assert server.post("/detokenize", {"model": MODEL, "tokens": tokens}).json() == {"prompt": QUESTION}
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/embeddings", "/v1/audio/transcriptions", "/classify"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/audio/transcriptions", "/classify"])
 def test_what_the_model_cannot_do_is_a_bad_request(server: Server, path: str) -> None:
     form = {"data": {"model": MODEL}, "files": {"file": b"RIFF"}}
     asked = {"model": MODEL, "input": "x", "query": "q", "documents": ["d"]}

@@ -169,8 +169,8 @@ def test_a_prompt_that_is_too_long_is_refused_where_it_may_not_be_cut(
         assert server.refusal(path, {**body, **forbidden, "stream": stream}) == (400, TOO_LONG)
 
 
-def test_a_prompt_longer_than_all_that_is_served_leaves_room_for_the_reply(server: Server) -> None:
-    record = server.ask("/api/chat", chat("word " * 9000))
+def test_a_prompt_longer_than_all_that_is_served_leaves_room_for_the_reply(server: Server, tiny: str) -> None:
+    record = server.ask("/api/chat", {**chat("word " * 9000), "model": tiny})
 
     assert (record["prompt_eval_count"], record["eval_count"] <= 8) == (8192 - 8, True)
 

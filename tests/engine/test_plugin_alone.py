@@ -81,6 +81,20 @@ def test_chat_streams_records(vllm: httpx.Client) -> None:
     assert (last["done_reason"], last["eval_count"]) == ("length", 8)
 
 
+def test_an_offer_of_http_2_is_ignored_and_http_1_0_gets_no_chunks(vllm: httpx.Client) -> None:
+    body = json.dumps(CHAT)
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    head = f"POST /api/chat HTTP/1.0\r\n{offer}Content-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((vllm.base_url.host, vllm.base_url.port or 0), timeout=60) as connection:
+        connection.sendall(f"{head}{body}".encode())
+        with connection.makefile("rb") as reader:
+            reply = reader.read()
+    status, _, lines = reply.partition(b"\r\n\r\n")
+    assert status.startswith(b"HTTP/1.0 200 ")
+    assert b"transfer-encoding" not in status.lower()
+    assert [json.loads(line)["done"] for line in lines.splitlines()][-2:] == [False, True]
+
+
 def test_chat_and_generate_answer_in_one_record(vllm: httpx.Client) -> None:
     chatted = post(vllm, "/api/chat", {**CHAT, "stream": False}).json()
     body = {"model": MODEL, "prompt": "Hi", "stream": False, "options": OPTIONS}
@@ -93,7 +107,7 @@ def test_chat_and_generate_answer_in_one_record(vllm: httpx.Client) -> None:
 def test_the_servers_other_native_routes_answer(vllm: httpx.Client) -> None:
     assert vllm.get("/").text == "Ollama is running"
     assert vllm.head("/").status_code == 200
-    assert vllm.get("/api/version").json() == {"version": "0.24.0"}
+    assert vllm.get("/api/version").json() == {"version": "0.35.0"}
     (listed,) = vllm.get("/api/tags").json()["models"]
     assert listed["name"] == listed["model"] == MODEL
     assert len(listed["digest"]) == 64

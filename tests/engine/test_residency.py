@@ -123,7 +123,6 @@ def test_a_model_is_loaded_once_for_all_who_wait_for_it_while_lists_answer_promp
     assert slowest < 5  # no list waited for the load
 
 
-@pytest.mark.slow
 def test_a_second_model_evicts_the_first_once_that_is_idle(narrow: Server, tiny: str) -> None:
     first = narrow.load(tiny)
     long = {"model": tiny, "prompt": "Hi", "options": {"temperature": 0, "num_predict": 600}}

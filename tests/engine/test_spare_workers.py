@@ -54,6 +54,7 @@ def lasting_words(worker: Worker) -> list[str]:
     return [word for word in worker.main.command if not word.endswith(".sock") and not word.isdigit()]
 
 
+@pytest.mark.slow
 def test_several_api_servers_start_from_a_spare_too(start_server: StartServer, tiny: str) -> None:
     server = start_server("--api-server-count", "2", environ=SPARE)
     spare = spare_of(server)
@@ -97,7 +98,7 @@ def test_sigterm_ends_the_spare_too(start_server: StartServer) -> None:
 def test_the_engines_processes_are_forked_and_know_whose_children_they_are(
     start_server: StartServer, tiny: str
 ) -> None:
-    server = start_server()
+    server = start_server(cold=True)
     server.load(tiny)
     titles = [process.title for process in server.tree.living()]
 
@@ -106,7 +107,7 @@ def test_the_engines_processes_are_forked_and_know_whose_children_they_are(
 
 
 def test_a_load_tells_what_it_is_at_until_it_is_ready(start_server: StartServer, tiny: str) -> None:
-    server = start_server("--model", tiny)
+    server = start_server("--model", tiny, cold=True)
     told: list[str] = []
 
     def is_ready() -> bool:

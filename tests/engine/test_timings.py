@@ -1,7 +1,8 @@
-"""The six figures of the last record are the engine's own, and add up (contract §1.2)."""
+"""The figures of the last record are the engine's own, and add up (contract §1.2)."""
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -82,3 +83,48 @@ def test_one_token_has_no_eval_duration_because_the_prompt_gave_it(server: Serve
     assert record["eval_count"] == 1
     assert "eval_duration" not in record
     assert record["prompt_eval_duration"] > 0
+
+
+LONG = "Tell me all about the lighthouse that stands beyond the harbour. " * 40
+
+
+def with_long(text: str, tokens: int = 2) -> Record:
+    return {**body(tokens), "messages": [{"role": "user", "content": f"{text} {LONG}"}]}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_that_was_read_before_is_told_as_cached(server: Server, *, stream: bool) -> None:
+    request = with_long(f"Once more, stream {stream}.")
+    first, second = (
+        server.records("/api/chat", request)[-1] if stream else server.ask("/api/chat", request) for _ in range(2)
+    )
+    assert first["prompt_eval_cached_count"] == 0
+    assert 0 < second["prompt_eval_cached_count"] < second["prompt_eval_count"] == first["prompt_eval_count"]
+
+
+def test_cached_tokens_have_the_names_of_each_api(server: Server) -> None:
+    request = with_long("Under all names.")
+    cached = [server.ask("/api/chat", request)["prompt_eval_cached_count"] for _ in range(2)][-1]
+    messages = request["messages"]
+    fields = {"model": MODEL, "temperature": 0, "max_tokens": 2}
+    chat = server.ask("/v1/chat/completions", {**fields, "messages": messages})["usage"]
+    complete = server.ask("/v1/completions", {**fields, "prompt": messages[0]["content"]})["usage"]
+    message = server.ask("/v1/messages", {**fields, "messages": messages})["usage"]
+    asked = {"model": MODEL, "input": messages[0]["content"], "max_output_tokens": 2}
+    response = server.ask("/v1/responses", asked)["usage"]
+    assert cached > 0
+    assert [
+        chat["prompt_tokens_details"]["cached_tokens"],
+        complete["prompt_tokens_details"]["cached_tokens"],
+        message["cache_read_input_tokens"],
+        response["input_tokens_details"]["cached_tokens"],
+    ] == [cached] * 4
+    assert message["input_tokens"] + cached == chat["prompt_tokens"]
+
+
+def test_a_stream_of_chat_completions_tells_cached_tokens_with_its_usage(server: Server) -> None:
+    asked = {"model": MODEL, "messages": with_long("In a stream.")["messages"], "max_tokens": 2, "stream": True}
+    for _ in range(2):
+        reply = server.post("/v1/chat/completions", {**asked, "stream_options": {"include_usage": True}})
+    *_, last = (line[6:] for line in reply.text.splitlines() if line.startswith("data: {"))
+    assert json.loads(last)["usage"]["prompt_tokens_details"]["cached_tokens"] > 0

@@ -230,7 +230,7 @@ def test_openai_streams_and_returns_the_same_calls(server: Server, taught: str) 
         name_and_arguments[1] += part.function.arguments or ""
     assert [(name, json.loads(arguments)) for name, arguments in streamed.values()] == wanted
     assert answer.message.content
-    assert answer.message.content.strip() == SUNNY.answer
+    assert answer.message.content == SUNNY.answer
 
 
 def test_tools_on_a_model_without_them_are_refused_as_recorded(server: Server) -> None:

@@ -116,6 +116,29 @@ def test_openais_route_says_of_an_image_what_ollamas_say(sees: Server) -> None:
     assert reply["usage"]["prompt_tokens"] == chatted["prompt_eval_count"]
 
 
+def test_an_image_on_v1_may_be_written_in_any_way_that_ollama_takes(sees: Server) -> None:
+    uri = f"data:image/png;base64,{BLACK}"
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BLACK}}
+    expected = sees.client.post("/v1/chat/completions", json=completion(BLACK)).json()["choices"][0]["message"]
+
+    def said(path: str, *content: Record) -> Any:
+        messages = [{"role": "user", "content": [*content]}]
+        limited = {"max_output_tokens": 6, "input": messages} if "responses" in path else {"messages": messages}
+        reply = sees.client.post(path, json={"model": MODEL, "temperature": 0, "max_tokens": 6, **limited})
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    for image in (uri, {"url": uri}, {"url": uri, "detail": None}, {"url": uri, "detail": "original"}):
+        text, part = {"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": image}
+        message = said("/v1/chat/completions", text, part)["choices"][0]["message"]
+        assert message == expected
+    for detail in ({}, {"detail": None}, {"detail": "tiny"}):
+        asked = {"type": "input_text", "text": QUESTION}
+        shown = {"type": "input_image", "image_url": uri, "file_id": None, **detail}
+        assert said("/v1/responses", asked, shown)["output"][0]["content"][0]["text"] == expected["content"]
+    assert said("/v1/messages", {"type": "text", "text": QUESTION}, block)["content"][0]["text"] == expected["content"]
+
+
 def test_the_plugin_knows_and_does_the_same_without_a_gateway(sees: Server) -> None:
     body = chat(user(QUESTION, WHITE), stream=False)
     transport = httpx.HTTPTransport(uds=sees.worker(MODEL).socket)

@@ -16,6 +16,7 @@ from engine.server import Server
 from faults.clients import Outcome
 from faults.kinds import KINDS, Kind
 from faults.scene import ENVIRONMENT, Scene
+from vllama.machine.tied import tied
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ def run(
 ) -> list[Result]:
     """Inject so many faults into a server of this store, which `scene.stock` has filled.
 
-    The first `skip` of them are left out, and what would come after so many seconds. `environ` is for the server.
+    The first `skip` of them are left out, and what would come after so many seconds. `environ` is for the server,
+    which ends with this process, even if that is killed.
     """
     dice = random.Random(seed)
     kinds = drawn(number, dice) if not only else [kind for kind in KINDS if kind.name in only] * number
-    server = Server(store, environ={**ENVIRONMENT, **(environ or {})})
+    server = Server(store, environ={**ENVIRONMENT, **(environ or {})}, under=tied())
     results: list[Result] = []
     end = time.monotonic() + seconds
     try:

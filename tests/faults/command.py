@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,27 +13,35 @@ from math import inf
 from pathlib import Path
 
 import click
+from engine.tiny import built_tiny
 
 from faults.campaign import Result, as_json, from_json, run, table
 from faults.kinds import KINDS
 from faults.scene import stock
-from vllama.names import ModelName
-from vllama.settings import Settings
 from vllama.store.model_store import ModelStore
 
 
 @click.command()
-@click.option("--number", default=100, show_default=True, help="Faults to inject.")
-@click.option("--seed", default=1, show_default=True, help="Decides their order, and when each hits.")
+@click.option("--number", default=100, show_default=True, help="Number of faults to inject.")
+@click.option("--seed", default=1, show_default=True, help="Random seed for the order and the moments of the faults.")
 @click.option(
-    "--only", multiple=True, type=click.Choice([kind.name for kind in KINDS]), help="This kind alone; repeatable."
+    "--only",
+    multiple=True,
+    type=click.Choice([kind.name for kind in KINDS]),
+    help="Kind to inject (repeatable); default: all.",
 )
-@click.option("--skip", default=0, help="Leave out so many of them: those that an earlier run of this seed had.")
-@click.option("--minutes", type=float, help="Inject no more after so long.")
-@click.option("--snapshot", type=click.Path(exists=True, path_type=Path), help="Model to serve; default: the tiny one.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results to this file.")
+@click.option("--skip", default=0, help="Number of faults to skip, to continue an earlier run of the same seed.")
+@click.option("--minutes", type=float, help="Stop injecting faults after this many minutes.")
 @click.option(
-    "--table", "files", multiple=True, type=click.Path(exists=True, path_type=Path), help="Print results of files."
+    "--snapshot", type=click.Path(exists=True, path_type=Path), help="Snapshot to serve; default: a tiny one."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write all results to.")
+@click.option(
+    "--table",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Result file to print; repeatable.",
 )
 def command(
     number: int,
@@ -46,13 +53,14 @@ def command(
     json_file: Path | None,
     files: tuple[Path, ...],
 ) -> None:
-    """Inject faults into a server, and print a table of what came of them.
+    """Inject faults into a server and print a table of the consequences.
 
-    Workers are killed and stopped at all instants, memory and disk run out, files are damaged, clients leave. After
-    each fault all clients must have got a whole reply or a proper error in bounded time, the next request must be
-    answered, and no process, socket, lease or running request may be left. The exit status is 1 where that is not so.
+    Workers are killed or stopped at random moments, memory and disk run out, files are damaged, clients disconnect.
+    After each fault every client must have received a complete reply or a proper error in bounded time, the next
+    request must be answered, and no process, socket, lease or running request may be left over. The exit status is 1
+    if one of these fails.
 
-    The tiny model has the tokenizer of smollm2:135m, which has to be in the store ($OLLAMA_MODELS).
+    The tiny model uses the tokenizer of smollm2:135m, which must be in the model store ($OLLAMA_MODELS).
     """
     if files:
         results = [result for file in files for result in from_json(json.loads(file.read_text())["faults"])]
@@ -60,7 +68,7 @@ def command(
         report = _Report(seed, json_file)
         with tempfile.TemporaryDirectory(prefix="vllama-faults-") as directory:
             store = ModelStore(Path(directory) / "models")
-            stock(store, snapshot or _tiny(Path(directory) / "tiny"))
+            stock(store, snapshot or built_tiny(Path(directory) / "tiny"))
             seconds = minutes * 60 if minutes else inf
             results = run(store.root, number, seed, report.add, only=only, skip=skip, seconds=seconds)
     click.echo("\n".join(table(results)))
@@ -87,14 +95,6 @@ class _Report:
             seconds = round(time.monotonic() - self._began)
             content = {**self._about, "seconds": seconds, "faults": as_json(self._results)}
             self._file.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _tiny(directory: Path) -> Path:
-    store = ModelStore(Settings.from_environment(os.environ).models)
-    tokenizer_from = store.get(ModelName.parse("smollm2:135m")).snapshot
-    script = Path(__file__).parents[1] / "tiny_model.py"
-    subprocess.run([sys.executable, script, tokenizer_from, directory], check=True, capture_output=True)
-    return directory
 
 
 def _environment() -> dict[str, object]:

@@ -28,8 +28,10 @@ from setproctitle import setproctitle
 from vllama.asgi import Receive, Scope, Send, cancelled_on_disconnect, read_body
 from vllama.errors import WorkerDied
 from vllama.ollama.status import JSON, NDJSON
-from vllama.worker import channel
-from vllama.worker.profile import Profile
+from vllama.protocol.frames import Form
+from vllama.protocol.profile import Profile
+from vllama.protocol.sockets import channel_socket
+from vllama.worker import channel_server
 from vllama.worker.sink import HttpSink, Sink
 
 _MODULES = {
@@ -183,7 +185,7 @@ async def _serve(pipe: Connection, uds: str) -> None:
     engine = _Engine(pipe)
     native = partial(_answer, engine)
     endpoints = {"/api/chat": native, "/api/generate": native}
-    listening = await channel.listen(channel.socket_path(uds, 0, 1), endpoints, engine.ask)
+    listening = await channel_server.listen(channel_socket(Path(uds), 0, 1), endpoints, engine.ask)
     server = uvicorn.Server(
         uvicorn.Config(partial(_over_http, engine), uds=uds, interface="asgi3", lifespan="off", log_config=None)
     )
@@ -210,9 +212,11 @@ async def _over_http(engine: _Engine, scope: Scope, receive: Receive, send: Send
         await _answer(engine, body, 0, sink, None)
 
 
-async def _answer(engine: _Engine, body: bytes, received: int, sink: Sink, profile: Profile | None) -> None:
+async def _answer(
+    engine: _Engine, body: bytes, received: int, sink: Sink, profile: Profile | None, form: Form = Form.UNCHECKED
+) -> None:
     """Ollama's routes."""
-    del received, profile
+    del received, profile, form
     asked = json.loads(body)
     streams = asked.get("stream", True)
     try:

@@ -17,11 +17,13 @@ from fake_worker import PATIENCE, FakeLauncher, FakeWorker, within
 from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.gateway.app import Gateway
+from vllama.gateway.library import Puller
 from vllama.gateway.server import server_config
 from vllama.scheduler.scheduler import Scheduler
 from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
+from vllama.store.pull import pull
 
 from .raw_http import RawConnection
 
@@ -61,8 +63,16 @@ class Running:
     """A gateway at work, and clients of it."""
 
     def __init__(
-        self, port: int, app: Gateway, store: ModelStore, scheduler: Scheduler, launcher: FakeLauncher
+        self,
+        settings: Settings,
+        *,
+        port: int,
+        app: Gateway,
+        store: ModelStore,
+        scheduler: Scheduler,
+        launcher: FakeLauncher,
     ) -> None:
+        self.settings = settings
         self.port, self.app, self.store, self.scheduler, self.launcher = port, app, store, scheduler, launcher
         self.client = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False, verify=False
@@ -133,18 +143,27 @@ def run_gateway(tmp_path: Path, sockets: Path, manifest: Manifest) -> RunGateway
     """Return a context manager that runs a gateway: `run_gateway(max_queue=1)`; one model is in its store."""
 
     @asynccontextmanager
-    async def run(*, api_servers: int = 1, empty: bool = False, **changes: Any) -> AsyncIterator[Running]:
+    async def run(
+        *, api_servers: int = 1, empty: bool = False, puller: Puller = pull, **changes: Any
+    ) -> AsyncIterator[Running]:
         settings = Settings.from_environment({}, models=tmp_path / "models", host="127.0.0.1:0", **changes)
         store = ModelStore(settings.models)
         if not empty:
             store.put(manifest)
         launcher = FakeLauncher(sockets, api_servers=api_servers)
         scheduler = Scheduler(settings, launcher)
-        gateway = Gateway(settings, store, scheduler, launcher.serving)
+        gateway = Gateway(settings, store, scheduler, launcher.serving, puller=puller)
         server = _Server(server_config(gateway))
         listener = socket.create_server(("127.0.0.1", 0))
         serving = asyncio.create_task(server.serve([listener]))
-        running = Running(listener.getsockname()[1], gateway, store, scheduler, launcher)
+        running = Running(
+            settings,
+            port=listener.getsockname()[1],
+            app=gateway,
+            store=store,
+            scheduler=scheduler,
+            launcher=launcher,
+        )
         try:
             yield running
         finally:

@@ -15,6 +15,7 @@ class Head:
 
     status: int
     headers: tuple[tuple[str, str], ...]
+    version: str = "HTTP/1.1"
 
     def all(self, name: str) -> list[str]:
         return [value for key, value in self.headers if key == name]
@@ -22,6 +23,14 @@ class Head:
     def __getitem__(self, name: str) -> str:
         (value,) = self.all(name)
         return value
+
+
+def request_bytes(
+    method: str, path: str, body: bytes = b"", *headers: tuple[str, str], version: str = "HTTP/1.1"
+) -> bytes:
+    """Return a request with a Host and a Content-Length."""
+    lines = [f"{method} {path} {version}", "Host: localhost", *(f"{name}: {value}" for name, value in headers)]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 class RawConnection:
@@ -47,16 +56,18 @@ class RawConnection:
     def send(self, data: bytes) -> None:
         self._writer.write(data)
 
-    def request(self, method: str, path: str, body: bytes = b"", *headers: tuple[str, str]) -> None:
+    def request(
+        self, method: str, path: str, body: bytes = b"", *headers: tuple[str, str], version: str = "HTTP/1.1"
+    ) -> None:
         """Send a request, with a Host and a Content-Length."""
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers)]
-        self.send("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        self.send(request_bytes(method, path, body, *headers, version=version))
 
     async def head(self) -> Head:
         """The next reply's head."""
         status, *lines = (await within(self._reader.readuntil(b"\r\n\r\n"))).decode().split("\r\n")[:-2]
         pairs = (line.partition(": ")[::2] for line in lines)
-        return Head(int(status.split()[1]), tuple((name.lower(), value) for name, value in pairs))
+        version, code = status.split()[:2]
+        return Head(int(code), tuple((name.lower(), value) for name, value in pairs), version)
 
     async def exactly(self, size: int) -> bytes:
         """So many bytes of the body."""

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Sequence
 
 import httpx
+import orjson
 import pytest
 from fake_worker import FakeWorker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllama.frames import Kind, frame, reply_frame
 from vllama.ollama.status import JSON, NDJSON
+from vllama.protocol.frames import Kind, frame, reply_frame
 
 from .conftest import MODEL, Running
 
@@ -83,6 +84,34 @@ async def test_each_piece_of_a_stream_arrives_before_the_next_is_written(
         assert await connection.chunk() == piece
     exchange.finish(b" line")
     assert await connection.chunk() == b" line"
+    assert await connection.chunk() == b""
+
+
+async def test_records_that_a_worker_sends_together_arrive_in_a_chunk_each(gateway: Running) -> None:
+    worker = await gateway.load()
+    connection = await gateway.connect()
+    connection.request("POST", GENERATE, orjson.dumps({"model": MODEL, "prompt": "hi"}))
+    exchange = await worker.next_exchange()
+    data = [frame(Kind.DATA, exchange.number, piece) for piece in (b"thinking\n", b"text\n", b"call\n")]
+    start = reply_frame(Kind.START, exchange.number, 200, NDJSON)
+    exchange.channel.write(b"".join((start, *data, frame(Kind.LAST, exchange.number, b"done\n"))))
+    await connection.head()
+    pieces = (b"thinking\n", b"text\n", b"call\n", b"done\n", b"")
+    assert tuple([await connection.chunk() for _ in pieces]) == pieces
+
+
+async def test_vllms_chunks_stay_as_they_are_however_they_are_read(gateway: Running) -> None:
+    worker = await gateway.load()
+    connection = await gateway.connect()
+    messages = [{"role": "user", "content": "hi"}]
+    connection.request("POST", COMPLETIONS, orjson.dumps({"model": MODEL, "messages": messages}))
+    exchange = await worker.next_exchange()
+    exchange.start(SSE)
+    exchange.raw(b"9\r\ndata: a\n\n\r\n9\r\ndata: b\n\n\r\n9\r\ndata")
+    await connection.head()
+    assert [await connection.chunk() for _ in "ab"] == [b"data: a\n\n", b"data: b\n\n"]
+    exchange.raw(b": c\n\n\r\n9\r\ndata: d\n\n\r\n0\r\n\r\n")
+    assert [await connection.chunk() for _ in "cd"] == [b"data: c\n\n", b"data: d\n\n"]
     assert await connection.chunk() == b""
 
 

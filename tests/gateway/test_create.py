@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_worker import within
+from ollama_layout import converts_to
 from tiny_adapter import write_adapter
 from tiny_snapshot import write_snapshot
 
 from vllama.names import ModelName
 from vllama.ollama.status import NDJSON
-from vllama.store import gguf
+from vllama.store.description import gguf_precision
+from vllama.store.gguf import conversion
 from vllama.store.layers import layers
 
 from .conftest import MODEL, Running
@@ -246,13 +247,24 @@ class TestCreate:
         self, gateway: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         converted = write_snapshot(tmp_path / "converted")
-        monkeypatch.setattr(gguf, "convert", lambda source, destination: shutil.copytree(converted, destination))
+        monkeypatch.setattr(conversion, "convert", converts_to(converted))
         digest = await upload(gateway, b"GGUF and so on")
         made = await steps(gateway, files={"m.gguf": digest})
         assert [made[0], made[-1]] == [{"status": "parsing GGUF"}, {"status": "success"}]
         assert (await gateway.load("mario")).manifest.snapshot.is_relative_to(gateway.store.root)
         assert blob_files(gateway) == []
         assert (await gateway.client.head(f"/api/blobs/{digest}")).status_code == 200  # nobody need send it again
+
+    async def test_a_gguf_is_converted_with_the_precision_of_the_request(
+        self, gateway: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(conversion, "convert", converts_to(write_snapshot(tmp_path / "converted")))
+        files = {"m.gguf": await upload(gateway, b"GGUF and so on")}
+        await steps(gateway, files=files, precision="bf16")
+        assert gguf_precision(gateway.store.get(ModelName.parse("mario")).snapshot) == "bf16"
+        made = await steps(gateway, files=files)
+        assert "'mario:latest' was made of this GGUF file with precision bf16" in made[-1]["error"]
+        assert "delete that model and upload the file again" in made[-1]["error"]
 
     async def test_other_requests_are_answered_while_a_model_is_made(self, gateway: Running) -> None:
         made = asyncio.create_task(steps(gateway, **{"from": MODEL}))

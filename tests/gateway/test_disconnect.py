@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import pytest
 from fake_worker import ChannelExchange, within
 
-from vllama.frames import Kind
 from vllama.ollama.status import NDJSON
+from vllama.protocol.frames import Kind
 
 from .conftest import MODEL, Running
 
@@ -129,6 +130,21 @@ async def test_a_client_that_left_is_logged_as_499(
         await worker.next_exchange()
         client.close()
         assert (await line_of_log(caplog, f"POST {path}")).startswith("499 ")
+
+
+async def test_the_access_log_shows_milliseconds(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
+    worker = await gateway.load()
+    with caplog.at_level(logging.INFO, "vllama.access"):
+        caplog.clear()
+        before = time.monotonic()
+        sent = gateway.send("POST", "/api/generate", json={"model": MODEL, "prompt": "hi"})
+        (await worker.next_exchange()).reply(b"{}")
+        await sent
+        line = await line_of_log(caplog, "POST /api/generate")
+        most = 1000 * (time.monotonic() - before) + 0.1  # rounded
+    status, milliseconds, *_ = line.split()
+    assert status == "200"
+    assert float(milliseconds) <= most
 
 
 async def test_an_http_connection_whose_client_left_is_not_used_again(gateway: Running) -> None:

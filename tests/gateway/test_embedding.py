@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_worker import within
+from fake_worker import ChannelExchange, within
 from tiny_snapshot import make_manifest, write_snapshot
 
 from .conftest import MODEL, Running
@@ -73,13 +73,44 @@ async def test_a_keep_alive_is_kept(embedder: Running) -> None:
 
 
 @pytest.mark.parametrize("path", ROUTES)
+async def test_a_model_that_writes_text_gets_a_second_worker_for_its_embeddings(gateway: Running, path: str) -> None:
+    writer = await gateway.load()
+    await gateway.post(path, {"model": MODEL})
+    embedder = gateway.launcher.workers[-1]
+    for _ in range(2):
+        sent = gateway.send("POST", path, json={"model": MODEL, ROUTES[path]: "hello"})
+        exchange = await within(embedder.next_exchange())
+        assert isinstance(exchange, ChannelExchange)
+        assert exchange.profile.capabilities == ("embedding",)
+        exchange.reply(MADE)
+        assert (await sent).content == MADE
+    assert gateway.launcher.workers == [writer, embedder]
+    assert (writer.manifest.embeds, embedder.manifest.embeds) == (False, True)
+    listed = (await gateway.get("/api/ps?all=true")).json()["models"]
+    assert sorted((item["name"], item.get("embeds", False)) for item in listed) == [(MODEL, False), (MODEL, True)]
+    (model,) = (await gateway.get("/api/ps")).json()["models"]
+    assert (model["name"], model["size"], model["size_vram"]) == (MODEL, 2000, 1600)
+    assert {item["digest"] for item in listed} == {model["digest"]}
+
+
+async def test_both_workers_of_a_model_end_when_it_is_unloaded(gateway: Running) -> None:
+    await gateway.load()
+    await gateway.post("/api/embed", {"model": MODEL})
+    assert len(gateway.scheduler.residents()) == 2
+    await gateway.post("/api/generate", {"model": MODEL, "keep_alive": 0})
+    assert not gateway.scheduler.residents()
+
+
+@pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("text", ["hello", ""])
-async def test_a_model_that_writes_text_makes_no_embeddings_and_is_not_loaded(
-    embedder: Running, path: str, text: str
+async def test_a_model_that_only_ranks_makes_no_embeddings_and_is_not_loaded(
+    gateway: Running, tmp_path: Path, path: str, text: str
 ) -> None:
-    body = {"model": MODEL, ROUTES[path]: text}
-    assert await refusal(embedder, path, body) == (400, f'"{MODEL}" does not support embeddings')
-    assert not embedder.launcher.workers
+    ranker = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "num_labels": 1}
+    gateway.store.put(make_manifest("ranker", write_snapshot(tmp_path / "ranker", config=ranker)))
+    body = {"model": "ranker", ROUTES[path]: text}
+    assert await refusal(gateway, path, body) == (400, '"ranker" does not support embeddings')
+    assert not gateway.launcher.workers
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +13,12 @@ import pytest
 from fake_worker import PATIENCE, within
 
 from vllama.errors import SourceUnavailable
-from vllama.gateway.library import Library
 from vllama.names import ModelName
 from vllama.ollama.status import NDJSON
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 
-from .conftest import MODEL, Running
+from .conftest import MODEL, RunGateway, Running
 from .raw_http import RawConnection
 
 pytestmark = pytest.mark.anyio
@@ -28,24 +27,36 @@ pytestmark = pytest.mark.anyio
 class ScriptedPull:
     """Pulls step by step, when it may; `closed` is set when nobody wants more."""
 
-    def __init__(self, gateway: Running, error: Exception | None = None) -> None:
-        self._error = error
+    def __init__(self) -> None:
+        self.error: Exception | None = None
         self.asked: list[str] = []
+        self.precisions: list[str] = []
         self.may_go_on = threading.Event()
         self.closed = threading.Event()
-        gateway.app._router.exact["/api/pull"]["POST"] = Library(gateway.store, self.pull).pull
 
     def pull(self, store: ModelStore, name: ModelName) -> Generator[Progress, None, None]:
         self.asked.append(name.display)
+        self.precisions.append(store.precision)
         try:
             yield Progress("pulling manifest")
             assert self.may_go_on.wait(PATIENCE)
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             yield Progress("pulling 3f1c9a0b77de", f"sha256:{'3' * 64}", 4200, 2100)
             yield Progress("success")
         finally:
             self.closed.set()
+
+
+@pytest.fixture
+def puller() -> ScriptedPull:
+    return ScriptedPull()
+
+
+@pytest.fixture
+async def gateway(run_gateway: RunGateway, puller: ScriptedPull) -> AsyncIterator[Running]:
+    async with run_gateway(puller=puller.pull) as running:
+        yield running
 
 
 async def begun(gateway: Running) -> RawConnection:
@@ -57,8 +68,7 @@ async def begun(gateway: Running) -> RawConnection:
     return client
 
 
-async def test_each_step_of_a_pull_is_a_line_as_soon_as_it_is_made(gateway: Running) -> None:
-    puller = ScriptedPull(gateway)
+async def test_each_step_of_a_pull_is_a_line_as_soon_as_it_is_made(gateway: Running, puller: ScriptedPull) -> None:
     client = await begun(gateway)
     puller.may_go_on.set()
     assert (await client.chunks()).splitlines() == [
@@ -68,36 +78,47 @@ async def test_each_step_of_a_pull_is_a_line_as_soon_as_it_is_made(gateway: Runn
     assert puller.asked == ["x:latest"]
 
 
-async def test_other_requests_are_answered_during_a_pull(gateway: Running) -> None:
-    puller = ScriptedPull(gateway)
+async def test_other_requests_are_answered_during_a_pull(gateway: Running, puller: ScriptedPull) -> None:
     client = await begun(gateway)
     assert (await gateway.get("/api/tags")).status_code == 200
     puller.may_go_on.set()
     await client.chunks()
 
 
-async def test_a_failed_pull_says_so_in_its_stream(gateway: Running) -> None:
-    puller = ScriptedPull(gateway, SourceUnavailable("pull model manifest: file does not exist"))
+async def test_a_failed_pull_says_so_in_its_stream(gateway: Running, puller: ScriptedPull) -> None:
+    puller.error = SourceUnavailable("pull model manifest: file does not exist")
     client = await begun(gateway)
     puller.may_go_on.set()
     assert await client.chunks() == b'{"error":"pull model manifest: file does not exist"}\n'
 
 
-async def test_a_failed_pull_without_a_stream_is_a_500(gateway: Running) -> None:
-    puller = ScriptedPull(gateway, SourceUnavailable("pull model manifest: file does not exist"))
+async def test_a_failed_pull_without_a_stream_is_a_500(gateway: Running, puller: ScriptedPull) -> None:
+    puller.error = SourceUnavailable("pull model manifest: file does not exist")
     puller.may_go_on.set()
     reply = await gateway.post("/api/pull", {"model": "x", "stream": False})
     assert (reply.status_code, reply.json()) == (500, {"error": "pull model manifest: file does not exist"})
 
 
-async def test_a_pull_without_a_stream_says_success(gateway: Running) -> None:
-    ScriptedPull(gateway).may_go_on.set()
+async def test_a_pull_without_a_stream_says_success(gateway: Running, puller: ScriptedPull) -> None:
+    puller.may_go_on.set()
     reply = await gateway.post("/api/pull", {"model": "x", "stream": False})
     assert (reply.status_code, reply.json()) == (200, {"status": "success"})
 
 
-async def test_a_client_that_leaves_ends_the_pull_after_the_step_under_way(gateway: Running) -> None:
-    puller = ScriptedPull(gateway)
+async def test_a_pull_converts_with_the_precision_of_its_request_or_of_the_server(
+    gateway: Running, puller: ScriptedPull
+) -> None:
+    puller.may_go_on.set()
+    for fields in ({}, {"precision": "bf16"}, {"precision": "exact"}):
+        assert (await gateway.post("/api/pull", {"name": "x", "stream": False, **fields})).status_code == 200
+    assert puller.precisions == ["exact", "bf16", "exact"]
+    refused = await gateway.post("/api/pull", {"name": "x", "precision": "fp8"})
+    assert (refused.status_code, refused.json()) == (400, {"error": "precision must be one of exact, bf16"})
+
+
+async def test_a_client_that_leaves_ends_the_pull_after_the_step_under_way(
+    gateway: Running, puller: ScriptedPull
+) -> None:
     client = await begun(gateway)
     client.close()
     await gateway.get("/")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
+from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_worker import within
+from fake_worker import ChannelExchange, within
 
 from vllama.errors import LoadFailed
 from vllama.names import ModelName
 from vllama.ollama.status import JSON
-from vllama.store.manifest import ChatMessage
-from vllama.worker.profile import Profile
+from vllama.protocol import checked_record
+from vllama.protocol.frames import Form
+from vllama.protocol.profile import Profile
+from vllama.scheduler.serving import ServedModel
+from vllama.store.manifest import ChatMessage, Manifest
+from vllama.store.parsers import ParserChoice
 
 from .conftest import MODEL, RunGateway, Running
 
@@ -254,3 +259,46 @@ async def test_a_parameter_of_the_wrong_type_in_the_model_is_an_error_before_any
     refused = await gateway.post("/api/generate", {"model": manifest.name.display, "prompt": "hi"})
     assert (refused.status_code, refused.json()) == (400, {"error": 'option "temperature" must be of type float32'})
     assert gateway.launcher.workers == []
+
+
+async def test_a_worker_that_is_ready_serves_the_files_that_it_has_read(gateway: Running, manifest: Manifest) -> None:
+    worker = await gateway.load()
+    (manifest.snapshot / "config.json").unlink()
+    asked = asyncio.create_task(gateway.post(GENERATE, {"model": MODEL, "prompt": "hi"}))
+    (await worker.next_exchange()).reply(b"{}")
+    assert (await asked).status_code == 200
+
+    await gateway.post(GENERATE, {"model": MODEL, "keep_alive": 0})
+    await within(asyncio.shield(worker.exited))
+    reply = await gateway.post(GENERATE, {"model": MODEL, "prompt": "hi"})
+    assert (reply.status_code, len(gateway.launcher.workers)) == (500, 1)
+    assert "config.json is missing" in reply.json()["error"]
+
+
+SEES = ServedModel(("completion", "vision"), ParserChoice(), ParserChoice(), ())
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+async def test_a_worker_is_told_that_a_body_is_checked_and_gets_it_as_it_came(gateway: Running) -> None:
+    worker = await gateway.load()
+    body = b' {"MODEL": "%b", "prompt": "hi" } ' % MODEL.encode()
+    asked = asyncio.create_task(gateway.client.post(GENERATE, content=body))
+    exchange = await worker.next_exchange()
+    assert isinstance(exchange, ChannelExchange)
+    assert (exchange.form, exchange.body) == (Form.CHECKED, body)
+    exchange.reply(b"{}")
+    await asked
+
+
+async def test_images_are_decoded_once(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await gateway.load()
+    monkeypatch.setattr(gateway.launcher.serving, "served", lambda manifest, recheck: SEES)
+    message = {"role": "user", "content": "What is this?", "images": [b64encode(PNG).decode()]}
+    asked = asyncio.create_task(gateway.post(CHAT, {"model": MODEL, "messages": [message]}))
+    exchange = await worker.next_exchange()
+    assert isinstance(exchange, ChannelExchange)
+    assert exchange.form is Form.RECORD
+    (arrived,) = checked_record.decode_chat(exchange.body).messages
+    assert (arrived.content, arrived.images) == ("What is this?", (PNG,))
+    exchange.reply(b"{}")
+    await asked

@@ -139,7 +139,7 @@ async def test_show_and_status_are_there_and_take_the_empty_fields_of_the_cli(ga
     ("path", "body"),
     [
         (GENERATE, PROMPT | {"format": "json"}),
-        (GENERATE, PROMPT | {"format": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {}}}),
+        (GENERATE, PROMPT | {"format": {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {}}}}),
         (GENERATE, PROMPT | {"system": "Be brief."}),
         (GENERATE, PROMPT | {"raw": True}),
         (GENERATE, PROMPT | {"logprobs": True, "top_logprobs": 3}),

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import zstandard
-from fake_worker import FakeWorker, HttpExchange, within
+from fake_worker import ChannelExchange, FakeWorker, HttpExchange, within
 from tiny_snapshot import write_snapshot
 
 from vllama.gateway.bodies import LARGEST_UNPACKED
 from vllama.names import ModelName
+from vllama.protocol.model_header import ModelHeader
+from vllama.protocol.paths import PROMPT
 from vllama.store.manifest import ChatMessage, Manifest
-from vllama.worker.prompt import PROMPT
-from vllama.worker.spoken import SpokenModel
 
 from .conftest import MODEL, Running
 
@@ -35,9 +35,9 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-def spoken(exchange: HttpExchange) -> SpokenModel:
+def spoken(exchange: HttpExchange) -> ModelHeader:
     headers = [(name.lower().encode(), value.encode()) for name, value in exchange.headers.items()]
-    found = SpokenModel.from_headers(headers)
+    found = ModelHeader.from_headers(headers)
     assert found is not None
     return found
 
@@ -66,10 +66,10 @@ async def test_the_worker_is_told_how_the_client_spells_the_name(gateway: Runnin
 
 async def test_a_client_cannot_speak_for_the_gateway(gateway: Running) -> None:
     worker = await gateway.load()
-    evil = SpokenModel("x", "{{ evil }}").to_header()
+    evil = ModelHeader("x", "{{ evil }}").to_header()
     sent = gateway.send("POST", CHAT, json=ASKED[CHAT], headers={evil[0].decode(): evil[1].decode()})
     exchange = await worker.next_exchange()
-    assert spoken(exchange) == SpokenModel(MODEL)
+    assert spoken(exchange) == ModelHeader(MODEL)
     assert [name.lower() for name in exchange.headers].count("x-vllama-model") == 1
     exchange.reply(b"{}")
     await sent
@@ -107,7 +107,7 @@ async def test_a_derived_model_brings_its_part_to_chats(gateway: Running, derive
         "stop": ["END"],
         "max_tokens": 7,
     }
-    assert spoken(exchange) == SpokenModel("derived", "{{ messages }}")
+    assert spoken(exchange) == ModelHeader("derived", "{{ messages }}")
     exchange.reply(b"{}")
     await sent
 
@@ -175,6 +175,33 @@ async def test_whatever_vllm_refuses_is_told_in_the_api_s_own_shape(
         assert answer == {"type": "error", "error": {"type": kind, "message": message}}
     else:
         assert answer == {"error": {"message": message, "type": kind, "param": param, "code": None}}
+
+
+TOO_LONG = "This model's maximum context length is 2048 tokens. However, "
+OVERFLOWS = (
+    ("your prompt contains 5021 input tokens, which exceeds this limit even without any output tokens.", 5021),
+    ("your prompt contains at least 2049 input tokens, which exceeds this limit.", 2049),
+    ("your prompt contains 400000 characters (more than 40960 characters, which is the upper bound", 20000),
+)
+
+
+@pytest.mark.parametrize(("said", "tokens"), OVERFLOWS)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
+async def test_a_prompt_that_is_too_long_is_told_so_that_clients_shorten_it(
+    gateway: Running, path: str, said: str, tokens: int
+) -> None:
+    """Claude Code and others read both numbers; OpenAI's clients read the code."""
+    sent, exchange = await asked(gateway, path)
+    error = {"message": TOO_LONG + said, "type": "BadRequestError", "param": "input_tokens", "code": 400}
+    exchange.reply(json.dumps({"error": error}).encode(), status=400)
+    reply = await sent
+    assert reply.status_code == 400
+    told = reply.json()["error"]
+    assert told["type"] == "invalid_request_error"
+    if path == MESSAGES:
+        assert told["message"] == f"prompt is too long: {tokens} tokens > 2048 maximum"
+    else:
+        assert (told["code"], told["message"]) == ("context_length_exceeded", TOO_LONG + said)
 
 
 async def test_a_route_that_vllm_has_not_for_this_model_is_a_bad_request(gateway: Running) -> None:
@@ -274,10 +301,10 @@ async def test_speech_goes_to_vllm_as_the_form_that_came(gateway: Running) -> No
         ({"json": {"model": MODEL}}, "request Content-Type isn't multipart/form-data"),
         ({"files": {"file": b"x"}}, "model is required"),
         ({"files": {"model": ("m", b"x")}}, "model is required"),
-        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, "the form cannot be read"),
+        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, "cannot read the form"),
         (
             {"content": b"--b\r\nx\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}},
-            "the form cannot be read",
+            "cannot read the form",
         ),
         ({"data": {"model": MODEL}, "files": {"file": bytes(27 << 20)}}, "http: request body too large"),
     ],
@@ -292,7 +319,7 @@ async def test_a_body_nested_deeper_than_json_is_written_is_refused(gateway: Run
     deep = b'{"model":"smollm2:135m","messages":[{"role":"user","content":"hi"}],"x":' + b"[" * 900 + b"]" * 900 + b"}"
     reply = await gateway.post(CHAT, content=deep)
     assert reply.status_code == 400
-    assert reply.json()["error"]["message"].startswith("the request cannot be passed on")
+    assert reply.json()["error"]["message"].startswith("cannot forward the request")
 
 
 # --- which paths there are
@@ -347,6 +374,63 @@ async def test_a_cross_encoder_does_both(gateway: Running, manifest: Manifest, t
     assert tags["ranker:latest"]["capabilities"] == ["rerank"]
 
 
+# --- decisions
+
+SYSTEM_ONE = "/v1/systemone"
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+REFUND = {"refund": {"type": "noul", "instructions": "Is a refund asked for?", "criteria": None}}
+
+
+@pytest.fixture
+def decider(gateway: Running, manifest: Manifest, tmp_path: Any) -> str:
+    """The name of a model whose architecture vLLM lets decide, with a system message."""
+    snapshot = write_snapshot(tmp_path / "decider", config=QWEN3)
+    gateway.store.put(replace(manifest, name=ModelName.parse("decider"), snapshot=snapshot, system="Be strict."))
+    return "decider"
+
+
+@pytest.mark.parametrize(("stated", "instructions"), [({}, "Be strict."), ({"instructions": "Be mild."}, "Be mild.")])
+async def test_a_decision_is_vllm_s_without_keep_alive_which_the_lease_has(
+    gateway: Running, decider: str, stated: dict[str, Any], instructions: str
+) -> None:
+    asked = {"model": "Decider", "state": {"text": "Money back!"}, "questions": REFUND, **stated}
+    sent = gateway.send("POST", SYSTEM_ONE, json={**asked, "keep_alive": -1})
+    exchange = await (await gateway.worker()).next_exchange()
+    assert (exchange.path, exchange.json) == (SYSTEM_ONE, {**asked, "instructions": instructions})
+    assert spoken(exchange).name == "Decider"
+    exchange.reply(b'{"answers":{}}')
+    assert (await sent).content == b'{"answers":{}}'
+    assert [view.expires_at for view in gateway.scheduler.residents()] == [None]
+    tags = {item["name"]: item for item in (await gateway.get("/api/tags")).json()["models"]}
+    assert "decision" in tags[f"{decider}:latest"]["capabilities"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ({"model": MODEL, "state": "x", "questions": REFUND}, 400, f'model "{MODEL}" does not support systemone'),
+        ({"model": "nope", "state": "x", "questions": REFUND}, 404, "model 'nope' not found"),
+        ({"state": "x", "questions": REFUND}, 400, "model is required"),
+        ({"model": " ", "state": "x", "questions": REFUND}, 400, "model is required"),
+        ({"model": MODEL, "keep_alive": "soon"}, 400, 'time: invalid duration "soon"'),
+    ],
+)
+async def test_a_decision_is_refused_in_ollama_s_own_format_and_nothing_is_loaded(
+    gateway: Running, body: dict[str, Any], status: int, error: str
+) -> None:
+    reply = await gateway.post(SYSTEM_ONE, body)
+    assert (reply.status_code, reply.json()) == (status, {"error": error})
+    assert gateway.launcher.workers == []
+
+
+async def test_the_worker_s_refusal_of_a_decision_has_ollama_s_format_too(gateway: Running, decider: str) -> None:
+    sent = gateway.send("POST", SYSTEM_ONE, json={"model": decider, "state": "x", "questions": {}})
+    exchange = await (await gateway.worker()).next_exchange()
+    exchange.reply(b'{"error":{"message":"questions: needs at least one question","code":400}}', status=400)
+    reply = await sent
+    assert (reply.status_code, reply.json()) == (400, {"error": "questions: needs at least one question"})
+
+
 # --- embeddings
 
 
@@ -369,6 +453,11 @@ async def test_embeddings_come_from_our_own_route(gateway: Running, manifest: Ma
         assert (reply.status_code, reply.json()) == (status, expected)
 
 
-async def test_a_model_that_writes_text_makes_no_embeddings(gateway: Running) -> None:
-    reply = await gateway.post("/v1/embeddings", {"model": MODEL, "input": "x"})
-    assert (reply.status_code, reply.json()["error"]["message"]) == (400, f'"{MODEL}" does not support embeddings')
+async def test_a_model_that_writes_text_gets_a_second_worker_for_its_embeddings(gateway: Running) -> None:
+    sent = gateway.send("POST", "/v1/embeddings", json={"model": MODEL, "input": "x"})
+    worker = await gateway.worker()
+    exchange = await worker.next_exchange()
+    assert isinstance(exchange, ChannelExchange)
+    assert (worker.manifest.embeds, exchange.profile.capabilities) == (True, ("embedding",))
+    exchange.reply(b'{"object":"list"}')
+    assert (await sent).json() == {"object": "list"}

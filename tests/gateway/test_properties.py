@@ -6,8 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Generator
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import orjson
@@ -15,14 +13,13 @@ import pytest
 from fake_worker import Exchange, FakeWorker, HttpExchange
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from odd_json import Raw, nested_values, scalar_values, text_of
+from sampling import count
 
-from vllama.asgi import read_body
 from vllama.errors import SourceUnavailable
-from vllama.gateway import app
-from vllama.gateway.create import Create
-from vllama.gateway.library import Library
 from vllama.names import ModelName
 from vllama.ollama.status import NDJSON
+from vllama.settings import Settings
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
@@ -81,35 +78,12 @@ FIELDS: dict[str, list[Any]] = {
 """Fields of every route, with values near to what they want."""
 
 
-@dataclass(frozen=True)
-class Raw:
-    """A piece of JSON text, or of what is nearly JSON."""
-
-    text: str
-
-
 ODD = st.sampled_from(
     ["1e999", "-0", "1" + "0" * 400, "NaN", "Infinity", "0.1e-400", '"\\ud800"', '"\\udc00\\ud800"', "tru", "'x'", "01"]
     + ["[" * depth + "]" * depth for depth in (100, 1023, 5000)]
     + ['{"a":' * 3000 + "1" + "}" * 3000, '"' + "x" * 100_000 + '"', "[" + "0," * 5000 + "0]"]
 ).map(Raw)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | ODD
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def text_of(value: Any) -> str:
-    """A value as JSON, where it is of JSON's kinds."""
-    if isinstance(value, Raw):
-        return value.text
-    if isinstance(value, list):
-        return "[" + ",".join(map(text_of, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(key)}:{text_of(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)
+VALUES = nested_values(scalar_values(ODD), 6)
 
 
 @st.composite
@@ -164,7 +138,9 @@ HEADERS = st.lists(
     unique_by=lambda header: header[0],
 )
 THOROUGHLY = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=count(80, 250),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -175,11 +151,9 @@ def nowhere(store: ModelStore, name: ModelName) -> Generator[Progress, None, Non
 
 
 @pytest.fixture
-async def offline(run_gateway: RunGateway, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+async def offline(run_gateway: RunGateway) -> AsyncIterator[Running]:
     """A gateway whose workers answer everything, and whose sources have nothing."""
-    monkeypatch.setattr(app, "Library", partial(Library, puller=nowhere))
-    monkeypatch.setattr(app, "Create", partial(Create, puller=nowhere))
-    async with run_gateway() as gateway:
+    async with run_gateway(puller=nowhere) as gateway:
         answering = asyncio.create_task(answer_all(gateway))
         yield gateway
         answering.cancel()
@@ -289,14 +263,15 @@ async def test_any_body_on_an_anthropic_route_has_an_answer_in_its_shape(
 
 @pytest.mark.parametrize("path", [*NATIVE[:2], OPENAI[0], ANTHROPIC[0]])
 async def test_a_body_that_is_too_large_is_refused_and_the_connection_goes_on(
-    offline: Running, manifest: Manifest, path: str, monkeypatch: pytest.MonkeyPatch
+    offline: Running, manifest: Manifest, path: str
 ) -> None:
-    monkeypatch.setattr(read_body, "__kwdefaults__", {"most": 1 << 20})
+    settings = Settings.from_environment({}, models=offline.store.root, max_body_size=1 << 20)
+    offline.app.adopt(settings)
     status, _, text = await ask(offline, manifest, path, b'{"prompt":"' + b"x" * (3 << 20), [])
     assert status == 413
     error = orjson.loads(text)["error"]
     message = error if path in NATIVE else error["message"]
-    assert message == "http: request body too large: at most 1 MiB are taken"
+    assert message == "http: request body too large: the maximum is 1 MiB"
 
 
 @THOROUGHLY

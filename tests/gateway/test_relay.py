@@ -88,6 +88,7 @@ async def test_a_client_that_blocks_gets_the_rest_when_it_can() -> None:
     await client.unblock()
     await within(relay.finished())
     assert (client.body, client.told, relay.is_complete) == (b"abcd", [True, False], True)
+    assert [message.get("body", b"") for message in client.messages] == [b"", b"a", b"b", b"c", b"d"]
 
 
 async def test_a_client_may_block_at_the_head() -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fake_worker import FakeLauncher, within
 
+from vllama.durations import ZERO, from_seconds
 from vllama.errors import ServerUnreachable, SettingsError
 from vllama.gateway import signals
 from vllama.gateway.pid_file import PidFile
@@ -26,8 +27,7 @@ __all__ = ["serve", "settings", "store"]  # fixtures
 
 pytestmark = pytest.mark.anyio
 
-SECOND = 1_000_000_000
-READ = "the settings were read again"
+READ = "read the settings again"
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,7 @@ def log_level() -> Iterator[None]:
     logging.getLogger().setLevel(before)
 
 
-async def hang_up(
-    serving: Serving, caplog: pytest.LogCaptureFixture, until: str = "the settings were read again"
-) -> None:
+async def hang_up(serving: Serving, caplog: pytest.LogCaptureFixture, until: str = "read the settings again") -> None:
     """Send SIGHUP, and return when the log says so."""
     with caplog.at_level(logging.INFO):
         serving.signal(signal.SIGHUP)
@@ -50,14 +48,22 @@ async def hang_up(
 async def test_what_can_change_does_and_what_cannot_is_said(
     serve: Serve, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    new = replace(settings, max_queue=0, keep_alive=7 * SECOND, host="0.0.0.0:1", models=tmp_path / "other")
+    new = replace(
+        settings,
+        max_queue=0,
+        keep_alive=from_seconds(7),
+        sleep_timeout=None,
+        host="0.0.0.0:1",
+        models=tmp_path / "other",
+    )
     launcher: list[FakeLauncher] = []
     async with serve(reread=lambda: new, prepare=launcher.append) as serving:
         await hang_up(serving, caplog)
-        assert "max_queue is 0 now, was 512; it takes effect at once" in caplog.text
-        assert "keep_alive is 7 s now, was 300 s; it takes effect for models" in caplog.text
-        assert "it takes effect for models that are loaded from now on" in caplog.text
-        assert f"host is 0.0.0.0:1 now, was {settings.host}; it takes effect after a restart" in caplog.text
+        assert "max_queue is now 0 (was 512); takes effect at once" in caplog.text
+        assert "keep_alive is now 7 s (was 300 s); takes effect for models" in caplog.text
+        assert "sleep_timeout is now no limit (was 3600 s); takes effect at once" in caplog.text
+        assert "takes effect for models loaded from now on" in caplog.text
+        assert f"host is now 0.0.0.0:1 (was {settings.host}); takes effect after a restart" in caplog.text
         assert launcher[0].settings == replace(new, host=settings.host, models=settings.models)
 
 
@@ -90,7 +96,7 @@ async def test_a_file_that_is_wrong_changes_nothing(serve: Serve, caplog: pytest
         raise SettingsError("settings.toml: there is no setting 'colour'")
 
     async with serve(reread=fail) as serving:
-        await hang_up(serving, caplog, until="the settings stay as they are")
+        await hang_up(serving, caplog, until="kept the old settings")
         assert "there is no setting 'colour'" in caplog.text
         assert serving.launcher.settings is None
 
@@ -98,7 +104,7 @@ async def test_a_file_that_is_wrong_changes_nothing(serve: Serve, caplog: pytest
 async def test_the_drain_is_the_one_that_was_read_last(
     serve: Serve, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serve(reread=lambda: replace(settings, drain_timeout=0), drain_timeout=3600 * SECOND) as serving:
+    async with serve(reread=lambda: replace(settings, drain_timeout=ZERO), drain_timeout=from_seconds(3600)) as serving:
         sent = await serving.connect()
         sent.request("POST", GENERATE, BODY)
         await (await within(serving.launcher.started.get())).next_exchange()
@@ -134,7 +140,7 @@ async def test_a_server_is_found_by_its_file_as_long_as_it_lives(
             assert PidFile(settings.models, serving.port).signal(signal.SIGHUP) == os.getpid()
             while READ not in caplog.text:
                 await serving.get("/api/version")
-    with pytest.raises(ServerUnreachable, match=f"no server on this machine holds .*server-{serving.port}.pid"):
+    with pytest.raises(ServerUnreachable, match=f"no running server found on this machine .*server-{serving.port}.pid"):
         PidFile(settings.models, serving.port).signal(signal.SIGHUP)
     assert not list(settings.models.glob("*.pid"))
 
@@ -161,3 +167,12 @@ def test_a_link_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture
     PidFile(tmp_path, 1).hold()
     assert (tmp_path / "victim").read_text() == "precious"
     assert "will not find this server" in caplog.text
+
+
+def test_only_its_user_can_open_and_so_lock_the_pid_file(tmp_path: Path) -> None:
+    path = tmp_path / "server-1.pid"
+    path.touch(0o644)
+    file = PidFile(tmp_path, 1)
+    file.hold()
+    assert path.stat().st_mode & 0o777 == 0o600
+    file.release()

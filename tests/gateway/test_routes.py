@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllama.gateway.routing import Request, Router
+from vllama.gateway.routing import Request, Routes
 from vllama.store.model_store import ModelStore
 
 from .conftest import Running
@@ -159,7 +159,7 @@ async def test_an_internal_error_is_a_500_without_a_traceback(
     monkeypatch.setattr(ModelStore, "list", fail)
     reply = await gateway.get("/api/tags")
     assert reply.status_code == 500
-    assert reply.json() == {"error": "internal error, check the server's log"}
+    assert reply.json() == {"error": "internal error; check the server's log"}
     assert "line 42" in caplog.text
     assert (await gateway.get("/api/version")).status_code == 200
 
@@ -222,8 +222,18 @@ async def other(request: Request) -> None: ...
 
 @given(st.text(max_size=10))
 def test_a_prefix_matches_what_is_longer_than_itself(rest: str) -> None:
-    router = Router()
-    router.add("POST", "/v1/exact", handler)
-    router.add("POST", "/v1/*", other)
-    assert router.find("POST", f"/v1/{rest}") == ((handler if rest == "exact" else other) if rest else None)
-    assert router.find("GET", f"/v1/{rest}") == (("POST",) if rest == "exact" else None)
+    routes = Routes()
+    routes.add("POST", "/v1/exact", handler)
+    routes.add("POST", "/v1/{rest:path}", other)
+    exact, prefix = routes.all()
+    found = (exact if rest == "exact" else prefix) if rest else None
+    assert routes.find({"method": "POST", "path": f"/v1/{rest}"}) is found
+    assert routes.find({"method": "GET", "path": f"/v1/{rest}"}) is (exact if rest == "exact" else None)
+
+
+@given(st.text(max_size=10))
+def test_a_parameter_stands_for_one_part_of_a_path(part: str) -> None:
+    routes = Routes()
+    routes.add("POST", "/api/blobs/{digest}", handler)
+    is_one_part = part != "" and "/" not in part
+    assert (routes.find({"method": "POST", "path": f"/api/blobs/{part}"}) is not None) == is_one_part

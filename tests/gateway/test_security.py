@@ -69,6 +69,12 @@ def test_a_server_on_loopback_answers_to_local_names_only(host: str, *, allowed:
     assert verdict == (Verdict() if allowed else Verdict(403))
 
 
+def test_a_foreign_name_is_refused_without_asking_a_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = guard()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("a name server may be asked"))
+    assert judge(host="evil.example", by=asking).refused
+
+
 @pytest.mark.parametrize("bound", ["127.0.0.1", "127.0.0.2:80", "localhost", "[::1]:11434", ":11434", ""])
 def test_the_check_is_on_wherever_the_server_is_bound_to_loopback(bound: str) -> None:
     assert judge(host="evil.example", by=guard(bound)).refused

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,14 @@ import pytest
 from fake_worker import Exchange, FakeLauncher, FakeWorker, within
 from tiny_snapshot import write_snapshot
 
-from vllama.errors import BadEngineFlags, InvalidName, LoadFailed, StoreError, VllamaError
+from vllama.durations import FOREVER, Nanoseconds, from_seconds
+from vllama.errors import BadEngineFlags, InvalidName, LoadFailed, SettingsError, StoreError, VllamaError
 from vllama.gateway import server
-from vllama.gateway.library import Library
+from vllama.gateway.library import Puller
 from vllama.names import ModelName
 from vllama.ollama.status import NDJSON
-from vllama.settings import Settings
+from vllama.settings import Preload, Settings
+from vllama.store import pull as store_pull
 from vllama.store.manifest import Manifest
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
@@ -36,7 +38,6 @@ pytestmark = pytest.mark.anyio
 GENERATE, COMPLETIONS = "/api/generate", "/v1/chat/completions"
 BODY = b'{"model":"smollm2:135m","prompt":"hi","input":"hi","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}'
 MESSAGES, EVENTS = "/v1/messages", "text/event-stream"
-SECOND = 1_000_000_000
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
@@ -112,15 +113,25 @@ def serve(settings: Settings, store: ModelStore, sockets: Path) -> Serve:
         *models: str,
         prepare: Callable[[FakeLauncher], None] = lambda launcher: None,
         reread: Callable[[], Settings] = lambda: settings,
+        puller: Puller = store_pull.pull,
         **changes: Any,
     ) -> AsyncIterator[Serving]:
         launcher = FakeLauncher(sockets)
         prepare(launcher)
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        manifests = [store.get(ModelName.parse(model)) for model in models]
+        changed = replace(settings, **changes)
+        loads = [*server._named(store, models, changed), *server._preloaded(store, changed)]
         done = asyncio.create_task(
-            server._serve(replace(settings, **changes), reread, store, manifests, listener=listener, launcher=launcher)
+            server._serve(
+                changed,
+                reread,
+                store,
+                loads,
+                listener=listener,
+                launcher=launcher,
+                puller=puller,
+            )
         )
         await asyncio.sleep(0)  # its signal handlers are in place
         serving = Serving(port, launcher, done)
@@ -231,7 +242,7 @@ def closing(path: str) -> bytes:
 async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_in_its_own_format(
     serve: Serve, path: str, content_type: str
 ) -> None:
-    async with serve(MODEL, drain_timeout=SECOND // 10) as serving:
+    async with serve(MODEL, drain_timeout=from_seconds(0.1)) as serving:
         worker, exchange, client = await serving.begin_stream(path, content_type)
         serving.signal()
         ending = await client.chunks()
@@ -242,7 +253,7 @@ async def test_a_stream_that_outlasts_the_drain_ends_with_an_error_in_its_own_fo
 
 
 async def test_who_has_heard_nothing_when_the_drain_ends_gets_a_status(serve: Serve) -> None:
-    async with serve(MODEL, drain_timeout=SECOND // 10) as serving:
+    async with serve(MODEL, drain_timeout=from_seconds(0.1)) as serving:
         worker = await within(serving.launcher.started.get())
         clients = [await serving.connect() for _ in range(2)]
         for client, path in zip(clients, (GENERATE, COMPLETIONS), strict=True):
@@ -270,18 +281,15 @@ async def test_without_a_drain_streams_end_at_the_first_signal(serve: Serve) -> 
         assert await within(serving.done) == 0
 
 
-async def test_a_pull_that_outlasts_the_drain_ends_with_an_error_line(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pull_that_outlasts_the_drain_ends_with_an_error_line(serve: Serve) -> None:
     goes_on = threading.Event()
 
-    def pull(*_: Any) -> Iterator[Progress]:
+    def pull(*_: Any) -> Generator[Progress, None, None]:
         yield Progress("pulling manifest")
         goes_on.wait(20)
         yield Progress("success")
 
-    monkeypatch.setattr(Library.__init__, "__defaults__", (pull,))
-    async with serve(drain_timeout=SECOND // 10) as serving:
+    async with serve(puller=pull, drain_timeout=from_seconds(0.1)) as serving:
         client = await serving.connect()
         client.request("POST", "/api/pull", b'{"model":"other"}')
         await client.head()
@@ -302,10 +310,21 @@ async def test_named_models_are_loaded_at_once_and_stay(serve: Serve, capsys: py
 
 
 async def test_a_keep_alive_that_the_operator_set_counts_for_named_models_too(serve: Serve) -> None:
-    async with serve(MODEL, keep_alive=60 * 10**9) as serving:
+    async with serve(MODEL, keep_alive=from_seconds(60)) as serving:
         await within(serving.launcher.started.get())
         (model,) = (await serving.get("/api/ps")).json()["models"]
         assert int(model["expires_at"][:4]) < 2100
+
+
+@pytest.mark.parametrize(("keep_alive", "stays"), [(None, False), (FOREVER, True)])
+async def test_models_to_preload_are_loaded_at_once_with_their_own_keep_alive(
+    serve: Serve, keep_alive: Nanoseconds | None, *, stays: bool
+) -> None:
+    async with serve(preload_models=(Preload("nope"), Preload(MODEL, keep_alive))) as serving:
+        await within(serving.launcher.started.get())
+        (model,) = (await serving.get("/api/ps")).json()["models"]
+        assert model["name"] == MODEL
+        assert (int(model["expires_at"][:4]) > 2100) is stays
 
 
 async def test_lists_are_served_while_named_models_load(serve: Serve) -> None:
@@ -326,7 +345,7 @@ async def test_a_named_model_that_cannot_be_loaded_does_not_end_the_server(
         for _ in range(2):
             await within(serving.launcher.started.get())
         assert (await serving.get("/api/version")).status_code == 200
-    assert f"{MODEL} could not be loaded: out of memory" in caplog.text
+    assert f"cannot load {MODEL}: out of memory" in caplog.text
 
 
 async def test_flags_that_vllm_refuses_in_a_load_end_the_server(
@@ -375,7 +394,14 @@ def test_a_port_that_is_in_use_is_said_so(settings: Settings) -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1:11434", "[2001:db8::1]:11434", "no-such-host.invalid:11434"])
 def test_an_address_that_is_not_ours_is_said_so(settings: Settings, host: str) -> None:
     with pytest.raises(VllamaError, match="cannot listen on "):
-        server.serve(replace(settings, host=host), lambda: settings, models=[], engine_flags=[], compile=False)
+        server.serve(
+            replace(settings, host=host, insecure=True), lambda: settings, models=[], engine_flags=[], compile=False
+        )
+
+
+def test_a_server_that_others_reach_does_not_start_without_keys(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="vllama key create"):
+        server.serve(replace(settings, host="0.0.0.0"), lambda: settings, models=[], engine_flags=[], compile=False)
 
 
 def test_name_and_path_take_a_snapshot_in_where_it_is(store: ModelStore, tmp_path: Path) -> None:
@@ -401,7 +427,7 @@ def test_a_name_alone_is_looked_up(store: ModelStore, manifest: Manifest) -> Non
 def test_an_unknown_name_says_how_to_get_it_and_what_is_there(store: ModelStore) -> None:
     with pytest.raises(VllamaError) as caught:
         server._stage(store, "nope")
-    assert "model 'nope:latest' not found: pull it first with `vllama pull nope:latest`" in str(caught.value)
+    assert "model 'nope:latest' not found; pull it with `vllama pull nope:latest`" in str(caught.value)
     assert MODEL in str(caught.value)
 
 

@@ -129,8 +129,8 @@ async def test_a_model_whose_worker_dies_at_each_first_request_is_a_503_that_say
     assert reply.status_code == 503
     assert 0 < int(reply.headers["retry-after"]) <= 5
     assert re.fullmatch(
-        r"smollm2:135m failed 2 times in a row and is not loaded again for \d s; the last failure: "
-        "its worker died: a process of the worker was ended by SIGKILL",
+        r"smollm2:135m failed 2 times in a row; it will not be loaded again for \d s. Last failure: "
+        "its worker died: a process of the worker was killed by SIGKILL",
         reply.json()["error"],
     )
     assert len(gateway.launcher.workers) == 2

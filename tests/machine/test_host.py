@@ -3,7 +3,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vllama.machine.host import HostMemory, cores, host_memory, processor
+import pytest
+
+from vllama.machine.host import (
+    HostMemory,
+    computes_half_precision_fast,
+    cores,
+    has_float_vectors,
+    host_memory,
+    processor,
+)
 
 GIB = 1024**3
 
@@ -34,3 +43,30 @@ def test_a_processor_without_a_name_is_called_by_its_architecture(tmp_path: Path
     assert processor(tmp_path) == os.uname().machine
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A: B\nmodel name\t: C\n")
     assert processor(tmp_path) == "A: B"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "fast"),
+    [
+        ("flags\t\t: fpu sse4_2 avx avx2 f16c fma\n", False),
+        ("flags\t\t: fpu avx avx2 avx512f avx512bw\n", True),
+        ("flags\t\t: fpu avx avx2 avx_vnni avx_ne_convert\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+    ],
+)
+def test_16_bit_types_are_emulated_on_x86_without_avx_512(tmp_path: Path, cpuinfo: str, *, fast: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}")
+    assert computes_half_precision_fast(tmp_path) is fast
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("flags\t\t: fpu sse4_2 avx avx2 f16c fma\n", True),
+        ("flags\t\t: fpu sse4_2 avx f16c\n", False),
+        ("Features\t: fp asimd bf16\n", False),
+    ],
+)
+def test_x86_processors_since_2013_have_vectors_of_floats(tmp_path: Path, cpuinfo: str, *, has: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}")
+    assert has_float_vectors(tmp_path) is has

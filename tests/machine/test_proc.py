@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from vllama.machine.proc import Stat, read_lines, read_numbers, stat_of, stats
+from vllama.machine.proc import Stat, is_ending, read_lines, read_numbers, stat_of, stats
 
 TICK, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
@@ -41,3 +43,14 @@ def test_what_has_gone_says_nothing(tmp_path: Path) -> None:
 def test_of_each_line_the_first_number_is_read(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  64 kB\nAnon 7\nState:\tS (sleeping)\n\n")
     assert read_numbers(tmp_path / "meminfo") == {"MemTotal": 64, "Anon": 7}
+
+
+def test_a_process_that_was_killed_is_ending_before_it_has_ended() -> None:
+    command = [sys.executable, "-c", "held = bytearray(b'x') * 200_000_000; print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert not is_ending(child.pid)
+        child.kill()
+        assert is_ending(child.pid)
+    assert is_ending(child.pid)

@@ -38,7 +38,7 @@ class Served:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "VLLM_API_KEY": "k2", "VLLM_PLUGINS": "vllama", "OLLAMA_HOST": "h"},
+            env={"PATH": os.environ["PATH"], "VLLM_API_KEY": "k2", "VLLM_PLUGINS": "vllama", "OLLAMA_HOST": "h"},
         )
         assert self.process.stdout
         self.port, self.child = map(int, self.process.stdout.readline().split())
@@ -121,11 +121,8 @@ def test_a_process_that_only_forwards_is_not_the_server(tmp_path: Path) -> None:
 def test_secrets_of_command_lines_and_variables_are_masked(served: Served) -> None:
     [line] = command_lines([served.process.pid])
     assert line[3:] == ["--api-key", "***", "--max-tokens=5", "--hf-token=***", "plain"]
-    assert variables(served.process.pid, ("VLLM_", "OLLAMA_")) == {
-        "OLLAMA_HOST": "h",
-        "VLLM_API_KEY": "***",
-        "VLLM_PLUGINS": "vllama",
-    }
+    shown = {"OLLAMA_HOST": "h", "VLLM_API_KEY": "***", "VLLM_PLUGINS": "vllama"}
+    assert variables(served.process.pid, ("VLLM_", "OLLAMA_")) == shown
 
 
 @pytest.mark.parametrize(

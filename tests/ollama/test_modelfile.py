@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -115,9 +117,12 @@ def test_comments_stand_where_a_command_could_begin() -> None:
         ("FROM foo\nREQUIRES soon", "(line 2): requires must be a valid semver (e.g. 0.14.0)"),
         (
             "FROM foo\nREQUIRES 99.0.0",
-            "(line 2): the model requires Ollama 99.0.0; this server answers as 0.24.0",
+            "(line 2): the model requires Ollama 99.0.0; this server provides the API of Ollama 0.35.0",
         ),
-        ("FROM foo\nFROM bar", "(line 2): a second FROM is not supported: a model is made of one base"),
+        (
+            "FROM a\nFROM b\nFROM c",
+            "(line 3): a third FROM is not supported; a model has one base, and one projector (mmproj)",
+        ),
         (
             "FROM foo\nADAPTER ./lora\nADAPTER ./other",
             "(line 3): only one adapter is currently supported",
@@ -205,3 +210,21 @@ def test_what_is_written_can_be_read_again(text: str) -> None:
     said = parse(f"FROM foo\nSYSTEM {quote_if_needed(text)}\nLICENSE x")
     assert said == Modelfile("foo", said.changes)
     assert (said.changes.system, said.changes.license) == (text, "x")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(lambda number: "FROM foo\n" + "MESSAGE user hi\n" * number, id="many commands"),
+        pytest.param(lambda number: 'FROM foo\nSYSTEM """' + "said\n" * number + '"""', id="a value of many lines"),
+        pytest.param(lambda number: "FROM foo\n" + "# said\n" * number, id="many comments"),
+    ],
+)
+def test_eight_times_the_lines_take_about_eight_times_as_long(lines: Callable[[int], str]) -> None:
+    def seconds(text: str) -> float:
+        began = time.process_time()
+        parse(text)
+        return time.process_time() - began
+
+    few, many = lines(4_000), lines(32_000)
+    assert min(seconds(many) for _ in range(3)) < 24 * min(seconds(few) for _ in range(3))  # 64 if each line looks back

@@ -55,6 +55,11 @@ def test_what_is_not_said_is_empty() -> None:
     assert (request.base, request.files, request.stream, request.changes) == ("", None, True, Changes())
 
 
+def test_a_precision_is_one_of_two_or_that_of_the_server() -> None:
+    assert [parse(precision=stated).precision for stated in ("exact", "bf16", "", None)] == ["exact", "bf16", "", ""]
+    assert refusal(precision="fp8") == "precision must be one of exact, bf16"
+
+
 def test_fields_of_older_clients_are_understood() -> None:
     request = CreateRequest.parse(b'{"NAME":"mario","Quantization":"f16"}')
     assert (request.name.model, request.changes.quantize) == ("mario", "f16")
@@ -129,7 +134,7 @@ def test_parameters_are_kept_as_sent_in_one_spelling(sent: dict[str, Any], kept:
         ),
         (
             {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},
-            "a model's messages have role and content; images is not supported in them",
+            "a model's messages can have role and content only; images is not supported",
         ),
     ],
 )

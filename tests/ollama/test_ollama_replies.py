@@ -100,6 +100,20 @@ def test_a_figure_of_zero_is_left_out(replies: Replies, absent: str, value: int)
     assert set(FIGURES) - record.keys() == {absent}
 
 
+@pytest.mark.parametrize("cached", [0, 16])
+def test_cached_tokens_follow_those_of_the_prompt_and_zero_is_a_value(replies: Replies, cached: int) -> None:
+    """As recorded with Ollama 0.34.1."""
+    made = Timings(**dict.fromkeys(FIGURES, 7), prompt_eval_cached_count=cached)
+    record = json.loads(replies.final("stop", made))
+    assert record["prompt_eval_cached_count"] == cached
+    names = list(record)
+    assert names[names.index("prompt_eval_count") + 1] == "prompt_eval_cached_count"
+
+
+def test_unknown_cached_tokens_are_left_out(replies: Replies) -> None:
+    assert "prompt_eval_cached_count" not in json.loads(replies.final("stop", figures()))
+
+
 def test_a_load_or_unload_has_no_figures(replies: Replies) -> None:
     assert not json.loads(replies.final("load")).keys() & set(FIGURES)
 

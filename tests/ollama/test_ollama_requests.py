@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import orjson
@@ -161,17 +160,14 @@ def test_another_format_is_refused_as_it_was_sent(sent: object, shown: str) -> N
     assert str(refused.value) == f'invalid format: "{shown}"; expected "json" or a valid JSON Schema object'
 
 
-@pytest.mark.parametrize("sent", [True, False, "low", "medium", "high", "max"])
-def test_think_is_a_switch_or_a_level(sent: object) -> None:
+@pytest.mark.parametrize("sent", [True, False, "low", "medium", "high", "max", "xhigh", "High", 'x"'])
+def test_think_is_a_switch_or_any_level(sent: object) -> None:
     assert generate(think=sent).think == sent
 
 
-@pytest.mark.parametrize("sent", ["", "none", "High", 'x"'])
-def test_another_level_of_thinking_is_refused(sent: str) -> None:
-    quoted = json.dumps(sent)
-    assert (
-        refusal(think=sent) == f'invalid think value: {quoted} (must be "high", "medium", "low", "max", true, or false)'
-    )
+@pytest.mark.parametrize(("sent", "meant"), [("none", False), ("false", False), ("", None), (None, None)])
+def test_texts_that_mean_no_thinking_and_no_text_are_no_levels(sent: str | None, meant: bool | None) -> None:
+    assert generate(think=sent).think is meant
 
 
 @pytest.mark.parametrize("sent", [3, 1.5, [], {}, ["high"]])
@@ -186,6 +182,12 @@ def test_alternatives_are_counted_from_0_to_20(sent: int) -> None:
         GenerateRequest.parse(body)
     with pytest.raises(RequestError, match="top_logprobs"):
         ChatRequest.parse(body)
+
+
+@pytest.mark.parametrize("sent", [0, 20])
+def test_the_ends_of_the_range_of_alternatives_are_accepted(sent: int) -> None:
+    assert generate(top_logprobs=sent).top_logprobs == sent
+    assert chat(top_logprobs=sent).top_logprobs == sent
 
 
 def test_a_message_keeps_what_was_said_and_its_role_in_lower_case() -> None:
@@ -219,8 +221,16 @@ def test_a_call_may_have_no_arguments(arguments: object) -> None:
     assert message.tool_calls[0].arguments == {}
 
 
-@pytest.mark.parametrize("arguments", [[1], 5, "[1]", "not json", "{"])
-def test_arguments_that_are_no_object_are_refused(arguments: object) -> None:
+@pytest.mark.parametrize("arguments", ["[1]", "7", "not json", '{"path": "/tmp/x', "\x00"])
+def test_a_past_call_whose_text_is_no_object_does_not_end_the_conversation(arguments: str) -> None:
+    [message] = chat(
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    ).messages
+    assert message.tool_calls[0].arguments == {}
+
+
+@pytest.mark.parametrize("arguments", [[1], 5])
+def test_arguments_that_are_neither_object_nor_text_are_refused(arguments: object) -> None:
     with pytest.raises(RequestError):
         chat({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]})
 
@@ -311,7 +321,7 @@ def test_what_is_no_image_is_refused_where_it_stands_once_the_model_could_see_it
 
 
 def test_images_go_with_no_suffix() -> None:
-    with pytest.raises(RequestError, match=r"^images cannot go with a suffix"):
+    with pytest.raises(RequestError, match=r"^images cannot be combined with a suffix"):
         check(generate(images=["iVBORw0KGgo="], suffix="}"), (*MODEL_OF_ALL_KINDS, "insert"))
 
 
@@ -330,7 +340,7 @@ def test_a_template_that_cannot_be_used_is_refused() -> None:
 
 def test_jinja_of_a_client_is_refused_because_it_could_keep_a_worker_busy_for_hours() -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(RequestError, match="has to be a Go template"):
+    with pytest.raises(RequestError, match="must be a Go template"):
         check(generate(template=endless))
 
 

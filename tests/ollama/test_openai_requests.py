@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling import count
 
 from vllama.errors import RequestError, Unsupported
 from vllama.ollama.openai.call import Call
@@ -92,7 +93,7 @@ def test_fields_that_only_vllm_knows_go_on(made: Callable[..., Call]) -> None:
 @every
 @pytest.mark.parametrize("stated", [{"chat_template": "{{ x }}"}, {"chat_template_kwargs": {"chat_template": "x"}}])
 def test_a_client_cannot_bring_a_chat_template(made: Callable[..., Call], stated: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match=r"cannot bring its own chat_template"):
+    with pytest.raises(RequestError, match=r"chat_template is not supported in a request"):
         made(**stated)
 
 
@@ -241,6 +242,12 @@ def test_several_greedy_answers_are_one(made: Callable[..., Call]) -> None:
     assert made(n=2).for_vllm(PLAIN)["n"] == 2
 
 
+@pytest.mark.parametrize("made", [chat, completion])
+def test_the_number_of_beams_stays_though_temperature_is_0(made: Callable[..., Call]) -> None:
+    assert made(n=2, temperature=0, use_beam_search=True).for_vllm(PLAIN)["n"] == 2
+    assert "n" not in made(n=2, temperature=0, use_beam_search=False).for_vllm(PLAIN)
+
+
 def test_what_vllm_refuses_and_ollama_ignores_is_left_out() -> None:
     body = chat(stream=False, stream_options={"include_usage": True}, top_logprobs=3).for_vllm(PLAIN)
     assert not {"stream_options", "top_logprobs"} & body.keys()
@@ -248,9 +255,23 @@ def test_what_vllm_refuses_and_ollama_ignores_is_left_out() -> None:
     assert {"stream_options", "top_logprobs"} <= kept.keys()
 
 
-def test_a_schema_needs_no_name() -> None:
-    body = chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}).for_vllm(PLAIN)
-    assert body["response_format"]["json_schema"] == {"name": "reply", "schema": {"type": "object"}}
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"json_schema": {"schema": {"type": "object"}}},
+        {"json_schema": {"name": None, "schema": {"type": "object"}, "strict": None, "description": "x"}},
+        {"schema": {"type": "object"}, "strict": True},
+    ],
+)
+def test_a_schema_needs_no_name_and_may_stand_as_in_a_response(stated: dict[str, Any]) -> None:
+    body = chat(response_format={"type": "json_schema", **stated}).for_vllm(PLAIN)
+    named = {"name": "reply", "schema": {"type": "object"}}
+    assert body["response_format"] == {"type": "json_schema", "json_schema": named}
+
+
+@pytest.mark.parametrize("stated", [{}, {"json_schema": {}}, {"json_schema": None}, {"json_schema": {"name": "x"}}])
+def test_a_format_without_a_schema_has_no_effect(stated: dict[str, Any]) -> None:
+    assert "response_format" not in chat(response_format={"type": "json_schema", **stated}).for_vllm(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +281,8 @@ def test_a_schema_needs_no_name() -> None:
         (True, "invalid message content type: bool"),
         (1.5, "invalid message content type: float64"),
         ({}, "invalid message content type: map[string]interface {}"),
-        (["x"], "invalid message format"),
+        ([5], "invalid message format"),
+        ([{"type": []}], "invalid message format"),
         ([{"type": "text"}], "invalid message format"),
         ([{"type": "nonsense", "text": "x"}], "invalid message format"),
         ([{"type": "image_url"}], "invalid message format"),
@@ -279,6 +301,43 @@ def test_content_that_cannot_be_understood_is_refused_in_ollama_s_words(content:
     assert str(refused.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("sent", "content", "thinking"),
+    [
+        ({"content": None}, "", None),
+        ({}, "", None),
+        ({"content": None, "reasoning_content": "Hm."}, "", "Hm."),
+        ({"content": "Yes.", "reasoning_content": "Hm.", "reasoning": None}, "Yes.", "Hm."),
+        ({"content": "Yes.", "reasoning_content": "Hm.", "reasoning": "Ah."}, "Yes.", "Ah."),
+        ({"content": [{"type": "thinking", "thinking": "Hm.", "signature": "x"}]}, "", "Hm."),
+        (
+            {"content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Yes."}]},
+            [{"type": "text", "text": "Yes."}],
+            "Hm.",
+        ),
+        (
+            {"content": [{"type": "refusal", "refusal": "No."}]},
+            [{"type": "text", "text": "No."}],
+            None,
+        ),
+        ({"content": [{"type": "output_text", "text": "Yes."}]}, [{"type": "text", "text": "Yes."}], None),
+        ({"content": ["Yes."]}, [{"type": "text", "text": "Yes."}], None),
+        ({"content": []}, "", None),
+    ],
+)
+def test_a_reply_is_taken_back_in_every_form_in_which_agents_send_it(
+    sent: dict[str, Any], content: object, thinking: str | None
+) -> None:
+    message = chat(messages=[*HI, {"role": "assistant", **sent}, *HI]).for_vllm(PLAIN)["messages"][1]
+    assert (message["content"], message.get("reasoning")) == (content, thinking)
+    assert "reasoning_content" not in message
+
+
+def test_a_tool_may_return_nothing() -> None:
+    result = {"role": "tool", "tool_call_id": "c", "content": None}
+    assert chat(messages=[*HI, result]).for_vllm(PLAIN)["messages"][1] == {**result, "content": ""}
+
+
 @pytest.mark.parametrize("url", [f"data:image/png;base64,{PNG}", f"data:;base64,{PNG}"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_images_in_base64_need_a_model_that_sees(url: str, *, nested: bool) -> None:
@@ -290,7 +349,7 @@ def test_images_in_base64_need_a_model_that_sees(url: str, *, nested: bool) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"), [('{"a":1}', '{"a":1}'), ({"a": 1}, '{"a":1}'), ("", ""), (None, ""), ("null", "null")]
+    ("arguments", "expected"), [('{"a":1}', '{"a":1}'), ({"a": 1}, '{"a":1}'), ("", "{}"), (None, "{}"), ("null", "{}")]
 )
 def test_past_calls_go_on_with_their_arguments_as_text(arguments: object, expected: str) -> None:
     past = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": arguments}}]}
@@ -302,11 +361,12 @@ def test_past_calls_go_on_with_their_arguments_as_text(arguments: object, expect
     assert body["messages"][2] == result
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", "7"])
-def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
-    past = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
-    with pytest.raises(RequestError, match=r"^invalid tool call arguments$"):
-        chat(messages=[*HI, past])
+@pytest.mark.parametrize("arguments", ["{", '{"path": "/tmp/x', "[1]", "7", "\x00"])
+def test_a_past_call_whose_text_is_no_object_does_not_end_the_conversation(arguments: str) -> None:
+    function = {"name": "f", "arguments": arguments}
+    past = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    [made] = chat(messages=[*HI, past]).for_vllm(PLAIN)["messages"][1]["tool_calls"]
+    assert made["function"] == {"name": "f", "arguments": "{}"}
 
 
 # --- completions
@@ -322,6 +382,21 @@ def test_a_completion_has_no_limit_unless_there_is_one() -> None:
     assert completion(max_tokens=-1).for_vllm(PLAIN)["max_tokens"] > 1_000_000
     assert completion(max_tokens=0, echo=True, raw=True).for_vllm(PLAIN)["max_tokens"] == 0
     assert completion(max_tokens=3).for_vllm(PLAIN)["max_tokens"] == 3
+
+
+def test_a_prompt_may_be_the_only_text_of_a_list() -> None:
+    """LangChain's completions, and vLLM's examples, send it so."""
+    assert completion(prompt=["hi"]).as_generate()["prompt"] == "hi"
+    assert completion(prompt=["hi"]).for_vllm(PLAIN)["prompt"] == "hi"
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1, 2], [3]], []])
+def test_several_prompts_and_token_ids_are_for_raw_completions(prompt: list[Any]) -> None:
+    assert completion(prompt=prompt, raw=True).for_vllm(PLAIN)["prompt"] == prompt
+    with pytest.raises(
+        RequestError, match=r"^json: cannot unmarshal array into Go struct field CompletionRequest.prompt"
+    ):
+        completion(prompt=prompt)
 
 
 def test_echo_is_for_raw_prompts() -> None:
@@ -480,7 +555,7 @@ json_values = st.recursive(
 
 
 @every
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=count(75, 300), deadline=None)
 @given(st.dictionaries(st.sampled_from(WORDS), json_values, max_size=6))
 def test_any_json_is_either_refused_or_passed_on(made: Callable[..., Call], fields: dict[str, Any]) -> None:
     try:

@@ -71,7 +71,10 @@ def test_the_page_of_clients_names_the_versions_that_are_tested() -> None:
     page = (DOCS / "clients.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `([\w-]+)`[^|]*\| ([\d.]+) \|", page, re.MULTILINE))
     folder = ROOT / "tests" / "clients"
-    pinned = set(json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"].items())
+    pinned = set()
+    for package in (folder / "package.json", folder / "agents" / "package.json"):
+        wanted = json.loads(package.read_text(encoding="utf-8"))["dependencies"]
+        pinned |= {(name.rpartition("/")[2], version) for name, version in wanted.items()}
     for requirements in (folder / "requirements").glob("*.txt"):
         clients, _, _ = requirements.read_text(encoding="utf-8").partition("\n\n")
         pinned |= set(re.findall(r"^([\w-]+)(?:\[\w+\])?==([\d.]+)$", clients, re.MULTILINE))

@@ -15,8 +15,21 @@ NOTE = """\
 #!/usr/bin/env bash
 echo "$(basename "$0") $*${OLLAMA_MODELS:+ in $OLLAMA_MODELS}" >>"$JOURNAL"
 """
-# `python -m pytest`: exits with $QUICK or $ENGINE, by the marker in its arguments.
-PYTEST = NOTE + 'case $* in *"not engine"*) exit "${QUICK:-0}" ;; *) exit "${ENGINE:-0}" ;; esac\n'
+# `python -m pytest`: prints which tests it is asked for, and exits with $QUICK, $VLLM or $ENGINE.
+PYTEST = f"""\
+{NOTE}
+case $* in
+  *taught_model*) exit ;;
+  *"not engine"*) name=quick status=${{QUICK:-0}} ;;
+  *"-m vllm"*) name=vllm status=${{VLLM:-0}} ;;
+  *) name=engine status=${{ENGINE:-0}} ;;
+esac
+echo "first line of $name"
+echo "last line of $name, in full: ${{VLLAMA_TEST_FULL:-0}}"
+exit "$status"
+"""
+QUICK = "python -m pytest --durations=20 -n 2 --dist worksteal -m not engine and not vllm and not browser"
+ENGINE = "python -m pytest --durations=20 -n 2 --dist loadscope --no-loadscope-reorder -m engine or browser"
 
 
 class Checkout:
@@ -25,6 +38,7 @@ class Checkout:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout"
         self.journal = folder / "journal"
+        self.output: list[str] = []
         (self.root / "scripts").mkdir(parents=True)
         (self.root / ".venv" / "bin").mkdir(parents=True)
         for script in ("serve", "test"):
@@ -40,21 +54,35 @@ class Checkout:
     def run(self, script: str, *args: str, **environ: str) -> int:
         """Run a script from another folder and return its exit status."""
         self.journal.write_text("")
-        inherited = {key: value for key, value in os.environ.items() if key != "OLLAMA_MODELS"}
-        return subprocess.run(
+        inherited = {
+            key: value for key, value in os.environ.items() if key not in {"OLLAMA_MODELS", "VLLAMA_TEST_FULL"}
+        }
+        done = subprocess.run(
             [self.root / "scripts" / script, *args],
             cwd="/",
             env={**inherited, "JOURNAL": str(self.journal), **environ},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            timeout=30,
-        ).returncode
+            text=True,
+            timeout=60,
+        )
+        self.output = done.stdout.splitlines()
+        return done.returncode
 
     @property
     def calls(self) -> list[str]:
-        """The calls of the last run, in order."""
-        return self.journal.read_text().splitlines()
+        """The calls of the last run, in order, without the tests that run beside the others."""
+        return [call for call in self.journal.read_text().splitlines() if not self._is_beside(call)]
+
+    @property
+    def calls_beside(self) -> list[str]:
+        """The calls of the last run that run at the same time as the others."""
+        return [call for call in self.journal.read_text().splitlines() if self._is_beside(call)]
+
+    @staticmethod
+    def _is_beside(call: str) -> bool:
+        return "-m vllm" in call or "--clients" in call
 
 
 @pytest.fixture
@@ -93,31 +121,64 @@ def test_tests_are_checks_then_quick_tests_then_engine_tests(checkout: Checkout)
     assert checkout.calls == [
         "install --dev",
         "check ",
-        "python -m pytest -m not engine and not browser",
-        f"install --clients {cached}",
+        QUICK,
         f"vllama pull smollm2:135m {cached}",
-        f"python -m pytest -m engine or browser {cached}",
+        f"python tests/taught_model.py {cached}",
+        f"vllama pull all-minilm {cached}",
+        f"{ENGINE} {cached}",
     ]
+    assert sorted(checkout.calls_beside) == ["install --clients", "python -m pytest -m vllm"]
 
 
 def test_quick_needs_no_model(checkout: Checkout) -> None:
     checkout.run("test", "quick", "-k", "names")
 
-    assert checkout.calls == ["install --dev", "check ", "python -m pytest -m not engine and not browser -k names"]
+    assert checkout.calls == ["install --dev", "check ", f"{QUICK} -k names"]
+    assert checkout.calls_beside == ["python -m pytest -m vllm -k names"]
+
+
+def test_outputs_of_tests_that_run_at_the_same_time_are_not_mixed(checkout: Checkout) -> None:
+    checkout.run("test")
+
+    assert checkout.output == [
+        "test: quick tests",
+        "first line of quick",
+        "last line of quick, in full: 0",
+        "test: tests that import vLLM",
+        "first line of vllm",
+        "last line of vllm, in full: 0",
+        "test: engine tests",
+        "first line of engine",
+        "last line of engine, in full: 0",
+    ]
+
+
+@pytest.mark.parametrize("stage", [(), ("all",), ("quick",), ("engine",)])
+def test_slow_runs_long_tests_in_full(checkout: Checkout, stage: tuple[str, ...]) -> None:
+    assert checkout.run("test", *stage, "--slow", "-k", "names") == 0
+
+    assert all(line.endswith("in full: 1") for line in checkout.output if line.startswith("last line"))
+    assert all("-k names" in call for call in (*checkout.calls, *checkout.calls_beside) if "-m pytest" in call)
 
 
 def test_engine_takes_the_store_that_ollama_models_names(checkout: Checkout) -> None:
     checkout.run("test", "engine", OLLAMA_MODELS="/a/store")
 
     assert checkout.calls[1:] == [
-        "install --clients in /a/store",
         "vllama pull smollm2:135m in /a/store",
-        "python -m pytest -m engine or browser in /a/store",
+        "python tests/taught_model.py in /a/store",
+        "vllama pull all-minilm in /a/store",
+        f"{ENGINE} in /a/store",
     ]
 
 
 def test_a_failed_quick_test_fails_the_run_but_the_engine_tests_still_run(checkout: Checkout) -> None:
     assert checkout.run("test", QUICK="1") == 1
+    assert any("-m engine" in call for call in checkout.calls)
+
+
+def test_a_failed_test_that_imports_vllm_fails_the_run_but_the_engine_tests_still_run(checkout: Checkout) -> None:
+    assert checkout.run("test", VLLM="1") == 1
     assert any("-m engine" in call for call in checkout.calls)
 
 
@@ -129,5 +190,5 @@ def test_a_failed_check_fails_the_run_but_the_tests_still_run(checkout: Checkout
 
 
 def test_a_stage_that_selects_no_test_is_no_failure_unless_none_does(checkout: Checkout) -> None:
-    assert checkout.run("test", "-k", "names", ENGINE="5") == 0
-    assert checkout.run("test", "-k", "nothing", QUICK="5", ENGINE="5") == 5
+    assert checkout.run("test", "-k", "names", VLLM="5", ENGINE="5") == 0
+    assert checkout.run("test", "-k", "nothing", QUICK="5", VLLM="5", ENGINE="5") == 5

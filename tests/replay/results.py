@@ -23,7 +23,18 @@ class Result:
 
     @classmethod
     def of(cls, verdict: Verdict) -> Result:
-        return cls(verdict.word, verdict.rules, tuple(map(str, verdict.left)))
+        return cls(verdict.word, _in_table_order(verdict.rules), tuple(map(str, verdict.left)))
+
+    def needs_no_more_than(self, kept: Result) -> bool:
+        """Return whether all that is otherwise is what was kept.
+
+        A sample may need fewer rules than the full run: what a model shows depends on what was asked of it before.
+        """
+        return self.left == kept.left and set(self.rules) <= set(kept.rules)
+
+
+def _in_table_order(rules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(rules, key=[rule.id for rule in DEVIATIONS].index))
 
 
 @cache

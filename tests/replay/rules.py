@@ -34,6 +34,8 @@ def error_of(response: Response) -> str:
 
 
 _ACCEPTED = "200_chat_nonstream"
+_OF_THE_PROMPT = {"body.prompt_eval_count", "body.prompt_eval_cached_count"}
+"""What another prompt may change in a reply; the second is in newer Ollamas only."""
 WHOLE = {"status", "body", "framing", "header content-type"}
 """Where a reply differs from an error."""
 
@@ -59,7 +61,7 @@ def accepted(error: str) -> Predicate:
         left = {left.where: left.actual for left in differences(accepted, actual)}
         if left.get("body.model") == json.dumps(exchange.request.fields.get("model")):
             del left["body.model"]
-        return left.keys() <= {"body.prompt_eval_count"} and difference.where in WHOLE
+        return left.keys() <= _OF_THE_PROMPT and difference.where in WHOLE
 
     return explains
 

@@ -5,10 +5,8 @@ More was recorded than is here, so what other exchanges rest on is asked for bef
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from itertools import groupby
 
 from replay.player import blob, delete, post, with_fields
@@ -60,28 +58,38 @@ def adapted(exchange: Exchange) -> Request:
     return exchange.request
 
 
-_CHATS = "smollm2:135m"
-_EMBEDDINGS = ("/api/embed", "/api/embeddings", "/v1/embeddings")
+_TEXTS = ("/api/generate", "/api/chat", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
-def of_an_embedding_model(exchange: Exchange, model: str) -> Exchange | None:
-    """The same exchange with a model that embeds, where that matters; the recorded one chats."""
-    if exchange.request.path not in _EMBEDDINGS or exchange.request.fields.get("model") != _CHATS:
-        return None
-    answer = exchange.response.body.replace(json.dumps(_CHATS).encode(), json.dumps(model).encode())
-    request = with_fields(exchange.request, model=model)
-    return replace(exchange, request=request, response=replace(exchange.response, body=answer))
+_ANOTHER_LOAD = ("107_", "233_", "233b_", "243_", "243b_", "814_", "843_", "867_")
+"""How the names begin of exchanges that take one more load each, for what an exchange of the sample shows already."""
 
 
 Scene = list[Exchange]
 """Exchanges that are played at once; most are alone."""
 
 
-def scenes() -> Iterator[tuple[Mapping[str, str], list[Scene]]]:
-    """Yield the settings of each server, and what is played there."""
-    for settings, played in groupby(exchanges().values(), key=lambda exchange: _settings(exchange.name)):
+def scenes(*, one_text_of: int = 1) -> Iterator[tuple[Mapping[str, str], list[Scene]]]:
+    """Yield the settings of each server, and what is played there.
+
+    Of the exchanges that only make the model write text, one of so many is played. Where that is a sample, those
+    that only load the model once more are left out as well.
+    """
+    texts = [name for name, exchange in exchanges().items() if _only_writes_text(exchange)]
+    left_out = {name for number, name in enumerate(texts) if number % one_text_of}
+    if one_text_of > 1:
+        left_out |= {name for name in exchanges() if name.startswith(_ANOTHER_LOAD)}
+    played_at_all = [exchange for name, exchange in exchanges().items() if name not in left_out]
+    for settings, played in groupby(played_at_all, key=lambda exchange: _settings(exchange.name)):
         scenes = groupby(played, key=lambda exchange: _together(exchange.name))
         yield settings, [sorted(scene, key=lambda exchange: exchange.name) for _, scene in scenes]
+
+
+def _only_writes_text(exchange: Exchange) -> bool:
+    """Whether no other exchange rests on this one."""
+    path, fields = exchange.request.path, exchange.request.fields
+    is_alone = _together(exchange.name) == exchange.name and exchange.name not in BEFORE
+    return is_alone and path in _TEXTS and exchange.response.status == 200 and "keep_alive" not in fields
 
 
 def _settings(name: str) -> Mapping[str, str]:

@@ -12,6 +12,8 @@ from replay.rules import Deviation, Predicate, any_of, at, on
 OWN_KEYS = [
     "annotations",
     "audio",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
     "cache_write_tokens",
     "cached_tokens_per_turn",
     "completion_tokens_details",
@@ -110,7 +112,7 @@ V1 = (
     ),
     Deviation(
         "developer",
-        "To a chat template that knows no `developer`, its messages are of the `system`.",
+        "If a chat template does not support the role `developer`, its messages get the role `system`.",
         "contract §2.8",
         on("/v1/chat/completions", _developer),
     ),

@@ -12,6 +12,7 @@ from typing import Any
 
 from tiny_snapshot import make_manifest
 
+from vllama.durations import Nanoseconds
 from vllama.errors import OutOfMemory
 from vllama.machine.host import HostMemory
 from vllama.scheduler.load_phases import LoadProgress, Phase
@@ -61,13 +62,15 @@ class ScriptedWorker:
         self.failure = launcher.failures.popleft() if launcher.failures else None
         self.has_memory = len(launcher.living) < launcher.memory_for
         self.context_length = 0
+        self.slots = 0
         self.adapter_rank = launcher.room_for(served)
         self.channels: tuple[Path, ...] = ()
         self.is_loading = True
         self.is_asleep = False
+        self.has_copy = False
         self.can_sleep = launcher.can_sleep
         self.stops = self.sleeps = self.wakes = 0
-        self.may_stop_while_serving = False
+        self.may_stop_while_serving = self.was_given_up = False
         self.serving = 0
 
     async def _until_exit(self) -> int:
@@ -116,18 +119,31 @@ class ScriptedWorker:
         self.sleeps += 1
         return self._launcher.falling_asleep
 
-    async def wake(self) -> float:
+    async def wake(self, *, keeps_copy: bool) -> float:
         assert self.is_asleep
+        self.has_copy = keeps_copy
         self._launcher.check_room(self.key)
         self.is_asleep = False
         await self._spend(self._launcher.waking, self._launcher.wake_failures)
         self.wakes += 1
         return self._launcher.waking
 
+    async def prepare_sleep(self) -> None:
+        assert not self.is_asleep
+        self.has_copy = True
+
+    async def forget_copy(self) -> None:
+        assert not self.is_asleep
+        self.has_copy = False
+
     async def _spend(self, seconds: float, failures: deque[Exception]) -> None:
         await asyncio.sleep(seconds)
         if failures:
             raise failures.popleft()
+
+    async def give_up(self) -> None:
+        self.was_given_up = True
+        await self.stop(0)
 
     async def stop(self, grace: float) -> None:
         self.stops += 1
@@ -178,7 +194,7 @@ class ScriptedLauncher:
 
     @staticmethod
     def engine_of(manifest: Manifest) -> str:
-        return f"{manifest.name.key} {manifest.parameters['seed']}"
+        return f"{manifest.name.key} {manifest.parameters['seed']}{' embeds' if manifest.embeds else ''}"
 
     async def room(self, manifest: Manifest, occupants: Sequence[Any], asleep: Placement | None) -> Room:
         return anywhere
@@ -198,7 +214,7 @@ class ScriptedLauncher:
         if any(worker.is_loading for worker in self.living):
             self.violations.append(f"the load of {manifest.name} did not wait for its turn")
         self.check_room(manifest.name.display)
-        if manifest.name.key in {worker.key for worker in self.living}:
+        if (manifest.name.key, manifest.embeds) in {(worker.key, worker.manifest.embeds) for worker in self.living}:
             self.violations.append(f"{manifest.name} was loaded twice")
         worker = ScriptedWorker(self, manifest)
         self.workers.append(worker)
@@ -216,7 +232,10 @@ class Client:
 
     async def _run(self, scheduler: Scheduler, keep_alive: int | None) -> None:
         try:
-            async with scheduler.lease(self.asked, keep_alive) as resident, self._at_work(resident):
+            async with (
+                scheduler.lease(self.asked, Nanoseconds(keep_alive) if keep_alive is not None else None) as resident,
+                self._at_work(resident),
+            ):
                 await self._finish.wait()
                 scheduler.report_answer(resident)
         except Exception as error:  # noqa: BLE001 - whoever asks for the outcome gets it

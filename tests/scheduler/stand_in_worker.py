@@ -16,20 +16,20 @@ from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from typing import Any
 
-from vllama.frames import FrameReader, Kind, frame
+from vllama.protocol.frames import FrameReader, Kind, frame
+from vllama.protocol.paths import FORGET_COPY, PREPARE_SLEEP, SLEEP, WAKE
 from vllama.worker import lifeline, spare
-from vllama.worker.controls import SLEEP, WAKE
 
 TOKENS_REFUSED = 3
-"""Requests for a token to which `ready` answers that it is not ready yet."""
+"""Requests for a token to which `reluctant` answers that it is not ready yet."""
 
 
-SLEEPING = {SLEEP: "sleep", WAKE: "wake"}
+SLEEPING = {SLEEP: "sleep", WAKE: "wake", PREPARE_SLEEP: "prepare", FORGET_COPY: "forget"}
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    tries: Iterator[int] = count()
+    tries: Iterator[int] = count(TOKENS_REFUSED)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -47,11 +47,11 @@ class Handler(BaseHTTPRequestHandler):
         """Sleep or wake, unless a file beside the socket says that this fails or lasts for ever."""
         print(f"{act} with {record}", flush=True)
         if Path(f"{self.server.server_address}.broken").exists():
-            self.reply({"error": "the model is not itself after its sleep: …"}, status=500)
+            self.reply({"error": "weights changed while the model slept"}, status=500)
         elif Path(f"{self.server.server_address}.mute").exists():
             threading.Event().wait()
         else:
-            self.reply({"canary": {"steps": [[5, [[5, -0.5]]]], "vector": []}, "seconds": 0.25})
+            self.reply({"seconds": 0.25})
 
     def reply(self, value: object, status: int = 200) -> None:
         body = json.dumps(value, separators=(",", ":")).encode()
@@ -79,6 +79,12 @@ def ready(*, processes: int = 1) -> None:
         server.serve_forever(poll_interval=0.01)
 
 
+def reluctant() -> None:
+    """Serve, and refuse the first requests for a token."""
+    Handler.tries = count()
+    ready()
+
+
 def answering(kinds: frozenset[int] = frozenset({Kind.PULSE})) -> None:
     """Serve, with a channel that answers frames of these kinds."""
 
@@ -89,6 +95,7 @@ def answering(kinds: frozenset[int] = frozenset({Kind.PULSE})) -> None:
                 for kind, stream, _ in frames.feed(data):
                     if kind in kinds:
                         self.request.sendall(frame(Kind(kind), stream))
+                        print("answered", flush=True)
 
     path = sys.argv[sys.argv.index("--uds") + 1]
     with socketserver.ThreadingUnixStreamServer(f"{path}.0of1", Channel) as channel:
@@ -99,10 +106,23 @@ def answering(kinds: frozenset[int] = frozenset({Kind.PULSE})) -> None:
 
 def sharing() -> None:
     """Serve, with a segment of shared memory that nobody but it can remove."""
+    segment = _share()
+    ready()
+    segment.close()
+
+
+def sharing_while_loading() -> None:
+    """Load for ever, with a segment of shared memory that nobody but it can remove."""
+    segment = _share()
+    silent()
+    segment.close()
+
+
+def _share() -> shared_memory.SharedMemory:
     segment = shared_memory.SharedMemory(create=True, size=4096)
     resource_tracker.unregister(f"/{segment.name}", "shared_memory")
     print(f"segment {segment.name}", flush=True)
-    ready()
+    return segment
 
 
 def mute() -> None:
@@ -156,6 +176,15 @@ def gpu_full() -> None:
     print("(EngineCore pid=1) ERROR 11-21 18:36:38 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. ", end="")
     print("Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.50 GiB is free.")
     sys.exit(1)
+
+
+def chatty() -> None:
+    """Write to the log until the gateway has cut it, then fail."""
+    before = 0
+    while (size := os.fstat(1).st_size) >= before:
+        print("something that vLLM says", flush=True)
+        before = size
+    gpu_full()
 
 
 def full_disk() -> None:

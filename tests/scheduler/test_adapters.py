@@ -9,11 +9,11 @@ import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.errors import RequestError
+from vllama.installed.adapter_support import AdapterSupport
 from vllama.scheduler.adapters import adapter_flags, check_servable, room_for, room_given
 from vllama.store.description import ModelDescription, describe
 from vllama.store.manifest import Adapter, Manifest, ManifestFile
 from vllama.store.peft import Layer
-from vllama.worker.adapter_support import AdapterSupport
 
 BASE = make_manifest("base", files=(ManifestFile("config.json", 1, "0" * 64),))
 OTHER = make_manifest("other", files=(ManifestFile("config.json", 1, "1" * 64),))
@@ -78,10 +78,10 @@ class TestServable:
     @pytest.mark.parametrize(
         ("layers", "support", "flags", "message"),
         [
-            ([Q], AdapterSupport(), [], "vLLM takes no LoRA adapters for LlamaForCausalLM"),
-            ([Q, HEAD], SUPPORT, [], "vLLM cannot change lm_head of LlamaForCausalLM"),
+            ([Q], AdapterSupport(), [], "vLLM does not support LoRA adapters for LlamaForCausalLM"),
+            ([Q, HEAD], SUPPORT, [], "vLLM does not support adapters for lm_head of LlamaForCausalLM"),
             ([Q], SUPPORT, ["--no-enable-lora"], "started with --no-enable-lora"),
-            ([Q], SUPPORT, ["--enable-lora", "--max-lora-rank=1"], "rank 8, and the server was started with"),
+            ([Q], SUPPORT, ["--enable-lora", "--max-lora-rank=1"], "rank 8, but the server was started with"),
         ],
     )
     def test_what_is_not_is_told_with_the_reason(
@@ -94,5 +94,5 @@ class TestServable:
     def test_one_of_a_model_that_writes_no_text_is_not(
         self, base: ModelDescription, capabilities: tuple[str, ...]
     ) -> None:
-        with pytest.raises(RequestError, match="write text only"):
+        with pytest.raises(RequestError, match="generate text"):
             check_servable([Q], 8, replace(base, capabilities=capabilities), self.SUPPORT, [])

@@ -60,7 +60,7 @@ def test_the_lines_that_a_user_reads() -> None:
     ((_, log), *_) = excerpts("gpu-memory-taken")
     assert diagnose(log) == Diagnosis(
         "gpu-memory-taken",
-        "the GPU has 7.34 of 139.72 GiB free, and 125.75 GiB were to be used",
+        "the GPU has 7.34 of 139.72 GiB free, but 125.75 GiB are required",
         "unload other models (vllama stop NAME), end other programs on the GPU (nvidia-smi lists them), "
         "or pass a smaller --gpu-memory-utilization",
     )
@@ -70,7 +70,7 @@ def test_an_unknown_cause_is_the_last_error_that_says_something_of_its_own() -> 
     log = (
         "ValueError: first\n(EngineCore pid=1) KeyError: 'second'\nRuntimeError: Engine core initialization failed. See"
     )
-    assert str(diagnose(log)) == "KeyError: 'second'; the worker's log says more"
+    assert str(diagnose(log)) == "KeyError: 'second'; see the worker's log"
 
 
 def test_a_long_error_is_cut() -> None:
@@ -78,7 +78,7 @@ def test_a_long_error_is_cut() -> None:
 
 
 def test_a_log_that_says_nothing_leaves_the_exit_status() -> None:
-    assert diagnose("", 3).cause == "vLLM ended without a word (exit status 3)"
+    assert diagnose("", 3).cause == "vLLM exited without an error message (exit status 3)"
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,6 @@ def test_a_warning_that_only_mentions_an_error_is_no_cause() -> None:
 
 def test_an_error_of_our_own_is_found_in_the_catalogue_too() -> None:
     error = PermissionError(13, "Permission denied", "/models/logs/m.log")
-    assert str(diagnose_error(error)).startswith("the server's user may not use /models/logs/m.log; give it to")
+    assert str(diagnose_error(error)).startswith(
+        "the server's user has no access to /models/logs/m.log; give access to"
+    )

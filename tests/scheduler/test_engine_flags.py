@@ -62,6 +62,8 @@ def test_the_user_s_flags_come_last_in_their_order() -> None:
     [
         ("--disable-uvicorn-access-log", None),
         ("--allowed-media-domains", "no remote media"),
+        ("--scheduling-policy", "priority"),
+        ("--enable-prompt-tokens-details", None),
         ("--override-generation-config", '{"max_new_tokens":null}'),
         ("--max-model-len", "-1"),
         ("--enforce-eager", None),
@@ -111,6 +113,7 @@ def test_without_num_parallel_vllm_decides() -> None:
         (["-cc", '{"mode":3}'], "--compilation-config"),
         (["-cc.mode=3"], "--compilation-config"),
         (["--allowed-media-domains", "example.org"], "--allowed-media-domains"),
+        (["--no-enable-prompt-tokens-details"], "--enable-prompt-tokens-details"),
         (["--override-generation-config.temperature", "0"], "--override-generation-config"),
     ],
 )
@@ -156,7 +159,9 @@ def test_they_are_refused_however_vllm_would_let_them_be_spelled(spelled: str, m
 
 @pytest.mark.parametrize("flag", ["--trust-remote-code", "--trust_remote_code", "--trust"])
 def test_trust_in_code_is_given_to_one_model_and_not_to_all(flag: str) -> None:
-    with pytest.raises(BadEngineFlags, match="name the one that you trust, vllama pull --trust-remote-code NAME"):
+    with pytest.raises(
+        BadEngineFlags, match="give it to the model that you trust: vllama pull --trust-remote-code NAME"
+    ):
         check_for_all(["--seed", "1", flag])
     assert line("--trust-remote-code")[-1] == "--trust-remote-code", "a manifest's flags go to its worker"
     check_for_all(["--no-trust-remote-code", "--seed", "1"])
@@ -182,7 +187,7 @@ def test_other_flags_are_not_refused(flags: list[str]) -> None:
 
 
 def test_the_flags_of_a_manifest_are_no_way_around() -> None:
-    with pytest.raises(BadEngineFlags, match="--uds is decided by vllama"):
+    with pytest.raises(BadEngineFlags, match="--uds is set by vllama"):
         line("--uds", "/tmp/elsewhere")
 
 
@@ -252,6 +257,27 @@ def test_images_have_a_limit_that_the_user_s_own_variable_replaces() -> None:
     assert limit({"VLLM_MAX_IMAGE_PIXELS": "1000"}) == "1000"
 
 
+def test_requests_may_have_any_number_of_stop_strings_unless_the_user_limits_them() -> None:
+    def limit(base: dict[str, str]) -> str:
+        return environment(base, Path("/run/x"), on_cpu=False)["VLLM_MAX_STOP_STRINGS"]
+
+    assert int(limit({})) > 1_000_000
+    assert limit({"VLLM_MAX_STOP_STRINGS": "9"}) == "9"
+
+
+def test_ranks_on_a_cpu_divide_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 1, 7, 2})
+    assert engine_flags.cores_of_ranks(1) == "1,2,4,7"
+    assert engine_flags.cores_of_ranks(2) == "1,2|4,7"
+    assert engine_flags.cores_of_ranks(3) == "1|2|4"
+    assert engine_flags.cores_of_ranks(5) == "nobind"
+
+
+def test_variables_that_keep_nvlink_multicast_off_reach_the_worker() -> None:
+    off = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+    assert off.items() <= environment(off, Path("/run"), on_cpu=False).items()
+
+
 def test_only_a_worker_on_a_gpu_is_started_so_that_it_can_sleep() -> None:
     assert not engine_flags.sleeps(line())
     assert engine_flags.sleeps(line(on_cpu=False))
@@ -269,3 +295,22 @@ def test_the_parts_of_a_worker_meet_on_this_machine_unless_the_user_says_where()
 def test_a_worker_on_several_machines_tells_its_own_address(flag: str) -> None:
     made = environment({}, Path("/run"), on_cpu=False, user_flags=[flag])
     assert not {"VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"} & made.keys()
+
+
+@pytest.mark.parametrize("flags", [["--hf-token", "hf_secret"], ["--hf-token=hf_secret"], ["--hf-tok=hf_secret"]])
+def test_the_token_of_the_hub_is_not_on_a_workers_command_line(flags: list[str], tmp_path: Path) -> None:
+    given = ["--max-num-seqs", "4", *flags, "--seed", "1"]
+    assert engine_flags.without_token(given) == (("--max-num-seqs", "4", "--seed", "1"), "hf_secret")
+    line = engine_flags.command_line(
+        tmp_path, ["m"], tmp_path / "s", Settings.from_environment({}), user_flags=given, on_cpu=True, compiled=False
+    )
+    assert "hf_secret" not in " ".join(line)
+
+
+def test_a_token_without_a_value_takes_no_other_flag() -> None:
+    assert engine_flags.without_token(["--hf-token", "--seed", "1"]) == (("--seed", "1"), "")
+
+
+def test_workers_which_are_offline_do_not_get_the_token_of_the_hub(tmp_path: Path) -> None:
+    base = {"HF_TOKEN": "hf_secret", "HUGGING_FACE_HUB_TOKEN": "hf_secret", "PATH": "/bin"}
+    assert "hf_secret" not in engine_flags.environment(base, tmp_path, on_cpu=True).values()

@@ -33,7 +33,7 @@ async def test_after_the_second_failure_a_request_is_told_when_to_come_back_and_
         await scene.ask("a").served()
     assert caught.value.retry_after == 5
     assert str(caught.value) == (
-        "a:latest failed 2 times in a row and is not loaded again for 5 s; the last failure: out of memory"
+        "a:latest failed 2 times in a row; it will not be loaded again for 5 s. Last failure: out of memory"
     )
     assert len(scene.loads) == 2
 
@@ -94,7 +94,7 @@ async def test_a_worker_that_dies_again_before_it_has_answered_is_loaded_later_a
         await scene.ask("a").served()
     assert caught.value.retry_after == 5 - STOPPING
     assert str(caught.value) == (
-        "a:latest failed 2 times in a row and is not loaded again for 3 s; the last failure: its worker died: SIGSEGV"
+        "a:latest failed 2 times in a row; it will not be loaded again for 3 s. Last failure: its worker died: SIGSEGV"
     )
     await later(5 - STOPPING)
     await scene.serve("a")
@@ -134,6 +134,7 @@ async def test_a_worker_that_is_reported_dead_and_then_exits_died_once(scene: Sc
         scene.scheduler.report_death(resident)
         await client.leave()
         await later(STOPPING)
+        assert scene.launcher.workers[-1].was_given_up
         if len(scene.loads) == 1:
             assert scene.resident_names == []
     with pytest.raises(KeepsFailing, match="failed 2 times in a row"):

@@ -34,7 +34,7 @@ async def stream(scene: Scene, name: str, until: asyncio.Event) -> None:
 
 
 async def test_a_stream_of_requests_for_a_resident_does_not_starve_a_newcomer(make_scene: MakeScene) -> None:
-    scene = make_scene(max_loaded_models=1, yield_after=10.0)
+    scene = make_scene(max_loaded_models=1, yield_after=10 * SECOND)
     over = asyncio.Event()
     streaming = asyncio.create_task(stream(scene, "a", over))
     await later(LOADING + 1)
@@ -49,7 +49,7 @@ async def test_a_stream_of_requests_for_a_resident_does_not_starve_a_newcomer(ma
 
 
 async def test_requests_that_yield_to_a_newcomer_are_served_after_it(make_scene: MakeScene) -> None:
-    scene = make_scene(max_loaded_models=1, yield_after=10.0)
+    scene = make_scene(max_loaded_models=1, yield_after=10 * SECOND)
     working = scene.ask("a")
     await working.served()
     newcomer = scene.ask("b")
@@ -68,7 +68,7 @@ async def test_requests_that_yield_to_a_newcomer_are_served_after_it(make_scene:
 
 
 async def test_a_busy_model_serves_again_when_the_newcomer_found_another_place(make_scene: MakeScene) -> None:
-    scene = make_scene(max_loaded_models=2, yield_after=10.0)
+    scene = make_scene(max_loaded_models=2, yield_after=10 * SECOND)
     working = [scene.ask(name) for name in "ab"]
     for client in working:
         await client.served()
@@ -84,7 +84,7 @@ async def test_a_busy_model_serves_again_when_the_newcomer_found_another_place(m
 
 
 async def test_a_model_that_was_just_loaded_is_spared_while_another_can_go(make_scene: MakeScene) -> None:
-    scene = make_scene(max_loaded_models=2, min_residency=60.0)
+    scene = make_scene(max_loaded_models=2, min_residency=60 * SECOND)
     await scene.serve("b", HOUR)
     await later(60)
     await scene.serve("a", 10 * 60 * SECOND)
@@ -93,7 +93,7 @@ async def test_a_model_that_was_just_loaded_is_spared_while_another_can_go(make_
 
 
 async def test_a_model_that_was_just_loaded_goes_before_one_that_stays_for_ever(make_scene: MakeScene) -> None:
-    scene = make_scene(max_loaded_models=2, min_residency=600.0)
+    scene = make_scene(max_loaded_models=2, min_residency=600 * SECOND)
     await scene.serve("a", FOREVER)
     await scene.serve("b")
     await scene.serve("c")
@@ -128,7 +128,7 @@ async def test_a_newcomer_is_refused_where_pinned_models_hold_all_the_room(make_
 
 async def test_a_name_that_is_none_is_no_pin(make_scene: MakeScene, caplog: pytest.LogCaptureFixture) -> None:
     scene = make_scene(pin=("!!", "a"))
-    assert "VLLAMA_PIN: '!!' is no model name" in caplog.text
+    assert "VLLAMA_PIN: ignored '!!', which is not a model name" in caplog.text
     await scene.serve("a", 1 * SECOND)
     await later(3600)
     assert scene.resident_names == ["a"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from virtual_time import later, now
 
-from vllama.durations import FOREVER
+from vllama.durations import FOREVER, from_seconds
 from vllama.settings import Settings
 
 from .conftest import MakeScene
@@ -166,6 +166,19 @@ async def test_a_loading_model_that_nobody_waits_for_any_more_is_unloaded_once_l
     assert scene.resident_names == []
 
 
+async def test_the_worker_of_a_model_s_embeddings_is_beside_the_one_that_writes_until_the_model_is_unloaded(
+    scene: Scene,
+) -> None:
+    for asked in (manifest("a"), replace(manifest("a"), embeds=True), manifest("a")):
+        client = scene.ask_for(asked)
+        await client.served()
+        await client.finish()
+    assert len(scene.launcher.workers) == 2
+    assert scene.resident_names == ["a", "a"]
+    scene.scheduler.unload(manifest("a"))
+    assert scene.resident_names == []
+
+
 async def test_unloading_what_is_not_loaded_does_nothing(scene: Scene) -> None:
     scene.scheduler.unload(manifest("a"))
     await now()
@@ -212,7 +225,7 @@ async def test_residents_are_listed_longest_to_stay_first(scene: Scene) -> None:
 async def test_new_settings_do_not_begin_the_time_anew(scene: Scene, settings: Settings) -> None:
     await scene.serve("a", 10 * SECOND)
     await later(6)
-    scene.scheduler.adopt(replace(settings, keep_alive=MINUTE))
+    scene.scheduler.adopt(replace(settings, keep_alive=from_seconds(60)))
     await later(4.1)
     assert scene.resident_names == []
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from tiny_snapshot import make_manifest, write_snapshot
 
 from vllama.errors import BadEngineFlags, LoadFailed, RequestError, VllamaError
 from vllama.names import ModelName
+from vllama.protocol.environment import SUPERVISED
 from vllama.scheduler import engine_flags
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
 from vllama.scheduler.memory import GIB, MIB, Claim, Device, Placement
 from vllama.scheduler.policy import NoPlace, anywhere
+from vllama.scheduler.process import WorkerProcess
 from vllama.settings import Settings
 from vllama.store.manifest import Adapter, ChatMessage, Manifest, ManifestFile
 from vllama.store.model_store import ModelStore
-from vllama.worker.profile import SUPERVISED
 
 from . import stand_in_worker
 
@@ -72,6 +74,26 @@ def launcher(runtime: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch)
         made.close()
 
 
+@asynccontextmanager
+async def started(
+    launcher: Launcher, manifest: Manifest, placement: Placement | None = None
+) -> AsyncIterator[WorkerProcess]:
+    """A worker that ends with the block, also where the test fails: otherwise its event loop would wait for it."""
+    async with asyncio.timeout(PATIENCE):
+        worker = await launcher.start(manifest, placement)
+        try:
+            yield worker
+        finally:
+            await worker.stop(0)
+
+
+async def told_when_ready(worker: WorkerProcess) -> dict[str, Any]:
+    """What a worker is told, as soon as it serves."""
+    await worker.become_ready(PATIENCE)
+    told: dict[str, Any] = json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())
+    return told
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
     return make_manifest(
@@ -87,11 +109,8 @@ def manifest(tmp_path: Path) -> Manifest:
 @pytest.fixture
 async def told(launcher: MakeLauncher, manifest: Manifest) -> AsyncIterator[dict[str, Any]]:
     """What a worker is told that was started with a flag of the user."""
-    async with asyncio.timeout(PATIENCE):
-        worker = await launcher(user_flags=["--seed", "1"]).start(manifest)
-        await worker.become_ready(PATIENCE)
-        yield json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())
-        await worker.stop(PATIENCE)
+    async with started(launcher(user_flags=["--seed", "1"]), manifest) as worker:
+        yield await told_when_ready(worker)
 
 
 async def test_a_worker_serves_the_snapshot_under_every_spelling_of_its_name(
@@ -119,11 +138,8 @@ async def test_a_worker_has_room_for_the_adapters_of_the_store_and_none_without_
     store = ModelStore(settings.models)
     for model in (manifest, tuned, unservable):
         store.put(model)
-    async with asyncio.timeout(PATIENCE):
-        worker = await launcher().start(manifest)
-        await worker.become_ready(PATIENCE)
-        arguments = json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())["arguments"]
-        await worker.stop(PATIENCE)
+    async with started(launcher(), manifest) as worker:
+        arguments = (await told_when_ready(worker))["arguments"]
     assert arguments[arguments.index("--enable-lora") :][:3] == ["--enable-lora", "--max-lora-rank", "16"]
     assert worker.adapter_rank == 16
 
@@ -143,14 +159,12 @@ async def test_a_worker_is_told_that_a_gateway_talks_to_it(told: dict[str, Any])
 async def test_each_worker_has_a_socket_of_its_own_and_a_log_under_its_name(
     launcher: MakeLauncher, manifest: Manifest, settings: Settings
 ) -> None:
-    async with asyncio.timeout(PATIENCE):
-        maker = launcher("silent")
-        workers = [await maker.start(manifest) for _ in range(2)]
-        assert len({worker.socket for worker in workers}) == 2
-        assert all(worker.socket.parent == maker.runtime for worker in workers)
-        assert [path.name for path in (settings.models / "logs").iterdir()] == ["smollm2_latest.log"]
-        for worker in workers:
-            await worker.stop(0)
+    maker = launcher("silent")
+    async with started(maker, manifest) as first, started(maker, manifest) as second:
+        assert first.socket != second.socket
+        assert first.socket.parent == second.socket.parent == maker.runtime
+        names = {path.name for path in (settings.models / "logs").iterdir()}
+        assert names == {"smollm2_latest.log", "smollm2_latest.1.log"}  # that of the first is kept
 
 
 def value_of(told: dict[str, Any], flag: str) -> str:
@@ -160,11 +174,8 @@ def value_of(told: dict[str, Any], flag: str) -> str:
 
 async def told_to(launcher: Launcher, manifest: Manifest, placement: Placement | None = None) -> dict[str, Any]:
     """What a worker is told, and its memory."""
-    async with asyncio.timeout(PATIENCE):
-        worker = await launcher.start(manifest, placement)
-        await worker.become_ready(PATIENCE)
-        told: dict[str, Any] = json.loads(worker.socket.with_name(f"{worker.socket.name}.told").read_text())
-        await worker.stop(PATIENCE)
+    async with started(launcher, manifest, placement) as worker:
+        told = await told_when_ready(worker)
     return told | {"memory": worker.memory, "can_sleep": worker.can_sleep}
 
 
@@ -222,6 +233,45 @@ async def test_a_context_longer_than_the_model_s_is_the_model_s(
     assert value_of(await told_to(maker, served), "--max-model-len") == "8192"
 
 
+async def test_a_flag_for_all_models_with_a_longer_context_is_cut_and_the_log_names_the_model(
+    launcher: MakeLauncher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = make_manifest("a", write_snapshot(tmp_path / "a"))
+    told = await told_to(launcher(user_flags=["--max-model-len=100k"]), served)
+    assert told["arguments"][-2:] == ["--max-model-len", "8192"]
+    assert (
+        "a:latest has a context of 8192 tokens; the 100000 that are set for all models are cut to that" in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "for_all"),
+    [
+        (("--max-model-len", "100000"), ()),  # of one model: strict
+        ((), ("--max-model-len", "8192")),
+        ((), ("--max-model-len", "-1")),
+        ((), ("--max-model-len", "auto")),
+        ((), ("--max-model-len", "100000", "--hf-overrides", '{"max_position_embeddings": 100000}')),
+    ],
+)
+async def test_another_context_is_passed_on_as_it_is(
+    launcher: MakeLauncher, tmp_path: Path, own: tuple[str, ...], for_all: tuple[str, ...]
+) -> None:
+    served = make_manifest("a", write_snapshot(tmp_path / "a"), engine_flags=own)
+    stated = [*own, *for_all]
+    told = await told_to(launcher(user_flags=list(for_all)), served)
+    assert told["arguments"][-len(stated) :] == stated
+
+
+async def test_vllm_s_own_permission_for_longer_contexts_is_heeded(
+    launcher: MakeLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    served = make_manifest("a", write_snapshot(tmp_path / "a"))
+    told = await told_to(launcher(user_flags=["--max-model-len", "100000"]), served)
+    assert told["arguments"][-2:] == ["--max-model-len", "100000"]
+
+
 async def test_the_room_for_a_model_is_that_of_the_machine_as_it_is_now(
     launcher: MakeLauncher, manifest: Manifest
 ) -> None:
@@ -250,7 +300,7 @@ async def test_what_a_load_took_is_used_for_the_next_plan(launcher: MakeLauncher
 
 async def test_a_manifest_cannot_take_the_socket_away(launcher: MakeLauncher, tmp_path: Path) -> None:
     manifest = make_manifest("a", write_snapshot(tmp_path / "a"), engine_flags=("--uds", "/tmp/elsewhere"))
-    with pytest.raises(BadEngineFlags, match="--uds is decided by vllama"):
+    with pytest.raises(BadEngineFlags, match="--uds is set by vllama"):
         await launcher().start(manifest)
 
 
@@ -292,7 +342,7 @@ def test_where_the_runtime_directory_will_not_do_the_temporary_one_does(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / refused))
     monkeypatch.setattr(tempfile, "tempdir", str(runtime))
     assert launcher().runtime.parent == runtime
-    assert f"no sockets in {runtime / refused}: " in caplog.text
+    assert f"cannot create sockets in {runtime / refused}: " in caplog.text
     assert refused == "missing" or list((runtime / refused).iterdir()) == []
 
 
@@ -332,4 +382,4 @@ def test_a_variable_that_is_not_passed_on_is_said_so(
 ) -> None:
     monkeypatch.setenv(name, "1")
     launcher()
-    assert f"{name} is not passed to the models' workers" in caplog.text
+    assert f"{name} is not passed to workers" in caplog.text

@@ -79,7 +79,7 @@ def test_what_cannot_be_written_is_said_and_kept_in_mind(tmp_path: Path, caplog:
     plan = placement()
     with caplog.at_level(logging.WARNING):
         learned.note_load("engine", plan, plan.weights + plan.kv + GIB)
-    assert "could not be kept" in caplog.text
+    assert "cannot save the measured memory" in caplog.text
     assert learned.of("engine") == {"H200": Learned(GIB)}
 
 

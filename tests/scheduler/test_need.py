@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
+from vllama.scheduler import need as need_module
+from vllama.scheduler.engine_flags import tokens_of
 from vllama.scheduler.memory import Learned, Need, Stated
-from vllama.scheduler.need import need_of, stated_by, tokens_of
+from vllama.scheduler.need import need_of, stated_by
 from vllama.settings import Settings
 
 SETTINGS = Settings.from_environment({}, models=Path("/models"))
@@ -32,7 +34,7 @@ def test_a_llama_needs_what_its_files_say(tmp_path: Path) -> None:
     assert not found.pools
 
 
-def test_quantised_weights_take_what_they_are_stored_in(tmp_path: Path) -> None:
+def test_quantized_weights_take_what_they_are_stored_in(tmp_path: Path) -> None:
     tensors = {"w.qweight": ("I32", [100, 10]), "w.scales": ("F16", [10]), "norm.weight": ("F32", [8])}
     found = need(tmp_path, config=FOUR_BITS, tensors=tensors)
     assert (found.weights, found.bits) == (4000 + 20 + 32, 4)
@@ -46,13 +48,6 @@ def test_room_for_adapters_is_a_pair_of_matrices_for_each_layer_and_each_adapter
     assert need(tmp_path / "3", *flags[1:], tensors=tensors).weights == without
 
 
-def test_in_sleep_each_tensor_takes_a_power_of_two_of_pinned_memory(tmp_path: Path) -> None:
-    exact = need(tmp_path, tensors={"w.weight": ("BF16", [64, 64])})
-    assert exact.pinning == 1.0
-    uneven = need(tmp_path / "2", tensors={"w.weight": ("BF16", [48, 64]), "v.weight": ("BF16", [64, 65])})
-    assert uneven.pinning == (2 * 64 * 64 + 2 * 64 * 128) / (2 * 48 * 64 + 2 * 64 * 65)
-
-
 def test_float32_doubles_weights_and_kv_cache(tmp_path: Path) -> None:
     found = need(tmp_path, "--dtype", "float32")
     assert (found.weights, found.kv_item, found.bits) == ((32 * 8 + 8) * 4, 4, 32)
@@ -64,7 +59,7 @@ def test_a_type_that_vllama_chose_counts_until_the_user_names_another(tmp_path: 
 
 
 @pytest.mark.parametrize(("method", "bits"), [("fp8", 8), ("bitsandbytes", 4)])
-def test_weights_that_are_quantised_while_they_load_are_smaller(tmp_path: Path, method: str, bits: int) -> None:
+def test_weights_that_are_quantized_while_they_load_are_smaller(tmp_path: Path, method: str, bits: int) -> None:
     found = need(tmp_path, "--quantization", method)
     assert (found.weights, found.bits) == ((32 * 8 + 8) * bits // 8, bits)
 
@@ -111,6 +106,18 @@ def test_as_many_requests_are_planned_for_as_may_come_at_once(tmp_path: Path) ->
     assert need(tmp_path / "2", "--max-num-seqs", "7", settings=replace(SETTINGS, num_parallel=4)).requests == 7
 
 
+def test_the_second_worker_of_a_model_that_writes_is_small(tmp_path: Path) -> None:
+    """A long text is cut at a comfortable context, unless the user wants another; few texts are read at once."""
+    folder = write_snapshot(tmp_path / "snapshot", config={"max_position_embeddings": 131072})
+    writes, embeds = make_manifest(snapshot=folder), make_manifest(snapshot=folder, embeds=True)
+    longer = replace(SETTINGS, context_length=32768)
+    assert [need_of(manifest, SETTINGS).context for manifest in (writes, embeds)] == [131072, 8192]
+    assert [need_of(manifest, SETTINGS).requests for manifest in (writes, embeds)] == [64, 4]
+    assert [need_of(manifest, SETTINGS).pools for manifest in (writes, embeds)] == [False, True]
+    assert need_of(embeds, longer).context == 32768
+    assert need_of(embeds, SETTINGS, ["--max-model-len", "16k"]).context == 16000
+
+
 def test_a_model_that_is_held_alone_shares_nothing(tmp_path: Path) -> None:
     assert need(tmp_path).shares
     assert not need(tmp_path / "2", settings=replace(SETTINGS, max_loaded_models=1)).shares
@@ -149,3 +156,62 @@ def test_the_user_s_flags_are_read_as_vllm_reads_them(flags: list[str], stated: 
 )
 def test_numbers_may_have_a_unit(text: str, value: int) -> None:
     assert tokens_of(text) == value
+
+
+REPACKED: dict[str, Any] = {
+    "config": {
+        "tie_word_embeddings": True,
+        "quantization_config": {"quant_method": "vllama_gguf", "bits": 4},
+        "gguf": {"precision": "exact", "file_type": "Q4_0", "parameter_count": 1000},
+    },
+    "tensors": {
+        "model.embed_tokens.weight_packed": ("I32", [32, 8]),
+        "model.embed_tokens.weight_scale": ("F16", [32, 2]),
+        "model.layers.0.mlp.down_proj.weight_packed": ("I32", [10, 8]),
+        "model.layers.0.mlp.down_proj.weight_scale": ("F16", [10, 2]),
+    },
+}
+
+
+def test_repacked_weights_count_as_stored_and_a_tied_embedding_twice(tmp_path: Path) -> None:
+    found = need(tmp_path, **REPACKED)
+    embedding, layer = 32 * 8 * 4 + 32 * 2 * 2, 10 * 8 * 4 + 10 * 2 * 2
+    assert (found.weights, found.bits) == (2 * embedding + layer, 4)
+
+
+def test_packed_experts_count_as_stored(tmp_path: Path) -> None:
+    expert = "model.layers.0.mlp.experts.3.down_proj"
+    found = need(
+        tmp_path,
+        config={"quantization_config": {"quant_method": "vllama_gguf", "bits": 4, "only_experts": True}},
+        tensors={
+            f"{expert}.weight_packed": ("I32", [64, 4]),
+            f"{expert}.weight_scale": ("F16", [64, 1]),
+            f"{expert}.weight_minimum": ("F16", [64, 1]),
+            "model.layers.0.self_attn.o_proj.weight": ("BF16", [64, 64]),
+        },
+    )
+    assert (found.weights, found.bits) == (64 * 4 * 4 + 2 * 64 * 2 + 64 * 64 * 2, 4)
+
+
+def test_experts_of_gpt_oss_count_as_stored(tmp_path: Path) -> None:
+    experts = "model.layers.0.mlp.experts.down_proj"
+    found = need(
+        tmp_path,
+        config={"quantization_config": {"quant_method": "mxfp4"}},
+        tensors={f"{experts}_blocks": ("U8", [4, 64, 2, 16]), f"{experts}_scales": ("U8", [4, 64, 2])},
+    )
+    assert found.weights == 4 * 64 * 2 * 17
+
+
+@pytest.mark.parametrize(
+    ("dtype", "multiplies", "weights", "bits"),
+    [("float32", True, (32 + 10) * (8 * 4 + 2 * 2), 4), ("float32", False, 4000, 32), ("bfloat16", True, 2000, 16)],
+)
+def test_a_cpu_unpacks_repacked_weights_unless_it_multiplies_them_in_32_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, dtype: str, multiplies: bool, weights: int, bits: int
+) -> None:
+    monkeypatch.setattr(need_module, "multiplies_packed_weights", lambda: multiplies)
+    folder = write_snapshot(tmp_path / "snapshot", **REPACKED)
+    found = need_of(make_manifest(snapshot=folder), SETTINGS, dtype=dtype, on_cpu=True)
+    assert (found.weights, found.bits) == (weights, bits)

@@ -129,8 +129,8 @@ async def test_the_log_says_what_is_done_and_why(crowded: Scene, caplog: pytest.
     caplog.set_level(logging.INFO)
     await crowded.serve("a")
     await crowded.serve("b")
-    assert "b:latest is loaded once more, after others made way (1): GPU memory ran out" in caplog.text
-    assert "a:latest is unloaded: b:latest ran out of memory in its load" in caplog.text
+    assert "loading b:latest again after unloading 1 other models: GPU memory ran out" in caplog.text
+    assert "unloading a:latest: b:latest ran out of memory while loading" in caplog.text
 
 
 async def test_it_backs_off_as_other_failures_do(crowded: Scene) -> None:
@@ -138,7 +138,7 @@ async def test_it_backs_off_as_other_failures_do(crowded: Scene) -> None:
     for _ in range(2):
         with pytest.raises(OutOfMemory):
             await crowded.ask("a").served()
-    with pytest.raises(KeepsFailing, match=r"failed 2 times in a row .*GPU memory ran out"):
+    with pytest.raises(KeepsFailing, match=r"failed 2 times in a row.*GPU memory ran out"):
         await crowded.ask("a").served()
 
 

@@ -146,6 +146,14 @@ def test_what_was_promised_and_not_taken_yet_is_not_given_away() -> None:
     assert room(gpu(80, free=79), [Claim(1, 50 * GIB, 0)]) == 79 * GIB - gpu(80).headroom
 
 
+@pytest.mark.parametrize("stated", [Stated(tensor_parallel=2), Stated(pipeline_parallel=2), Stated(data_parallel=2)])
+def test_on_a_cpu_all_ranks_share_the_memory_of_the_machine(stated: Stated) -> None:
+    found = placed(replace(QWEN_7B, stated=stated), machine(64, free=60))
+    assert len(found.devices) == 2
+    assert found.claim <= 30 * GIB
+    assert not isinstance(place(replace(QWEN_7B, stated=stated), [machine(16, free=15)]), Placement)
+
+
 def test_what_a_model_gives_back_when_it_sleeps_is_room_for_another() -> None:
     first = placed(replace(LLAMA_70B, weights=60 * GIB), gpu(80))
     (device,) = changed(first.devices, (), first.claims(is_loaded=True))
@@ -170,6 +178,14 @@ def test_a_model_too_large_for_one_gpu_is_split_over_the_least_number_that_holds
     assert found.weights == pytest.approx(need.weights / 4, abs=4)
     assert environment(found)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     assert flags(found)[-2:] == ["--tensor-parallel-size", "4"]
+
+
+def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
+    uneven = placed(LLAMA_70B, gpu(index=0, free=79), gpu(index=1, free=76))
+    assert uneven.tensor_parallel_size == 2
+    assert uneven.claim <= room(gpu(index=1, free=76))
+    even = placed(LLAMA_70B, gpu(index=0, free=76), gpu(index=1, free=76))
+    assert (uneven.claim, uneven.context) == (even.claim, even.context)
 
 
 def test_gpus_of_different_kinds_do_not_share_a_model() -> None:
@@ -210,7 +226,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers_and_what_would_fit() -> Non
     assert (found.gpus, found.bits) == (2, 8)
     assert found.message == (
         "model requires more GPU memory (138.7 GiB) than is available (77.4 GiB): weights 131.4 GiB, overhead 6.6 GiB, "
-        "KV cache 0.6 GiB for one request of 2048 tokens; it would fit on 2 GPUs of this kind or quantised to 8 bits"
+        "KV cache 0.6 GiB for one request of 2048 tokens; it would fit on 2 GPUs of this kind or quantized to 8 bits"
     )
 
 
@@ -307,7 +323,7 @@ def test_on_a_cpu_one_request_of_the_whole_context_has_room_though_it_be_more_th
 def test_on_a_cpu_too_large_a_model_is_refused_in_ollama_s_words() -> None:
     found = refused(QWEN_7B, machine(free=12))
     assert found.message.startswith("model requires more system memory (")
-    assert found.message.endswith("; it would fit quantised to 8 bits")
+    assert found.message.endswith("; it would fit quantized to 8 bits")
 
 
 def test_a_model_of_less_context_than_the_floor_is_served_with_what_it_has() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vllama.durations import Nanoseconds
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.memory import GIB, Claim, Device, Learned, Need, Placement
 from vllama.scheduler.placing import changed, place
@@ -31,7 +32,9 @@ def machine(*held: tuple[Claim, ...]) -> Machine:
 
 def facts(number: int, state: State) -> ResidentFacts:
     holds = Holding.ASLEEP if state is State.ASLEEP else Holding.AWAKE
-    return ResidentFacts(number, f"model{number}", state, holds, can_sleep=True, keep_alive=1, host_bytes=60 * GIB)
+    return ResidentFacts(
+        number, f"model{number}", state, holds, can_sleep=True, keep_alive=Nanoseconds(1), host_bytes=60 * GIB
+    )
 
 
 def test_a_newcomer_finds_its_place_on_an_empty_machine() -> None:
@@ -71,7 +74,7 @@ def test_a_sleeper_wakes_where_it_was_once_there_is_room_again() -> None:
     room = PlannedRoom(now, [Occupant(2, Holding.AWAKE, second)], first)
     refusal = room({2: Holding.AWAKE})
     assert isinstance(refusal, NoPlace)
-    assert refusal.reason.startswith("to wake, the model requires 7")
+    assert refusal.reason.startswith("waking the model requires 7")
     assert room({2: Holding.ASLEEP}) is first
 
 

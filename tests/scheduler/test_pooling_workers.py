@@ -15,6 +15,7 @@ from unittest.mock import MagicMock
 import pytest
 from tiny_snapshot import make_manifest, write_snapshot
 
+from vllama.machine.host import HostMemory
 from vllama.scheduler import engine_flags
 from vllama.scheduler.devices import Machine
 from vllama.scheduler.launcher import Launcher
@@ -70,8 +71,9 @@ class Starter:
         self.settings, self._starts, self._directory = settings, starts, directory
         self.flags: list[str] = []
 
-    async def start(self, **snapshot: Any) -> WorkerSpec:
-        manifest: Manifest = make_manifest("m", write_snapshot(self._directory / f"s{len(self._starts)}", **snapshot))
+    async def start(self, *, embeds: bool = False, **snapshot: Any) -> WorkerSpec:
+        folder = write_snapshot(self._directory / f"s{len(self._starts)}", **snapshot)
+        manifest: Manifest = make_manifest("m", folder, embeds=embeds)
         launcher = Launcher(self.settings, user_flags=self.flags, look=lambda: MACHINE)
         try:
             await launcher.start(manifest)
@@ -85,6 +87,7 @@ def starter(
     settings: Settings, starts: list[WorkerSpec], runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Starter:
     monkeypatch.setattr(engine_flags, "has_gpu", lambda: False)
+    monkeypatch.setattr(engine_flags, "computes_half_precision_fast", lambda: True)
     return Starter(settings, starts, tmp_path)
 
 
@@ -112,9 +115,32 @@ async def test_a_model_that_writes_text_is_asked_for_a_token_and_vllm_chooses_th
     assert spec.trial is produce_one_token
 
 
+async def test_a_model_that_writes_text_is_converted_for_its_embeddings(starter: Starter) -> None:
+    spec = await starter.start(embeds=True)
+    assert (value_of(spec, "--runner"), value_of(spec, "--convert")) == ("pooling", "embed")
+    assert spec.trial is produce_one_embedding
+    assert spec.log.name == "m_latest.embeddings.log"
+    assert "--tool-call-parser" not in spec.arguments
+
+
 async def test_float32_weights_are_computed_in_float32_on_a_cpu(starter: Starter) -> None:
     assert value_of(await starter.start(config=BERT, tensors=F32), "--dtype") == "float32"
     assert value_of(await starter.start(config=BERT, tensors=F16), "--dtype") is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "total", "dtype"),
+    [(F16, 4096, "float32"), (F16, 2047, None), ({"w.qweight": ("I32", [32, 8])}, 4096, None)],
+    ids=["fits", "too large", "quantized"],
+)
+async def test_a_processor_that_emulates_16_bits_computes_in_float32_what_fits(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, Any], total: int, dtype: str | None
+) -> None:
+    monkeypatch.setattr(engine_flags, "computes_half_precision_fast", lambda: False)
+    monkeypatch.setattr(engine_flags, "host_memory", lambda: HostMemory(total, total))
+    assert value_of(await starter.start(tensors=tensors), "--dtype") == dtype
+    monkeypatch.setattr(engine_flags, "has_gpu", lambda: True)
+    assert value_of(await starter.start(tensors=tensors), "--dtype") is None
 
 
 async def test_on_a_gpu_vllm_chooses_the_type(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import pytest
 
 from vllama.errors import BadEngineFlags, LoadFailed, OutOfMemory, SleepFailed
+from vllama.scheduler import process
 from vllama.scheduler.causes import catalogue, signals
+from vllama.scheduler.group import shared_memory
 from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec, check_flags
 from vllama.scheduler.worker_log import OUT_OF_MEMORY
 
@@ -24,7 +26,7 @@ from . import stand_in_worker
 pytestmark = pytest.mark.anyio
 
 T = TypeVar("T")
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -51,7 +53,9 @@ async def start(runtime: Path) -> AsyncIterator[Start]:
     """Return a function that starts a worker with a behaviour of stand_in_worker.py."""
     workers: list[WorkerProcess] = []
 
-    async def start(behaviour: str, hang_timeout: float | None = None, without_code: str = "") -> WorkerProcess:
+    async def start(
+        behaviour: str, hang_timeout: float | None = None, without_code: str = "", max_log_size: int = 0
+    ) -> WorkerProcess:
         spec = WorkerSpec(
             arguments=["/model", "--uds", str(runtime / "1.sock")],
             environment=os.environ,
@@ -61,6 +65,7 @@ async def start(runtime: Path) -> AsyncIterator[Start]:
             command=command(behaviour),
             hang_timeout=hang_timeout,
             without_code=without_code,
+            max_log_size=max_log_size,
         )
         workers.append(await within(WorkerProcess.start(spec)))
         return workers[-1]
@@ -89,21 +94,21 @@ async def ended(pid: int) -> None:
         os.close(descriptor)
 
 
-async def line_of_log(worker: WorkerProcess, beginning: str) -> str:
-    """Return the rest of the first line of its log that begins so, as soon as it is there."""
+async def line_of_log(worker: WorkerProcess, beginning: str, number: int = 1) -> str:
+    """Return the rest of the line of its log that is the first, second … to begin so, as soon as it is there."""
 
     async def look() -> str:
         while True:
-            for line in worker.log.tail().splitlines():
-                if line.startswith(beginning):
-                    return line.removeprefix(beginning)
-            await asyncio.sleep(0)
+            found = [line for line in worker.log.tail().splitlines() if line.startswith(beginning)]
+            if len(found) >= number:
+                return found[number - 1].removeprefix(beginning)
+            await asyncio.sleep(0.001)
 
     return await within(look())
 
 
 async def test_a_worker_is_ready_when_it_has_really_produced_a_token(start: Start) -> None:
-    worker = await start("ready")
+    worker = await start("reluctant")
     await within(worker.become_ready(PATIENCE))
     tries = [line for line in worker.log.tail().splitlines() if line.startswith("asked")]
     assert len(tries) == stand_in_worker.TOKENS_REFUSED + 1
@@ -116,6 +121,16 @@ async def test_a_ready_worker_knows_its_context_its_channel_and_its_memory(start
     assert worker.channels == (runtime / "1.sock.0of1",)
     assert worker.socket == runtime / "1.sock"
     assert worker.memory == Memory(3, 2)
+
+
+async def test_the_log_of_a_running_worker_has_a_maximum_size_and_ends_with_the_cause(
+    start: Start, monkeypatch: pytest.MonkeyPatch, runtime: Path
+) -> None:
+    monkeypatch.setattr(process, "_LOG_SECONDS", 0.01)
+    worker = await start("chatty", max_log_size=10_000)
+    with pytest.raises(OutOfMemory):
+        await within(worker.become_ready(PATIENCE))
+    assert (runtime / "worker.1.log").stat().st_size > 10_000
 
 
 async def test_every_api_server_process_has_its_channel(start: Start, runtime: Path) -> None:
@@ -138,30 +153,34 @@ async def test_a_worker_is_told_its_arguments_and_who_its_parent_is(start: Start
     assert told["environment"]["PYTHONUNBUFFERED"] == "1"
 
 
-async def test_the_canary_of_the_first_sleep_is_told_at_each_wake_and_at_later_sleeps(start: Start) -> None:
+async def test_a_worker_is_told_when_to_copy_its_weights_and_whether_the_copy_stays(start: Start) -> None:
     worker = await start("ready")
     await within(worker.become_ready(PATIENCE))
+    await within(worker.prepare_sleep())
     assert await within(worker.sleep()) == 0.25
-    await within(worker.wake())
-    await within(worker.sleep())
-    canary = "{'canary': {'steps': [[5, [[5, -0.5]]]], 'vector': []}}"
+    assert await within(worker.wake(keeps_copy=True)) == 0.25
+    await within(worker.forget_copy())
     assert [line for line in worker.log.tail().splitlines() if " with " in line] == [
+        "prepare with {}",
         "sleep with {}",
-        f"wake with {canary}",
-        f"sleep with {canary}",
+        "wake with {'keeps_copy': True}",
+        "forget with {}",
     ]
 
 
-@pytest.mark.parametrize(("obstacle", "words"), [("broken", "not itself after its sleep"), ("mute", "within 0 s")])
+@pytest.mark.parametrize(
+    ("obstacle", "timeout", "words"),
+    [("broken", PATIENCE, "weights changed while the model slept"), ("mute", 0.1, "within 0 s")],
+)
 async def test_a_worker_that_does_not_wake_as_it_was_says_so(
-    start: Start, runtime: Path, obstacle: str, words: str
+    start: Start, runtime: Path, obstacle: str, timeout: float, words: str
 ) -> None:
     worker = await start("ready")
     await within(worker.become_ready(PATIENCE))
     await within(worker.sleep())
     (runtime / f"1.sock.{obstacle}").touch()
     with pytest.raises(SleepFailed, match=words):
-        await within(worker.wake(timeout=0.3))
+        await within(worker.wake(timeout=timeout, keeps_copy=False))
 
 
 async def test_a_worker_that_died_in_its_sleep_cannot_be_woken(start: Start) -> None:
@@ -169,8 +188,8 @@ async def test_a_worker_that_died_in_its_sleep_cannot_be_woken(start: Start) -> 
     await within(worker.become_ready(PATIENCE))
     os.killpg(worker.pid, signal.SIGKILL)
     await within(asyncio.shield(worker.exited))
-    with pytest.raises(SleepFailed, match="cannot be reached"):
-        await within(worker.wake())
+    with pytest.raises(SleepFailed, match="cannot reach the model's worker"):
+        await within(worker.wake(keeps_copy=False))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +229,7 @@ async def test_a_worker_that_ends_while_loading_brings_its_last_error_on_one_lin
     with pytest.raises(LoadFailed) as caught:
         await within(worker.become_ready(PATIENCE))
     assert str(caught.value) == (
-        "the model could not be loaded: RuntimeError: no memory; the worker's log says more; "
+        "the model could not be loaded: RuntimeError: no memory; see the worker's log; "
         f"the worker's log: {runtime / 'worker.log'}"
     )
 
@@ -223,14 +242,14 @@ async def test_a_worker_that_fails_for_want_of_the_model_s_own_code_says_what_to
 ) -> None:
     worker = await start("wants_code", without_code=without_code)
     with pytest.raises(
-        LoadFailed, match=rf"needs Python code of its own, which was left out; .*{fix}; the worker's log"
+        LoadFailed, match=rf"needs its own Python code, which was not pulled; .*{fix}; the worker's log"
     ):
         await within(worker.become_ready(PATIENCE))
 
 
 async def test_other_failures_say_nothing_of_code(start: Start) -> None:
     worker = await start("crash", without_code="pull it")
-    with pytest.raises(LoadFailed, match=r"RuntimeError: no memory; the worker's log says more"):
+    with pytest.raises(LoadFailed, match=r"RuntimeError: no memory; see the worker's log"):
         await within(worker.become_ready(PATIENCE))
 
 
@@ -252,7 +271,7 @@ async def test_a_known_cause_brings_its_fix_and_the_server_s_log_has_both(
 async def test_a_worker_that_is_killed_while_loading_names_the_signal_and_what_it_means(start: Start) -> None:
     worker = await start("silent")
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(OutOfMemory, match=r"ended by SIGKILL, most likely by the kernel because memory ran out; free"):
+    with pytest.raises(OutOfMemory, match=r"killed by SIGKILL, most likely by the kernel because memory ran out; free"):
         await within(worker.become_ready(PATIENCE))
 
 
@@ -279,7 +298,7 @@ async def test_a_worker_that_could_not_write_its_log_tells_of_the_full_disk(
 async def test_a_log_that_cannot_be_written_is_an_error_with_its_cause(tmp_path: Path) -> None:
     (tmp_path / "logs").touch()
     spec = WorkerSpec([], {}, tmp_path / "1.sock", tmp_path / "logs" / "m.log", Memory(0, 0), command("silent"))
-    with pytest.raises(LoadFailed, match=r"^the worker's log cannot be written: .*File exists.*; check the dir"):
+    with pytest.raises(LoadFailed, match=r"^cannot write the worker's log: .*File exists.*; check that the dir"):
         await WorkerProcess.start(spec)
 
 
@@ -289,7 +308,7 @@ async def test_the_cause_of_a_later_end_is_in_the_server_s_log(start: Start, cap
     os.kill(worker.pid, signal.SIGKILL)
     await within(asyncio.shield(worker.exited))
     assert f"worker {worker.pid} ended by itself" in caplog.text
-    assert "cause: a process of the worker was ended by SIGKILL" in caplog.text
+    assert "cause: a process of the worker was killed by SIGKILL" in caplog.text
 
 
 async def test_a_worker_that_has_died_says_why(start: Start, runtime: Path) -> None:
@@ -299,15 +318,16 @@ async def test_a_worker_that_has_died_says_why(start: Start, runtime: Path) -> N
     await within(asyncio.shield(worker.exited))
     await within(worker.stop(grace=0))
     assert worker.why_it_died() == (
-        "its worker died: a process of the worker was ended by SIGSEGV: a crash in native code; check that vLLM, "
-        "PyTorch and the driver fit together; read the worker's log; the worker's log: " + str(runtime / "worker.log")
+        "its worker died: a process of the worker was killed by SIGSEGV: a crash in native code; check that the "
+        "versions of vLLM, PyTorch and the driver are compatible; read the worker's log; the worker's log: "
+        + str(runtime / "worker.log")
     )
 
 
-async def test_a_worker_that_answers_is_left_alone(start: Start, runtime: Path) -> None:
-    worker = await start("answering", hang_timeout=0.5)
+async def test_a_worker_that_answers_is_left_alone_and_asked_again(start: Start) -> None:
+    worker = await start("answering", hang_timeout=2.0)
     await within(worker.become_ready(PATIENCE))
-    await within(asyncio.sleep(1))
+    await line_of_log(worker, "answered", number=3)
     assert not worker.exited.done()
 
 
@@ -321,22 +341,49 @@ async def test_a_worker_that_hangs_is_killed_and_the_server_s_log_says_so(
         os.kill(worker.pid, signal.SIGSTOP)
     assert await within(asyncio.shield(worker.exited)) == -signal.SIGKILL
     assert f"worker {worker.pid} has not answered for 0 s and is killed" in caplog.text
-    assert "cause: one of its processes hangs or was stopped" in caplog.text
+    assert "cause: one of its processes hangs or was paused" in caplog.text
     assert "ended by itself" not in caplog.text
-    assert worker.why_it_died().startswith("its worker died: one of its processes hangs or was stopped; ")
+    assert worker.why_it_died().startswith("its worker died: one of its processes hangs or was paused; ")
 
 
-async def test_without_a_limit_a_worker_may_hang(start: Start) -> None:
+async def test_without_a_limit_nobody_looks_whether_a_worker_hangs(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[object] = []
+    monkeypatch.setattr("vllama.scheduler.process.until_silent", lambda *arguments: watched.append(arguments))
     worker = await start("mute")
     await within(worker.become_ready(PATIENCE))
-    await within(asyncio.sleep(0.5))
-    assert not worker.exited.done()
+    await within(worker.sleep())  # the event loop has had time to begin what is due
+    assert watched == []
 
 
-async def test_an_end_that_was_asked_for_has_no_cause(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_is_watched_only_while_it_is_awake(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    watches: list[str] = []
+
+    async def watch(*arguments: object) -> None:
+        watches.append("watched")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            watches.append("left alone")
+
+    monkeypatch.setattr("vllama.scheduler.process.until_silent", watch)
+    worker = await start("ready", hang_timeout=PATIENCE)
+    await within(worker.become_ready(PATIENCE))
+    await within(worker.sleep())
+    assert watches == ["watched", "left alone"]
+    await within(worker.wake(keeps_copy=False))
+    await within(worker.sleep())
+    assert watches == ["watched", "left alone"] * 2
+
+
+@pytest.mark.parametrize("grace", [PATIENCE, 0], ids=["politely", "at once"])
+async def test_an_end_that_was_asked_for_has_no_cause(
+    start: Start, caplog: pytest.LogCaptureFixture, grace: float
+) -> None:
     worker = await start("ready")
     await within(worker.become_ready(PATIENCE))
-    await within(worker.stop(grace=PATIENCE))
+    await within(worker.stop(grace=grace))
     assert "cause:" not in caplog.text
 
 
@@ -345,7 +392,7 @@ async def test_a_worker_that_is_given_up_while_it_serves_leaves_its_cause_in_the
 ) -> None:
     worker = await start("ready")
     await within(worker.become_ready(PATIENCE))
-    await within(worker.stop(grace=0))
+    await within(worker.give_up())
     assert f"worker {worker.pid} does not serve any more" in caplog.text
     assert "cause: " in caplog.text
 
@@ -357,12 +404,16 @@ async def test_a_load_without_progress_is_given_up(start: Start) -> None:
     assert worker.exited.done()
 
 
-async def test_a_worker_that_listens_but_answers_nothing_right_is_given_up_however_its_log_grows(start: Start) -> None:
+async def test_a_worker_that_listens_but_answers_nothing_right_is_given_up_however_its_log_grows(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllama.scheduler.process._TRIAL_SECONDS", 0.1)
     worker = await start("refusing")
     with pytest.raises(
-        LoadFailed, match=r"^the model was loaded but answers nothing: KeyError: 'lm_head'; the worker's"
+        LoadFailed,
+        match=r"^the model was loaded, but its worker does not respond: KeyError: 'lm_head'; see the worker's",
     ):
-        await within(worker.become_ready(0.5))
+        await within(worker.become_ready(PATIENCE))
     assert worker.exited.done()
 
 
@@ -412,25 +463,33 @@ async def test_its_sockets_and_channels_are_removed_with_it(start: Start, runtim
 
 
 @pytest.mark.parametrize("how", ["killed", "killed while loading", "stopped"])
-async def test_the_shared_memory_of_a_killed_worker_is_removed(start: Start, how: str) -> None:
-    worker = await start("sharing")
+async def test_the_shared_memory_of_a_killed_worker_is_removed(
+    start: Start, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start("sharing_while_loading" if how == "killed while loading" else "sharing")
     segment = Path("/dev/shm") / await line_of_log(worker, "segment ")
     if how != "killed while loading":
         await within(worker.become_ready(PATIENCE))
     assert segment.exists()
     if how == "killed while loading":
+        kill_when_seen(worker, monkeypatch)
         with pytest.raises(LoadFailed, match="SIGKILL"):
-            await within(asyncio.gather(worker.become_ready(PATIENCE), kill_soon(worker)))
+            await within(worker.become_ready(PATIENCE))
     elif how == "killed":
         os.kill(worker.pid, signal.SIGKILL)
     await within(worker.stop(grace=0))
     assert not segment.exists()
 
 
-async def kill_soon(worker: WorkerProcess) -> None:
-    """Kill it once it has been looked at, and before it is ready."""
-    await asyncio.sleep(0.1)
-    os.kill(worker.pid, signal.SIGKILL)
+def kill_when_seen(worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill it as soon as somebody has seen its shared memory."""
+
+    def look(group: int) -> set[Path]:
+        if found := shared_memory(group):
+            os.kill(worker.pid, signal.SIGKILL)
+        return found
+
+    monkeypatch.setattr("vllama.scheduler.process.shared_memory", look)
 
 
 async def test_stop_may_be_called_again(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Whatever clients, clocks and crashes do in whatever order: some things hold always (vllama/scheduler/DESIGN.md)."""
+"""The invariants of vllama/scheduler/DESIGN.md hold, whatever clients, clocks and crashes do in whatever order."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         can_sleep=st.booleans(),
         pin=st.sampled_from([(), (), ("a",)]),
-        min_residency=st.sampled_from([0.0, 40]),
+        min_residency=st.sampled_from([0, 40 * SECOND]),
         memory_for=memory,
     )
-    def begin(self, can_sleep: bool, pin: tuple[str, ...], min_residency: float, memory_for: int) -> None:
+    def begin(self, can_sleep: bool, pin: tuple[str, ...], min_residency: int, memory_for: int) -> None:
         async def make() -> Scene:
             return Scene(self.base, can_sleep=can_sleep, pin=pin, min_residency=min_residency)
 
@@ -151,15 +151,15 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_forbidden_was_done(self) -> None:
-        """No worker that serves is stopped or sent to sleep; loads go one at a time; no model is loaded twice."""
+        """No serving worker is stopped or sent to sleep; loads go one at a time; no model is loaded twice."""
         assert self.scene.launcher.violations == []
 
     @invariant()
-    def never_more_workers_are_awake_than_the_limit(self) -> None:
+    def no_more_workers_are_awake_than_the_limit_allows(self) -> None:
         assert len(self.scene.launcher.awake) <= LIMIT
 
     @invariant()
-    def those_who_sleep_keep_within_the_budget(self) -> None:
+    def sleeping_residents_keep_within_the_budget(self) -> None:
         asleep = [resident for resident in self.residents if resident.state in {State.ASLEEP, State.SLEEPING}]
         assert sum(resident.host_bytes for resident in asleep) <= BUDGET
 
@@ -169,7 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(worker in known for worker in self.scene.launcher.living)
 
     @invariant()
-    def what_a_resident_holds_is_what_its_worker_holds(self) -> None:
+    def residents_hold_what_their_workers_hold(self) -> None:
         for resident in self.residents:
             worker: Any = resident.worker
             if worker is None or resident.state is State.LOADING:
@@ -178,20 +178,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not (resident.state is State.READY and worker.is_asleep)
 
     @invariant()
-    def leases_are_those_of_the_clients_at_work(self) -> None:
+    def leases_belong_to_running_requests(self) -> None:
         served = [client for client in self.clients if client.is_served]
         held = [self.run(client.served()) for client in served]
         for resident in self.residents:
             assert resident.leases == held.count(resident) >= 0
 
     @invariant()
-    def those_who_wait_are_counted(self) -> None:
+    def waiting_requests_are_counted(self) -> None:
         waiting = sum(client.waits and not client.task.done() for client in self.clients)
         assert self.scene.scheduler._waiting == waiting <= QUEUE + 1
         assert sum(resident.waiting for resident in self.residents) <= waiting
 
     @invariant()
-    def the_time_runs_for_all_residents_at_rest_that_may_go_and_for_no_other(self) -> None:
+    def keep_alive_runs_for_all_idle_residents_that_may_be_evicted_and_for_no_other(self) -> None:
         for resident in self.residents:
             if resident.is_idle:
                 assert resident.keep_alive != 0
@@ -202,7 +202,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert resident.expiry.when() <= resident.goes_at
 
     @invariant()
-    def only_busy_residents_that_are_not_pinned_yield_and_only_to_one_that_waits(self) -> None:
+    def only_busy_residents_that_are_not_pinned_yield_and_only_to_a_waiting_model(self) -> None:
         yielding = [resident for resident in self.residents if resident.yields]
         assert not any(resident.is_pinned for resident in yielding)
         waits_for_room = [
@@ -213,7 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not yielding or waits_for_room
 
     @invariant()
-    def who_is_served_was_asked_for(self) -> None:
+    def requests_are_served_by_the_model_they_asked_for(self) -> None:
         for client in self.clients:
             if client.is_served:
                 assert self.run(client.served()).manifest.digest == client.asked.digest
@@ -223,13 +223,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         return list(self.scene.scheduler._residency)
 
     def teardown(self) -> None:
-        self.run(self._all_get_an_answer())
+        self.run(self._all_requests_are_answered())
         self.run(self.scene.close())
         assert asyncio.all_tasks(self.loop) == set()
         self.loop.close()
 
-    async def _all_get_an_answer(self) -> None:
-        """Nobody waits for ever: when those at work finish, everybody has his turn or an error."""
+    async def _all_requests_are_answered(self) -> None:
+        """When the running requests finish, every waiting request gets its turn or an error."""
         for _ in range(2 * len(self.clients) + 1):
             for client in self.clients:
                 if client.is_served:

@@ -11,12 +11,13 @@ import pytest
 from tiny_adapter import write_adapter
 from tiny_snapshot import make_manifest, write_snapshot
 
-from vllama.errors import RequestError
-from vllama.scheduler.serving import Serving, ServingPlan
+from vllama.errors import ManifestCorrupt, RequestError, Unsupported
+from vllama.installed.registry import InstalledVllm
+from vllama.names import ModelName
+from vllama.protocol.profile import AdapterPart
+from vllama.scheduler.serving import ServedModel, Serving
 from vllama.store.manifest import Adapter, Manifest, ManifestFile
 from vllama.store.parsers import ParserChoice
-from vllama.worker.profile import AdapterPart
-from vllama.worker.registry import InstalledVllm
 
 INSTALLED = InstalledVllm(
     tool_parsers=frozenset({"hermes", "mistral", "xlam"}),
@@ -29,13 +30,13 @@ THINKING_TOOLS = TOOLS + "{% if enable_thinking %}<think></think>{% endif %}"
 
 def plan(
     tmp_path: Path, template: str, *flags: str, manifest_flags: tuple[str, ...] = (), **changes: Any
-) -> ServingPlan:
+) -> ServedModel:
     snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": template}, **changes)
-    return Serving(flags, INSTALLED).plan(make_manifest(snapshot=snapshot, engine_flags=manifest_flags))
+    return Serving(flags, INSTALLED).served(make_manifest(snapshot=snapshot, engine_flags=manifest_flags))
 
 
 def test_chosen_parsers_become_flags_and_capabilities(tmp_path: Path) -> None:
-    assert plan(tmp_path, THINKING_TOOLS) == ServingPlan(
+    assert plan(tmp_path, THINKING_TOOLS) == ServedModel(
         capabilities=("completion", "tools", "thinking"),
         tool_parser=ParserChoice("hermes", "<tool_call>"),
         reasoning_parser=ParserChoice("qwen3", "enable_thinking"),
@@ -44,7 +45,7 @@ def test_chosen_parsers_become_flags_and_capabilities(tmp_path: Path) -> None:
 
 
 def test_a_model_without_either_is_served_as_it_is(tmp_path: Path) -> None:
-    assert plan(tmp_path, "plain") == ServingPlan(("completion",), ParserChoice(), ParserChoice(), ())
+    assert plan(tmp_path, "plain") == ServedModel(("completion",), ParserChoice(), ParserChoice(), ())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_our_own_parsers_bring_the_plugin_that_has_them(tmp_path: Path) -> None:
     installed = InstalledVllm(INSTALLED.tool_parsers | {"bare_json"}, INSTALLED.reasoning_parsers)
     template = "{% for tool in tools %}{% endfor %}" + '{"name": "{{ name }}", "arguments": {{ arguments }}}'
     snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": template})
-    found = Serving((), installed).plan(make_manifest(snapshot=snapshot))
+    found = Serving((), installed).served(make_manifest(snapshot=snapshot))
     assert found.flags[:3] == ("--tool-call-parser", "bare_json", "--enable-auto-tool-choice")
     assert found.flags[3] == "--tool-parser-plugin"
     assert Path(found.flags[4]).name == "plain_parsers.py"
@@ -109,7 +110,25 @@ def test_our_own_parsers_bring_the_plugin_that_has_them(tmp_path: Path) -> None:
 
 def test_an_embedding_model_gets_no_parsers(tmp_path: Path) -> None:
     found = plan(tmp_path, THINKING_TOOLS, config={"architectures": ["BertModel"]})
-    assert found == ServingPlan(("embedding",), ParserChoice(), ParserChoice(), ())
+    assert found == ServedModel(("embedding",), ParserChoice(), ParserChoice(), ())
+
+
+def test_a_model_that_writes_has_another_engine_for_its_vectors(tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": TOOLS})
+    serving, manifest = Serving((), INSTALLED), make_manifest(snapshot=snapshot)
+    embedder = serving.embedder(manifest)
+    assert serving.embedder(manifest) is embedder
+    assert serving.engine_of(embedder) != serving.engine_of(manifest)
+    assert serving.served(embedder).capabilities == ("embedding",)
+    assert serving.flags(embedder, 0) == ["--runner", "pooling", "--convert", "embed"]
+    assert serving.served(manifest).capabilities == ("completion", "tools")
+    assert embedder.digest == manifest.digest
+
+
+def test_an_embedding_model_is_its_own_embedder(tmp_path: Path) -> None:
+    config = {"architectures": ["BertModel"], "model_type": "bert"}
+    manifest = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot", config=config))
+    assert Serving((), INSTALLED).embedder(manifest) is manifest
 
 
 def test_the_description_tells_the_parsers_with_their_reasons(tmp_path: Path) -> None:
@@ -136,7 +155,7 @@ def test_a_model_without_parsers_has_no_keys_for_them(tmp_path: Path) -> None:
 def test_tokens_of_their_own_are_found_in_either_file(tmp_path: Path, files: Mapping[str, Any]) -> None:
     template = {"chat_template.jinja": "{% if tools %}[TOOL_CALLS]{% endif %}"}
     snapshot = write_snapshot(tmp_path / "snapshot", files={**files, **template})
-    assert Serving((), INSTALLED).plan(make_manifest(snapshot=snapshot)).tool_parser.name == "mistral"
+    assert Serving((), INSTALLED).served(make_manifest(snapshot=snapshot)).tool_parser.name == "mistral"
 
 
 def test_the_template_for_tools_tells_where_there_are_several(tmp_path: Path) -> None:
@@ -169,7 +188,7 @@ def test_a_worker_is_told_of_the_adapter_under_a_number_that_no_other_has(tmp_pa
     base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
     serving = Serving((), INSTALLED)
     first, second = (with_adapter(tmp_path, base, seed=seed) for seed in (1, 2))
-    told = [serving.profile(model, serving.plan(model)).adapter for model in (first, second, first, base)]
+    told = [serving.profile(model).adapter for model in (first, second, first, base)]
     assert first.adapter
     assert told[0] == AdapterPart(1, first.adapter.digest, str(first.adapter.snapshot)) == told[2]
     assert told[1]
@@ -180,7 +199,18 @@ def test_an_adapter_that_cannot_be_served_is_refused_when_it_is_asked(tmp_path: 
     tuned = with_adapter(tmp_path, make_manifest(snapshot=write_snapshot(tmp_path / "snapshot")))
     serving = Serving(("--no-enable-lora",), INSTALLED)
     with pytest.raises(RequestError, match="--no-enable-lora"):
-        serving.profile(tuned, serving.plan(tuned))
+        serving.profile(tuned)
+
+
+def test_a_model_with_an_adapter_makes_no_vectors_and_its_adapter_takes_no_room_where_its_base_does(
+    tmp_path: Path,
+) -> None:
+    base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
+    tuned = with_adapter(tmp_path, base)
+    serving = Serving((), INSTALLED)
+    with pytest.raises(Unsupported, match="does not support embeddings, because it has an adapter"):
+        serving.embedder(tuned)
+    assert serving.adapter_rank(serving.embedder(base), [base, tuned]) == 0
 
 
 def test_the_description_tells_of_the_adapter(tmp_path: Path) -> None:
@@ -216,3 +246,55 @@ def test_flags_that_leave_no_images_take_the_capability_away(
     tmp_path: Path, flags: tuple[str, ...], expected: bool
 ) -> None:
     assert sees(tmp_path, *flags) is expected
+
+
+def test_files_are_read_once_and_looked_at_again_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot", files={"chat_template.jinja": TOOLS}))
+    serving = Serving((), INSTALLED)
+    engine, profile = serving.engine_of(base), serving.profile(base)
+    assert "tools" in serving.served(base).capabilities
+    (base.snapshot / "chat_template.jinja").write_text("plain")
+
+    assert "tools" in serving.served(base).capabilities
+    assert "tools" not in serving.describe(base).capabilities, "clients are told what is there now"
+    assert (serving.engine_of(base), serving.profile(base)) == (engine, profile)
+    assert "tools" not in serving.served(base, recheck=True).capabilities
+    assert serving.engine_of(base) != engine
+    assert "tools" not in serving.profile(base).capabilities
+
+    (base.snapshot / "config.json").unlink()
+    assert serving.profile_json(base) == serving.profile(base).to_json()
+    with pytest.raises(ManifestCorrupt, match=r"config\.json is missing"):
+        serving.served(base, recheck=True)
+
+
+def test_a_manifest_of_other_content_or_another_name_has_a_profile_of_its_own(tmp_path: Path) -> None:
+    base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
+    serving = Serving((), INSTALLED)
+    copy, changed = replace(base, name=ModelName.parse("copy")), replace(base, system="Be brief.")
+    told = [serving.profile(model) for model in (base, copy, changed, base)]
+    assert [profile.full_name for profile in told] == [model.name.full for model in (base, copy, changed, base)]
+    assert [profile.system for profile in told] == ["", "", "Be brief.", ""]
+
+
+def test_only_the_manifests_that_were_used_last_are_kept(tmp_path: Path) -> None:
+    base = make_manifest(snapshot=write_snapshot(tmp_path / "snapshot"))
+    models = [replace(base, name=ModelName.parse(f"m{number}")) for number in range(300)]
+    serving = Serving((), INSTALLED)
+    first = serving.profile(models[0])
+    for model in models[1:]:
+        serving.profile(model)
+        assert serving.profile(models[0]) is first, "it is used all the time"
+    second = serving.profile(models[1])
+    (base.snapshot / "config.json").unlink()
+    assert serving.profile(models[1]) is second
+    with pytest.raises(ManifestCorrupt):
+        serving.profile(models[2])
+
+
+def test_requests_have_priorities_unless_a_flag_states_another_order(tmp_path: Path) -> None:
+    manifest = make_manifest(snapshot=tmp_path)
+    stated = make_manifest(snapshot=tmp_path, engine_flags=("--scheduling-policy", "fcfs"))
+    assert Serving((), INSTALLED).has_priorities(manifest)
+    assert not Serving((), INSTALLED).has_priorities(stated)
+    assert not Serving(("--scheduling_policy=priority",), INSTALLED).has_priorities(manifest)

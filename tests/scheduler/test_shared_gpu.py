@@ -67,7 +67,7 @@ class GpuLauncher(ScriptedLauncher):
 
 @pytest.fixture
 async def shared(make_scene: MakeScene) -> Scene:
-    return make_scene(launch=GpuLauncher, can_sleep=True, sleep_budget=500 * GIB, min_residency=0.0)
+    return make_scene(launch=GpuLauncher, can_sleep=True, sleep_budget=500 * GIB, min_residency=0)
 
 
 def states(scene: Scene) -> dict[str, State]:

@@ -140,3 +140,10 @@ async def test_no_keep_alive_is_left_behind(scene: Scene) -> None:
     await scene.scheduler.close()
     await later(24 * 3600 + LOADING)
     assert scene.launcher.workers[0].stops == 1
+
+
+@pytest.mark.parametrize("grace", [10, 0], ids=["politely", "at once"])
+async def test_close_gives_up_no_healthy_worker(scene: Scene, grace: float) -> None:
+    await scene.serve("a")
+    await scene.scheduler.close(grace=grace)
+    assert not scene.launcher.workers[0].was_given_up

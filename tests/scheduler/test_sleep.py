@@ -179,7 +179,7 @@ async def test_an_unload_of_a_model_that_wakes_lets_it_serve_those_who_wait(slee
 
 
 async def test_a_model_that_has_slept_for_long_is_stopped(make_scene: MakeScene) -> None:
-    scene = make_scene(can_sleep=True, sleep_timeout=100.0)
+    scene = make_scene(can_sleep=True, sleep_timeout=100 * SECOND)
     await asleep(scene)
     await later(99)
     assert states(scene) == {"a": State.ASLEEP}
@@ -188,7 +188,7 @@ async def test_a_model_that_has_slept_for_long_is_stopped(make_scene: MakeScene)
 
 
 async def test_a_sleeping_model_says_when_it_will_be_stopped(make_scene: MakeScene) -> None:
-    scene = make_scene(can_sleep=True, sleep_timeout=100.0)
+    scene = make_scene(can_sleep=True, sleep_timeout=100 * SECOND)
     await asleep(scene)
     (view,) = scene.scheduler.residents()
     assert view.expires_at == pytest.approx(1_800_000_000 + scene.loop.time() + 100, abs=0.2)
@@ -245,9 +245,9 @@ async def test_a_model_that_cannot_fall_asleep_is_stopped(sleepy: Scene) -> None
     assert states(sleepy) == {"b": State.READY}
 
 
-async def test_a_model_whose_canary_is_wrong_after_waking_is_loaded_afresh_for_those_who_wait(sleepy: Scene) -> None:
+async def test_a_model_whose_weights_are_wrong_after_waking_is_loaded_afresh_for_those_who_wait(sleepy: Scene) -> None:
     await asleep(sleepy)
-    sleepy.launcher.wake_failures.append(EngineError("the first words after waking are wrong"))
+    sleepy.launcher.wake_failures.append(EngineError("weights changed while the model slept"))
     clients = [sleepy.ask("a") for _ in range(3)]
     for client in clients:
         await client.served()
@@ -280,6 +280,26 @@ async def test_a_worker_that_dies_while_it_falls_asleep_makes_room(sleepy: Scene
     sleepy.launcher.workers[0].die()
     await newcomer.served()
     assert states(sleepy) == {"b": State.READY}
+
+
+async def test_an_order_to_sleep_ends_with_its_worker(sleepy: Scene) -> None:
+    await sleepy.serve("a")
+    newcomer = sleepy.ask("b")
+    await later(FALLING_ASLEEP / 2)
+    sleepy.launcher.workers[0].die()
+    await newcomer.served()
+    await later(FALLING_ASLEEP)
+    assert sleepy.launcher.workers[0].sleeps == 0
+
+
+async def test_an_order_to_wake_ends_with_its_worker(sleepy: Scene) -> None:
+    await asleep(sleepy)
+    client = sleepy.ask("a")
+    await later(WAKING / 2)
+    sleepy.launcher.workers[0].die()
+    await client.served()
+    await later(WAKING)
+    assert sleepy.launcher.workers[0].wakes == 0
 
 
 async def test_a_wake_and_the_fresh_load_after_it_may_both_fail(sleepy: Scene) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from vllama.machine.host import HostMemory
+from vllama.machine.proc import stats
 from vllama.scheduler import spares as spares_module
 from vllama.scheduler.process import Memory, WorkerProcess, WorkerSpec
 from vllama.scheduler.spares import LEAST_FREE_BYTES, Spares, late_changes
@@ -25,7 +26,8 @@ from . import stand_in_worker
 pytestmark = pytest.mark.anyio
 
 T = TypeVar("T")
-PATIENCE = 30.0
+PATIENCE = 60.0
+PAUSE = 0.01
 USUAL = {**os.environ, "USUAL": "1"}
 
 
@@ -66,7 +68,7 @@ class Scene:
     async def _printed(self) -> int:
         while True:
             text = self._printed_so_far()
-            if text.endswith(" waits\n"):
+            if text.endswith(" waits\n") and self.spares.available:  # it may wait before its parent knows it
                 return int(text.split()[-2])
             await asyncio.sleep(0.01)
 
@@ -123,17 +125,24 @@ MakeScene = Callable[..., Scene]
 
 @pytest.fixture
 async def make_scene(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeScene]:
-    monkeypatch.setattr(spares_module, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(spares_module, "_PAUSE_SECONDS", PAUSE)
     monkeypatch.setattr(spares_module, "host_memory", lambda: memory(2 * LEAST_FREE_BYTES))  # whatever else runs here
     scenes: list[Scene] = []
 
     def make(count: int = 1) -> Scene:
-        scenes.append(Scene(runtime, count))
+        own = runtime / str(len(scenes))
+        own.mkdir()
+        scenes.append(Scene(own, count))
         return scenes[-1]
 
     yield make
     for scene in scenes:
         await scene.close()
+
+
+def children() -> set[int]:
+    """The processes that this one has started and not reaped."""
+    return {pid for pid, stat in stats() if stat.parent == os.getpid()}
 
 
 async def within(awaitable: Awaitable[T]) -> T:
@@ -199,10 +208,10 @@ async def test_the_next_spare_comes_when_the_load_has_ended(make_scene: MakeScen
     scene = make_scene()
     scene.spares.open()
     first = await scene.spare()
+    before = children()
     worker = await scene.load()
-    await asyncio.sleep(0.05)  # several times the pause
-    assert await scene.spare() == first  # and no other has begun to import meanwhile
-    await within(worker.become_ready(PATIENCE))
+    await within(worker.become_ready(PATIENCE))  # which takes several times the pause
+    assert children() == before  # no other has begun to import meanwhile
     second = await scene.another_spare(first)
     assert (await scene.load()).pid == second
 
@@ -261,6 +270,16 @@ async def test_a_load_works_though_nobody_has_noticed_yet_that_the_spare_is_dead
     await within(worker.become_ready(PATIENCE))
 
 
+async def test_a_spare_that_was_killed_and_has_not_ended_gets_no_order(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.spares.open()
+    spare = await scene.spare()
+    os.kill(spare, signal.SIGKILL)
+    worker = await scene.load()
+    await within(worker.become_ready(PATIENCE))
+    assert worker.pid != spare
+
+
 async def test_spares_that_die_again_and_again_come_ever_more_slowly(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,8 +303,15 @@ async def test_spares_that_die_again_and_again_come_ever_more_slowly(
 async def test_none_are_kept_before_they_are_wanted_or_where_none_are(make_scene: MakeScene) -> None:
     closed, none = make_scene(), make_scene(0)
     none.spares.open()
-    await within((await closed.load()).become_ready(PATIENCE))
-    await asyncio.sleep(0.05)
+    before = children()
+    for scene in (closed, none):
+        worker = await scene.load()
+        await within(worker.become_ready(PATIENCE))
+        before.add(worker.pid)
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(2 * PAUSE, passed.set)  # after the timer that would prepare one
+    await within(passed.wait())
+    assert children() == before
     assert not closed.output.exists()
 
 

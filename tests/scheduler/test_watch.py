@@ -9,20 +9,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from vllama.frames import FrameReader, Kind, frame
+from vllama.protocol.frames import FrameReader, Kind, frame
 from vllama.scheduler.group import Computing, living_members
 from vllama.scheduler.watch import until_silent
 
 pytestmark = pytest.mark.anyio
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 60.0
 LIMIT = 0.3
 
 
@@ -49,18 +49,29 @@ class Process:
     """One API server process: answers while it `answers`, and counts what it was asked."""
 
     def __init__(self) -> None:
-        self.answers = True
+        self.answers = self.hears = True
         self.closes = False
         self.asked = asyncio.Semaphore(0)
+        self.connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):  # the watch may leave before it has read all
+            await self._answer(reader, writer)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         frames = FrameReader()
         while not self.closes and (data := await reader.read(1024)):
             for kind, stream, _ in frames.feed(data):
+                if kind == Kind.HEARD:
+                    if self.hears:
+                        writer.write(frame(Kind.HEARD, stream))
+                    continue
                 assert kind == Kind.PULSE
                 self.asked.release()
                 if self.answers:
                     writer.write(frame(Kind.PULSE, stream))
+        self.connections -= 1
         writer.close()
 
     async def was_asked(self, times: int) -> None:
@@ -92,6 +103,13 @@ async def test_a_process_that_answers_is_asked_again_and_again(sockets: Path) ->
     async with listening(sockets / "a", process), watched(sockets / "a") as watch:
         await process.was_asked(15)
         assert not watch.done()
+
+
+async def test_each_connection_is_closed_before_the_next_look(sockets: Path) -> None:
+    process = Process()
+    async with listening(sockets / "a", process), watched(sockets / "a"):
+        await process.was_asked(15)
+        assert process.connections <= 2  # the end of the last one may still be under way
 
 
 async def test_one_that_stops_answering_is_silent_after_the_limit(sockets: Path) -> None:
@@ -176,32 +194,38 @@ def group() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 
 Group = Callable[[str], "subprocess.Popen[str]"]
+BUSY = "print(flush=True)\nwhile True: pass"
+
+
+async def until_computing(computing: Computing) -> None:
+    computing()
+    while not computing():
+        await asyncio.sleep(0.05)
+
+
+async def until_stopped(group: int) -> None:
+    while {_state(pid) for pid in living_members(group)} != {"T"}:
+        await asyncio.sleep(0.001)
 
 
 async def test_a_group_whose_child_computes_is_computing(group: Group) -> None:
-    computing = Computing(group("print(flush=True)\nwhile True: pass").pid)
-    computing()
-
-    async def look() -> None:
-        while not computing():
-            await asyncio.sleep(0.05)
-
-    await within(look())
+    await within(until_computing(Computing(group(BUSY).pid)))
 
 
 async def test_a_group_that_waits_does_not_compute(group: Group) -> None:
     computing = Computing(group("import signal; print(flush=True); signal.pause()").pid)
     computing()
-    await within(asyncio.sleep(0.2))
+    await within(until_computing(Computing(group(BUSY).pid)))  # by when this one had the time to
     assert not computing()
 
 
 async def test_a_group_that_is_stopped_does_not_compute(group: Group) -> None:
-    leader = group("print(flush=True)\nwhile True: pass")
+    leader = group(BUSY)
     os.killpg(leader.pid, signal.SIGSTOP)
+    await within(until_stopped(leader.pid))
     computing = Computing(leader.pid)
     computing()
-    await within(asyncio.sleep(0.2))
+    await within(until_computing(Computing(group(BUSY).pid)))  # by when this one had the time to
     assert not computing()
 
 
@@ -231,3 +255,21 @@ async def test_a_process_whose_main_thread_has_ended_still_counts_while_others_r
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_an_api_server_that_hangs_is_silent_although_its_engine_computes(sockets: Path) -> None:
+    process = Process()
+    process.answers = process.hears = False
+    async with listening(sockets / "a", process), watched(sockets / "a", computes=lambda: True) as watch:
+        await within(watch)
+
+
+async def test_an_api_server_that_hears_may_wait_for_an_engine_that_computes(sockets: Path) -> None:
+    process = Process()
+    process.answers = False
+    async with listening(sockets / "a", process), watched(sockets / "a", computes=lambda: True) as watch:
+        await process.was_asked(1)
+        done, _ = await asyncio.wait({watch}, timeout=4 * LIMIT)
+        assert not done
+        process.hears = False
+        await within(watch)

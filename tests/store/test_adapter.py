@@ -16,7 +16,6 @@ from tiny_snapshot import Tensors
 from vllama.errors import ManifestCorrupt, RequestError, StoreError
 from vllama.names import ModelName
 from vllama.ollama.creation import Changes
-from vllama.store.base import has_content, held_file
 from vllama.store.blobs import Blobs
 from vllama.store.create import create
 from vllama.store.description import describe
@@ -24,6 +23,7 @@ from vllama.store.garbage import collect, delete
 from vllama.store.layers import layers
 from vllama.store.load import load
 from vllama.store.manifest import FORMAT_VERSION, Manifest
+from vllama.store.model_import import has_content, held_file
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.stage import stage
@@ -156,7 +156,7 @@ class TestRefused:
         ("names", "message"),
         [
             (["adapter_config.json", "adapter_model.bin"], "pickle only (adapter_model.bin)"),
-            (["lora.gguf"], "the adapter in GGUF cannot be converted"),
+            (["lora.gguf"], "cannot convert the GGUF adapter"),
             (["a.gguf", "b.gguf"], "only one adapter is currently supported"),
             (["adapter_config.json", "adapters.safetensors"], "an adapter of MLX"),
             (["adapter_model.safetensors"], "the adapter has no adapter_config.json"),
@@ -181,15 +181,15 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            ({"peft_type": "IA3"}, "only LoRA adapters can be served; adapter_config.json has peft_type 'IA3'"),
-            ({"use_dora": True}, "it has DoRA (use_dora); merge it"),
+            ({"peft_type": "IA3"}, "only LoRA adapters are supported; adapter_config.json has peft_type 'IA3'"),
+            ({"use_dora": True}, "vLLM does not support DoRA (use_dora) of this adapter; merge the adapter"),
             ({"bias": "all", "modules_to_save": ["lm_head"]}, "whole layers beside it (modules_to_save), biases"),
             ({"rank_pattern": {"q_proj": 2}}, "ranks of single layers (rank_pattern)"),
             ({"init_lora_weights": "pissa"}, "changed weights of the base (init_lora_weights: pissa)"),
             ({"r": 0}, "r is 0"),
             ({"r": True}, "r is True"),
-            ({"r": 1024}, "rank 1024, and vLLM takes 512 at the most"),
-            ({"r": 8}, f"{Q} has rank 4, adapter_config.json says 8"),
+            ({"r": 1024}, "rank 1024, but vLLM supports at most 512"),
+            ({"r": 8}, f"{Q} has rank 4, but adapter_config.json has 8"),
             ({"lora_alpha": None}, "lora_alpha is None"),
             ({"target_modules": []}, "no target_modules"),
         ],
@@ -203,10 +203,16 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("layers", "message"),
         [
-            ({Q: (16, 4096)}, f"{Q} is 16 × 8 in the base, and the adapter is for 16 × 4096 (it was made for a/b)"),
-            ({"model.layers.7.self_attn.q_proj": (16, 8)}, "the base has no model.layers.7.self_attn.q_proj (it was"),
+            (
+                {Q: (16, 4096)},
+                f"{Q} is 16 × 8 in the base model, but the adapter is for 16 × 4096 (it was made for a/b)",
+            ),
+            (
+                {"model.layers.7.self_attn.q_proj": (16, 8)},
+                "the base model has no model.layers.7.self_attn.q_proj (it was",
+            ),
             ({"lm_head": (99, 8)}, "lm_head is 32 × 8 in the base"),
-            ({}, "holds no LoRA matrices"),
+            ({}, "contains no LoRA matrices"),
         ],
     )
     def test_one_for_another_base_is_refused_with_both_shapes(
@@ -223,13 +229,13 @@ class TestRefused:
         weights = adapter / "adapter_model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole.replace(b"q_proj.lora_B", b"q_proj.lora_Z"))
-        assert "q_proj.lora_Z.weight, which is no matrix of a LoRA" in refusal(store, adapter_path=adapter)
+        assert "q_proj.lora_Z.weight is not a LoRA matrix" in refusal(store, adapter_path=adapter)
         weights.write_bytes(whole.replace(b"q_proj.lora_B", b"k_proj.lora_B"))
-        assert f"one half of the matrices of {Q}" in refusal(store, adapter_path=adapter)
+        assert f"one of the two matrices of {Q} is missing" in refusal(store, adapter_path=adapter)
         weights.write_bytes(whole[:-1])
-        assert refusal(store, adapter_path=adapter).startswith("adapter_model.safetensors is not whole")
+        assert refusal(store, adapter_path=adapter).startswith("adapter_model.safetensors is incomplete")
         (adapter / "adapter_config.json").write_text("[")
-        assert "adapter_config.json cannot be read" in refusal(store, adapter_path=adapter)
+        assert "cannot read the adapter's adapter_config.json" in refusal(store, adapter_path=adapter)
 
 
 @pytest.mark.parametrize(
@@ -355,12 +361,12 @@ class TestBundles:
         assert tuned.adapter is not None
         store.put(replace(tuned, adapter=replace(tuned.adapter, rank=2)))
         list(stage(store, [TUNED], tmp_path / "bundle"))
-        with pytest.raises(StoreError, match="has not the rank that its manifest says"):
+        with pytest.raises(StoreError, match="differs from its manifest"):
             list(load(other, tmp_path / "bundle"))
         assert other.list() == []
 
     def test_one_of_other_files_is_not_staged(self, store: ModelStore, tuned: Manifest, tmp_path: Path) -> None:
         assert tuned.adapter is not None
         store.put(replace(tuned, adapter=replace(tuned.adapter, files=tuned.adapter.files[:1])))
-        with pytest.raises(StoreError, match="an adapter of other files"):
+        with pytest.raises(StoreError, match="an adapter with files other than"):
             list(stage(store, [TUNED], tmp_path / "bundle"))

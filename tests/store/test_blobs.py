@@ -142,14 +142,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(blobs: Blobs, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=f"cannot store the blob {DIGEST}: .*No space left"):
+    with pytest.raises(StoreError, match=f"cannot store blob {DIGEST}: .*No space left"):
         upload(blobs, DATA)
     assert files(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("in the way")
-    with pytest.raises(StoreError, match=f"cannot store the blob {DIGEST}"):
+    with pytest.raises(StoreError, match=f"cannot store blob {DIGEST}"):
         Blobs(tmp_path).receive(SHA256, DIGEST)
 
 

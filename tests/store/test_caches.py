@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_place_where_others_can_write_is_not_used(
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(mode)
     assert caches.use(tmp_path, DIGEST) is None
-    assert "others than its owner can write there" in caplog.text
+    assert "users other than its owner can write there" in caplog.text
 
 
 def test_a_link_in_its_place_is_not_used(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_link_in_its_place_is_not_used(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_is_served_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("a file")
     assert caches.use(tmp_path, DIGEST) is None
-    assert "nothing is cached" in caplog.text
+    assert "not caching compiled code" in caplog.text
 
 
 def test_a_cache_of_the_users_own_stays(tmp_path: Path) -> None:
@@ -147,6 +148,28 @@ def test_gc_leaves_a_cache_that_an_engine_uses(store: ModelStore, one: Manifest)
     in_use.close()
     in_use.close()
     assert len(collect(store, caches=True).removed) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the open files of a process are listed by Linux")
+def test_a_removal_leaves_no_directory_open_whether_or_not_it_succeeds(store: ModelStore, one: Manifest) -> None:
+    compile_something(store.root, one.weights_digest)
+    own = caches.directory(store.root, one.weights_digest)
+    in_use = caches.use(store.root, one.weights_digest)
+    assert in_use is not None
+    assert not caches.remove(own)
+    in_use.close()
+    assert open_files_in(own) == []
+    assert caches.remove(own)
+    assert open_files_in(own) == []
+
+
+def open_files_in(directory: Path) -> list[str]:
+    """Return the files that this process has open in a directory, or had when it was removed."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was the listing's own
+            found.append(str(link.readlink()))
+    return [path for path in found if path.startswith(str(directory))]
 
 
 def test_du_counts_caches_apart(store: ModelStore, one: Manifest) -> None:

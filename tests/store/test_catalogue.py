@@ -76,10 +76,13 @@ class TestTheLibrary:
                 assert entry.capabilities, name
                 assert entry.context >= 128, name
 
-    def test_every_tag_of_every_family_is_found_with_each_quantisation(self) -> None:
+    def test_every_tag_of_every_family_is_found_with_each_quantization(self) -> None:
         for family in builtin().families():
             for stem, size in family.stems():
                 if family.models[size].unavailable:
+                    continue
+                other = family.models.get(dict(family.quantized_stems()).get(stem, ""))
+                if other and other.unavailable:
                     continue
                 for suffix in ("", "-q4_0", "-q4_K_M", "-q8_0", "-fp16", "-bf16"):
                     entry = builtin().lookup(ModelName.parse(f"{family.name}:{stem}{suffix}"))
@@ -132,10 +135,41 @@ class TestTheLibrary:
             ("gemma3:4b-it-qat", "RedHatAI/gemma-3-4b-it-quantized.w4a16 INT4"),
             ("glm-4.7-flash:bf16", "zai-org/GLM-4.7-Flash BF16"),
             ("all-minilm:33m", "sentence-transformers/all-MiniLM-L12-v2 F32"),
+            ("bge-m3", "Shitao/bge-m3 F32"),
+            ("llama3", "casperhansen/llama-3-8b-instruct-awq AWQ"),
+            ("gemma4:e4b-it-qat", "google/gemma-4-E4B-it-qat-w4a16-ct INT4"),
         ],
     )
     def test_a_tag_gets_the_format_that_serves_it_best(self, name: str, artifact: str) -> None:
         assert _hub(name).artifact == artifact
+
+    @pytest.mark.parametrize(
+        ("name", "repository"),
+        [
+            ("qwen3:4b", "Qwen/Qwen3-4B-Thinking-2507-FP8"),
+            ("qwen3:4b-q4_K_M", "Qwen/Qwen3-4B-AWQ"),
+            ("qwen3:4b-fp16", "Qwen/Qwen3-4B"),
+            ("qwen3:4b-thinking-2507-fp16", "Qwen/Qwen3-4B-Thinking-2507"),
+            ("qwen3:30b-a3b", "Qwen/Qwen3-30B-A3B-Thinking-2507-FP8"),
+            ("qwen3:30b-a3b-q8_0", "Qwen/Qwen3-30B-A3B-FP8"),
+            ("qwen3-vl", "Qwen/Qwen3-VL-8B-Thinking-FP8"),
+            ("qwen3-next:80b", "Qwen/Qwen3-Next-80B-A3B-Thinking-FP8"),
+            ("deepseek-r1:671b-fp16", "deepseek-ai/DeepSeek-R1"),
+            ("deepseek-v3.1", "deepseek-ai/DeepSeek-V3.1-Terminus"),
+            ("devstral", "mistralai/Devstral-Small-2505"),
+            ("mistral:7b-instruct", "solidrust/Mistral-7B-Instruct-v0.3-AWQ"),
+            ("mistral:7b-instruct-q4_K_M", "mistralai/Mistral-7B-Instruct-v0.1"),
+            ("mistral:7b-instruct-v0.3-q4_K_M", "solidrust/Mistral-7B-Instruct-v0.3-AWQ"),
+            ("gemma:2b", "google/gemma-2b-it"),
+            ("gemma:2b-instruct", "google/gemma-1.1-2b-it"),
+            ("gemma:2b-instruct-q4_0", "google/gemma-2b-it"),
+            ("codegemma:code", "google/codegemma-1.1-2b"),
+            ("yi:34b-chat-q4_0", "01-ai/Yi-34B-Chat"),
+            ("yi:34b", "01-ai/Yi-1.5-34B-Chat"),
+        ],
+    )
+    def test_a_tag_means_the_edition_that_it_means_in_ollama_s_library(self, name: str, repository: str) -> None:
+        assert _hub(name).repository == repository
 
     def test_the_makers_gated_repositories_are_marked_and_others_are_not(self) -> None:
         assert _hub("llama3.1:8b-instruct-fp16").gated
@@ -145,7 +179,14 @@ class TestTheLibrary:
     def test_other_names_are_other_models(self, name: str) -> None:
         assert builtin().lookup(ModelName.parse(name)) is None
 
-    @pytest.mark.parametrize(("name", "reason"), [("bge-m3", "pickle"), ("llama3.2-vision:11b", "vLLM has removed")])
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("llama3.2-vision:11b", "vLLM has removed"),
+            ("qwen:7b-chat-q4_0", "Qwen 1.0, whose architecture vLLM has removed"),
+            ("minimax-m2.7", "in its cloud only"),
+        ],
+    )
     def test_a_name_that_nothing_can_serve_says_why(self, name: str, reason: str) -> None:
         with pytest.raises(SourceUnavailable, match=reason):
             builtin().lookup(ModelName.parse(name))
@@ -205,19 +246,23 @@ class TestAUsersOwnFile:
             ("house = 1", r"\[house\] is not a table"),
             ("[house]", "has no models"),
             ('[house]\nmodels."7b" = {}', "needs a repository under one of"),
-            ('[house]\nmodels."7b" = { q4 = "acme/x" }', "does not know q4; known keys: "),
+            ('[house]\nmodels."7b" = { q4 = "acme/x" }', "has unknown keys q4; known keys: "),
             ('[house]\nmodels."7b" = { awq = "x" }', r'awq = "x" is not of the form org/repo'),
             ('[house]\nmodels."7b" = { awq = "../x" }', "is not of the form org/repo"),
             ('[house]\nmodels."7b" = { awq = 4 }', "awq = 4 is not of type str"),
-            ('[house]\nmodels."7b" = { awq = "a/b", plain = "bf16" }', "plain = .* is none of its artifacts"),
-            ('[house]\nmodels."7b" = { awq = "a/b", license = "free as beer" }', "is no SPDX identifier"),
-            ('[house]\nmodels."7b" = { awq = "a/b", capabilities = ["flies"] }', "capabilities has flies"),
+            ('[house]\nmodels."7b" = { awq = "a/b", plain = "bf16" }', "plain = .* is not one of its artifacts"),
+            ('[house]\nmodels."7b" = { awq = "a/b", license = "free as beer" }', "is not an SPDX identifier"),
+            ('[house]\nmodels."7b" = { awq = "a/b", capabilities = ["flies"] }', "has unknown capabilities flies"),
             ('[house]\nmodels."7b" = { awq = "a/b", also = [1] }', "is not a list of strings"),
-            ('[house]\nmodels."7 b" = { awq = "a/b" }', "'house:7 b' is no model name"),
-            ('[house]\nlatest = "8b"\nmodels."7b" = { awq = "a/b" }', "is none of its models"),
+            ('[house]\nmodels."7 b" = { awq = "a/b" }', "'house:7 b' is not a model name"),
+            ('[house]\nlatest = "8b"\nmodels."7b" = { awq = "a/b" }', "is not one of its models"),
             (
                 '[house]\nmodels."7b" = { awq = "a/b", also = ["x"] }\nmodels."8b" = { awq = "a/c", also = ["x"] }',
-                'the tag "x" means both 7b and 8b',
+                'the tag "x" is ambiguous: it means both 7b and 8b',
+            ),
+            (
+                '[house]\nmodels."7b" = { awq = "a/b", also = ["x-*"] }\nmodels."8b" = { awq = "a/c", also = ["x-*"] }',
+                r'the tag "x-\*" is ambiguous: it means both 7b and 8b',
             ),
         ],
     )

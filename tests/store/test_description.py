@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vllama.errors import ManifestCorrupt
-from vllama.store.description import capabilities, describe
+from vllama.store.description import capabilities, describe, gguf_precision
 
 from .conftest import CHATML, BuildSnapshot, make_manifest, write_safetensors
 
@@ -75,7 +75,12 @@ VISION: dict[str, Any] = {
     "model_type": "llava",
     "architectures": ["LlavaForConditionalGeneration"],
     "vision_config": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336},
-    "text_config": {"hidden_size": 4096, "num_attention_heads": 32},
+    "text_config": {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+    },
 }
 
 
@@ -258,3 +263,37 @@ def test_a_missing_file_is_named(build_snapshot: BuildSnapshot, path: str) -> No
 def test_a_damaged_config_is_named(build_snapshot: BuildSnapshot, content: str) -> None:
     with pytest.raises(ManifestCorrupt, match=r"config\.json"):
         describe(make_manifest(snapshot=build_snapshot(files={"config.json": content})))
+
+
+def test_a_model_of_a_gguf_is_described_as_the_file_was(build_snapshot: BuildSnapshot) -> None:
+    """As Ollama would, and in keys of our own what is served, with the error bound."""
+    gguf = {
+        "precision": "exact",
+        "file_type": "Q4_K_M",
+        "general_file_type": 15,
+        "parameter_count": 494_000_000,
+        "tensors": [
+            {"type": "F32", "weights": 8, "served": "F32"},
+            {"type": "IQ2_S", "weights": 8, "served": "BF16"},
+            {"type": "Q4_0", "weights": 8, "served": "INT4", "bits": 4, "error_in_steps": 0.0, "rounds_scales": False},
+            {"type": "Q4_K", "weights": 8, "served": "INT4+minimum", "bits": 4, "error_in_steps": 0.0,
+             "rounds_scales": True},
+            {"type": "Q6_K", "weights": 8, "served": "INT8", "bits": 8, "error_in_steps": 1.0, "rounds_scales": True},
+        ],
+    }  # fmt: skip
+    snapshot = build_snapshot(config={"gguf": gguf, "quantization_config": {"quant_method": "vllama_gguf", "bits": 4}})
+    found = describe(make_manifest(snapshot=snapshot))
+    assert (found.format, found.quantization_level, found.parameter_size) == ("gguf", "Q4_K_M", "494M")
+    assert found.model_info["general.file_type"] == 15
+    assert found.model_info["vllama.weights"] == (
+        "F32: F32; IQ2_S: BF16, rounded; Q4_0: INT4, exact; Q4_K: INT4+minimum, scales rounded to 16 bits; "
+        "Q6_K: INT8, error at most 1 of a step"
+    )
+    assert gguf_precision(snapshot) == "exact"
+
+
+@pytest.mark.parametrize("gguf", ["Q4_K_M", [], {"parameter_count": -1, "general_file_type": "15", "tensors": "all"}])
+def test_a_config_that_says_nonsense_about_a_gguf_does_no_harm(build_snapshot: BuildSnapshot, gguf: object) -> None:
+    found = describe(make_manifest(snapshot=build_snapshot(config={"gguf": gguf})))
+    assert found.parameter_count > 0
+    assert found.quantization_level == "BF16"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import Repository, hub_stand_in
+from sampling import count
 
 from vllama.errors import ModelNotFound, StoreError
 from vllama.names import ModelName
@@ -249,7 +250,7 @@ def test_what_a_stopped_pull_fetched_is_removed_on_demand_only(store: ModelStore
         pass
     ((item, why),) = collect(store).kept
     assert (item.kind, item.size) == ("staging", 5)
-    assert "was stopped" in why
+    assert "interrupted pull" in why
     assert collect(store, partial=True).freed == 5
     assert list((store.root / "staging").iterdir()) == []
 
@@ -290,7 +291,7 @@ def test_kills_at_any_instant_leave_whole_names_and_nothing_after_a_collection(
     """One is never removed; others with the same and with other files come and go, in three processes at a time."""
     snapshots = [build_snapshot(f"s{i}", config={"vocab_size": 32 + i}) for i in range(3)]
     remote = build_snapshot("remote", tensors={"model.embed_tokens.weight": ("BF16", [1500, 1000])})
-    assert KILLS >= 200
+    assert count(50, 200) <= KILLS
     with hub_stand_in() as hub:
         hub.repositories["acme/tiny"] = Repository({path.name: path.read_bytes() for path in remote.iterdir()})
         done = subprocess.run(

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
-import shutil
-import struct
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from ollama_layout import gguf_bytes
 
 from vllama.errors import StoreError
-from vllama.store.gguf import convert
+from vllama.store.gguf import conversion
+
+
+def convert(source: Path, destination: Path) -> None:
+    for _ in conversion.convert(source, destination):
+        pass
 
 
 def _pretend_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
@@ -52,37 +55,42 @@ def test_the_converter_works_offline_and_on_the_cpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("a b.gguf").write_bytes(gguf_bytes())
     convert(Path("a b.gguf"), Path("out"))
-    assert (tmp_path / "log").read_text() == "1,,-P -m vllama.store.gguf a b.gguf out\n"
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("1,,")
+    assert log.endswith("-P -m vllama.store.gguf.conversion a b.gguf out exact\n")
 
 
-def test_a_disk_without_room_for_the_converted_model_is_told_before_it_begins(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_progress_of_the_converter_is_told_and_not_part_of_its_last_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
 ) -> None:
-    """Two tensors of 100 M values in half a byte each: 400 MB in bfloat16, whatever the file takes."""
-    tensors = b"".join(
-        struct.pack("<Q", 1) + name + struct.pack("<IQQIQ", 2, 10_000, 10_000, 2, 0) for name in (b"a", b"b")
-    )
-    model = tmp_path / "model.gguf"
-    model.write_bytes(gguf_bytes(rest=tensors, tensors=2))
-    _pretend_python(monkeypatch, tmp_path, f"touch {tmp_path}/began")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=400_000_000))
-    with pytest.raises(StoreError, match=r"cannot convert model\.gguf .*400,000,000 bytes are needed.*OLLAMA_MODELS"):
-        convert(model, tmp_path / "out")
-    assert not (tmp_path / "began").exists()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=500_000_000))
-    convert(model, tmp_path / "out")
-    assert (tmp_path / "began").exists()
+    _pretend_python(monkeypatch, tmp_path, "echo progress 1 3; echo warned; echo progress 3 3; echo broken; exit 1")
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(StoreError, match=r"status 1\):\nwarned\nbroken$"):
+        seen.extend(conversion.convert(model, tmp_path / "out"))
+    assert seen == [(1, 3), (3, 3)]
 
 
-def test_what_is_no_gguf_is_refused_before_it_begins(tmp_path: Path) -> None:
+def test_a_conversion_that_nobody_waits_for_ends_its_converter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    _pretend_python(monkeypatch, tmp_path, f"echo $$ > {tmp_path}/pid; echo progress 1 3; exec tail -f /dev/null")
+    steps = conversion.convert(model, tmp_path / "out")
+    assert next(steps) == (1, 3)
+    steps.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_what_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
     (tmp_path / "model.gguf").write_bytes(b"GGUF of a model")
-    with pytest.raises(StoreError, match=r"cannot convert model\.gguf to safetensors: not a GGUF file"):
+    with pytest.raises(StoreError, match=r"(?s)cannot convert model\.gguf to safetensors.*cannot read the GGUF file"):
         convert(tmp_path / "model.gguf", tmp_path / "out")
 
 
 def test_the_store_is_used_without_importing_an_engine() -> None:
     code = (
-        "import sys, vllama.store.pull, vllama.store.listing, vllama.store.gguf;"
+        "import sys, vllama.store.pull, vllama.store.listing, vllama.store.gguf.conversion;"
         "print(sorted({'torch', 'transformers', 'vllm', 'numpy', 'gguf'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

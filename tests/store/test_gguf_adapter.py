@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ollama_layout import OllamaLayout, converts_to, gguf_bytes
+from sampling import count
 from tiny_snapshot import Tensors
 
 from vllama.errors import RequestError
 from vllama.names import ModelName
 from vllama.ollama.creation import Changes
 from vllama.store.create import create
+from vllama.store.gguf import adapter as gguf_adapter
+from vllama.store.gguf import conversion
+from vllama.store.gguf.conversion import run_as_converter
 from vllama.store.manifest import Adapter
 from vllama.store.model_store import ModelStore
+from vllama.store.sources.ollama_store import OllamaStore, import_models
 
 from .conftest import BuildSnapshot
 from .upload import upload_and_create
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")
+save_file = pytest.importorskip("safetensors.numpy").save_file
 load_file = pytest.importorskip("safetensors.numpy").load_file
 
 HEADS, KV_HEADS, RANK = 4, 2, 2
@@ -118,12 +130,37 @@ def test_without_a_scale_it_counts_as_it_is(
     assert json.loads((made.snapshot / "adapter_config.json").read_text())["lora_alpha"] == RANK
 
 
+def test_a_model_of_ollamas_with_an_adapter_brings_it(
+    store: ModelStore,
+    build_snapshot: BuildSnapshot,
+    matrices: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    converted = build_snapshot("converted", tensors=WEIGHTS)
+    monkeypatch.setattr(conversion, "convert", converts_to(converted))
+    ollama = OllamaLayout(tmp_path / "ollama")
+    adapter = ollama.layer("adapter", write(tmp_path / "lora.gguf", matrices).read_bytes())
+    ollama.write(
+        "registry.ollama.ai/library/tuned/latest",
+        ollama.manifest(ollama.layer("model", gguf_bytes()), adapter, ollama.layer("system", b"You are tuned.")),
+    )
+    list(import_models(store, OllamaStore(ollama.directory), []))
+    made = store.get(ModelName.parse("tuned"))
+    assert (made.system, made.adapter_rank, made.damaged_files()) == ("You are tuned.", RANK, [])
+    assert made.adapter is not None
+    found = load_file(made.adapter.snapshot / "adapter_model.safetensors")
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: values.tolist() for name, values in matrices.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"architecture": "qwen2"}, "it is for the architecture 'qwen2', the base is a 'llama'"),
-        ({"kind": "model"}, "it is no LoRA adapter"),
-        ({"adapter": "control_vector"}, "it is no LoRA adapter"),
+        ({"architecture": "qwen2"}, "it is for architecture 'qwen2', but the base model is 'llama'"),
+        ({"kind": "model"}, "it is not a LoRA adapter"),
+        ({"adapter": "control_vector"}, "it is not a LoRA adapter"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_with_the_reason(
@@ -139,5 +176,27 @@ def test_one_for_layers_that_the_base_lacks_is_refused(
 ) -> None:
     fewer = {name: shape for name, shape in WEIGHTS.items() if "k_proj" not in name}
     upload_and_create(store, ModelName.parse("base"), build_snapshot(tensors=fewer))
-    with pytest.raises(RequestError, match=r"it changes blk\.0\.attn_k\.weight\.lora_a, which the base does not have"):
+    with pytest.raises(
+        RequestError, match=r"it changes blk\.0\.attn_k\.weight\.lora_a, which is missing in the base model"
+    ):
         adapter_of(store, "base", write(tmp_path / "lora.gguf", matrices))
+
+
+@settings(max_examples=count(40, 2000), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=4))
+def test_any_damage_of_an_adapter_is_converted_or_told_in_one_line(
+    store: ModelStore, base: str, matrices: dict[str, Any], tmp_path: Path, changes: list[tuple[int, int]]
+) -> None:
+    source, destination = tmp_path / "lora.gguf", tmp_path / "made"
+    data = bytearray(write(source, matrices).read_bytes())
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    source.write_bytes(data)
+    snapshot = store.get(ModelName.parse(base)).snapshot
+    tracemalloc.start()
+    with suppress(SystemExit):
+        run_as_converter(lambda: gguf_adapter._convert(source, destination, snapshot, gguf.GGUFReader, save_file))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    shutil.rmtree(destination, ignore_errors=True)
+    assert peak < 16 << 20, peak

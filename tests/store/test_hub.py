@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,19 +14,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hub_stand_in import Fault, HubStandIn, Repository, hub_stand_in, sha256
+from ollama_layout import converts_to, gguf_bytes
 
 from vllama.errors import ManifestCorrupt, SourceUnavailable, StoreError
+from vllama.installed.loading import Loading
 from vllama.names import ModelName
-from vllama.store import gguf
-from vllama.store.description import describe
+from vllama.store import loadable
+from vllama.store.description import describe, gguf_precision
+from vllama.store.gguf import conversion
 from vllama.store.manifest import Source
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
 from vllama.store.pull import pull
 from vllama.store.sources.hub import HubSource
-from vllama.store.sources.hub_transfer import Patience
+from vllama.store.sources.hub_errors import Asked
+from vllama.store.sources.hub_listing import RemoteFile
+from vllama.store.sources.hub_transfer import Patience, Transfer
 
 from .conftest import BuildSnapshot
 
@@ -196,6 +203,76 @@ class TestAPull:
             sha256(files["model.safetensors"])
         }
 
+    def test_a_mirror_that_states_no_size_at_all_serves_the_model(
+        self, store: ModelStore, repository: Repository, files: dict[str, bytes], hub: HubStandIn
+    ) -> None:
+        repository.tells_sizes, repository.is_sizeless = False, True
+        hub.misbehave("model.safetensors", Fault(after=1_000_000))
+        steps = _pull(store)
+        manifest = store.get(NAME)
+        for file in manifest.files:
+            assert (file.size, file.sha256) == (len(files[file.path]), sha256(files[file.path]))
+            assert (manifest.snapshot / file.path).read_bytes() == files[file.path]
+        weights = [step for step in steps if step.digest == f"sha256:{sha256(files['model.safetensors'])}"]
+        assert {step.total for step in weights[:-1]} <= {None}
+        assert weights[-1].total == len(files["model.safetensors"])
+
+    def test_a_stored_file_keeps_its_bytes_when_a_mirror_states_no_size(
+        self, store: ModelStore, repository: Repository, files: dict[str, bytes], hub: HubStandIn
+    ) -> None:
+        _pull(store)
+        weights = store.get(NAME).snapshot / "model.safetensors"
+        hub.requests.clear()
+        repository.tells_sizes, repository.is_sizeless = False, True
+        other = ModelName.parse("tiny:7b")
+        list(HubSource(REPOSITORY, patience=QUICK).pull(store, other, force=False))
+        assert weights.read_bytes() == files["model.safetensors"]
+        assert store.get(other).damaged_files() == []
+        assert hub.ranges("model.safetensors") == []
+
+    def test_a_damaged_stored_file_is_replaced_and_never_written_to(
+        self, store: ModelStore, repository: Repository, files: dict[str, bytes], tmp_path: Path
+    ) -> None:
+        _pull(store)
+        path = store.get(NAME).snapshot / "model.safetensors"
+        damaged = b"X" * path.stat().st_size
+        path.write_bytes(damaged)
+        (tmp_path / "kept").hardlink_to(path)
+        other = ModelName.parse("tiny:7b")
+        list(HubSource(REPOSITORY, patience=QUICK).pull(store, other, force=False))
+        assert path.read_bytes() == files["model.safetensors"]
+        assert (tmp_path / "kept").read_bytes() == damaged
+
+    def test_a_linked_part_that_an_older_version_left_is_never_written_to(
+        self, store: ModelStore, repository: Repository, files: dict[str, bytes], hub: HubStandIn, tmp_path: Path
+    ) -> None:
+        hub.misbehave("model.safetensors", Fault(403))
+        with pytest.raises(SourceUnavailable):
+            _pull(store)
+        (staging,) = (store.root / "staging").glob("*@resume")
+        part = staging / "files" / f"{sha256(files['model.safetensors'])}.part"
+        part.unlink(missing_ok=True)
+        others = tmp_path / "others"
+        others.write_bytes(b"another file")
+        part.hardlink_to(others)
+        _pull(store)
+        assert others.read_bytes() == b"another file"
+        assert (store.get(NAME).snapshot / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+    def test_a_file_without_checksum_is_not_taken_from_another_commit(
+        self, store: ModelStore, hub: HubStandIn, tmp_path: Path
+    ) -> None:
+        place = tmp_path / "place"
+        place.write_bytes(b"old")
+        with httpx.Client() as client:
+            content = b"new"
+            hub.repositories[REPOSITORY] = Repository({"notes.txt": content})
+            asked = Asked(hub.url, REPOSITORY, COMMIT, has_token=False)
+            url = f"{hub.url}/{REPOSITORY}/resolve/{COMMIT}/notes.txt"
+            transfer = Transfer(client, asked, {}, QUICK)
+            transfer.fetch(RemoteFile("notes.txt", len(content)), url, place, lambda _: None)
+        assert place.read_bytes() == content
+
     def test_nothing_but_a_name_a_version_and_the_token_is_told(
         self, store: ModelStore, repository: Repository, hub: HubStandIn
     ) -> None:
@@ -250,6 +327,65 @@ class TestNetworksFail:
         _pull(store)
         assert store.get(NAME).damaged_files() == []
 
+    def test_a_connection_that_drops_while_metadata_is_read_is_tried_again(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        repository.tells_sizes = False
+        hub.head_faults.extend([Fault(drops=True), Fault(503), Fault(drops=True)])
+        hub.api_faults.append(Fault(drops=True))
+        _pull(store)
+        assert store.get(NAME).damaged_files() == []
+
+    def test_connections_that_keep_dropping_while_metadata_is_read_are_told(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        repository.tells_sizes = False
+        hub.head_faults.extend([Fault(drops=True)] * 10)
+        with pytest.raises(SourceUnavailable, match=f"^cannot reach {hub.url}: .*check the network"):
+            _pull(store)
+
+    def test_metadata_that_is_refused_says_why(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        repository.tells_sizes = False
+        hub.head_faults.append(Fault(403))
+        with pytest.raises(SourceUnavailable, match=f"^{hub.url} denied access to '{REPOSITORY}'"):
+            _pull(store)
+
+    def test_redirects_that_never_end_are_told_while_metadata_is_read(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        repository.tells_sizes = False
+        loop = f"/{REPOSITORY}/resolve/{COMMIT}/config.json"
+        hub.head_faults.extend([Fault(302, {"Location": loop})] * 100)
+        with pytest.raises(SourceUnavailable, match=r"(?i)redirect"):
+            _pull(store)
+
+    def test_redirects_that_never_end_end_the_pull_without_waiting_for_other_files(
+        self, store: ModelStore, repository: Repository, hub: HubStandIn
+    ) -> None:
+        held = threading.Event()
+        hub.misbehave("model.safetensors", Fault(after=1_000_000, go_on=held))
+        loop = f"{hub.url}/{REPOSITORY}/resolve/{COMMIT}/config.json"
+        hub.misbehave("config.json", *[Fault(302, {"Location": loop})] * 100)
+        with pytest.raises(SourceUnavailable, match=r"config\.json.*(?i:redirect)"):
+            _pull(store)
+        assert not held.is_set()
+
+    def test_a_process_that_ended_is_no_fault_of_the_store(
+        self, store: ModelStore, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = subprocess.Popen
+
+        def ended(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+            process = started([sys.executable, "-c", "import sys; sys.exit('no such module')"], **options)
+            process.wait()
+            return process
+
+        monkeypatch.setattr(subprocess, "Popen", ended)
+        with pytest.raises(SourceUnavailable, match=r"exited with status 1:\nno such module"):
+            _pull(store)
+
     def test_patience_ends(self, store: ModelStore, repository: Repository, hub: HubStandIn) -> None:
         hub.misbehave("model.safetensors", *[Fault(503)] * 10)
         with pytest.raises(SourceUnavailable, match=rf"answered 503 for '{REPOSITORY}'; try again later"):
@@ -275,6 +411,31 @@ class TestNetworksFail:
         with pytest.raises(SourceUnavailable, match=r"cannot reach http://127\.0\.0\.1:9: .*HF_ENDPOINT to a mirror"):
             _pull(store)
 
+    def test_a_host_name_that_does_not_resolve_is_told(
+        self, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The name is one that never resolves (RFC 2606)."""
+        monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+        told = r"cannot reach http://hub\.invalid: its host name, or that of the proxy, does not resolve"
+        with pytest.raises(SourceUnavailable, match=told):
+            _pull(store)
+
+    @pytest.mark.parametrize(
+        ("error", "failing_for", "is_over"),
+        [
+            (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), 0.5, False),
+            (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), 1.5, True),
+            (ConnectionResetError(), 30.0, False),
+        ],
+    )
+    def test_patience_is_short_where_a_host_name_does_not_resolve_and_only_there(
+        self, error: Exception, failing_for: float, *, is_over: bool
+    ) -> None:
+        failure = SourceUnavailable("cannot reach the Hub")
+        failure.__cause__ = httpx.ConnectError("failed")
+        failure.__cause__.__cause__ = error
+        assert Patience().is_over(3, 2.0, failure, failing_for) is is_over
+
     def test_offline_is_respected(
         self, store: ModelStore, repository: Repository, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -289,7 +450,7 @@ class TestDamage:
         self, store: ModelStore, repository: Repository, hub: HubStandIn
     ) -> None:
         hub.misbehave("model.safetensors", Fault(flips=True))
-        with pytest.raises(SourceUnavailable, match=r"digest mismatch: model\.safetensors .*must be downloaded again"):
+        with pytest.raises(SourceUnavailable, match=r"digest mismatch: model\.safetensors .*serves a different file"):
             _pull(store)
         assert store.list() == []
         assert not list(store.root.rglob(f"{sha256(repository.files['model.safetensors'])}*"))
@@ -316,7 +477,7 @@ class TestDamage:
         self, store: ModelStore, repository: Repository, files: dict[str, bytes]
     ) -> None:
         repository.files = files | {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\n"}
-        with pytest.raises(ManifestCorrupt, match="no safetensors file"):
+        with pytest.raises(ManifestCorrupt, match="not a safetensors file"):
             _pull(store)
         assert store.list() == []
 
@@ -325,7 +486,7 @@ class TestDamage:
     ) -> None:
         index = {"weight_map": {"x": "model-00002-of-00002.safetensors"}}
         repository.files = files | {"model.safetensors.index.json": json.dumps(index).encode()}
-        with pytest.raises(StoreError, match=r"the repository is not whole: .*model-00002-of-00002"):
+        with pytest.raises(StoreError, match=r"the repository is incomplete: .*model-00002-of-00002"):
             _pull(store)
 
 
@@ -336,7 +497,7 @@ class TestWhatIsRefused:
 
     def test_a_private_one_names_the_token(self, store: ModelStore, repository: Repository) -> None:
         repository.private = True
-        with pytest.raises(SourceUnavailable, match="if it is private, set HF_TOKEN to a token that may read it"):
+        with pytest.raises(SourceUnavailable, match="if it is private, set HF_TOKEN to a token with read access"):
             _pull(store)
 
     def test_a_private_one_is_read_with_its_token_which_is_told_to_nobody_else(
@@ -360,7 +521,9 @@ class TestWhatIsRefused:
     def test_a_gated_one_says_what_to_do(self, store: ModelStore, repository: Repository, hub: HubStandIn) -> None:
         repository.gated = True
         page = f"{hub.url}/{REPOSITORY}"
-        with pytest.raises(SourceUnavailable, match=f"is gated: accept its licence at {page}, make a token.*HF_TOKEN"):
+        with pytest.raises(
+            SourceUnavailable, match=f"is gated: accept its licence at {page}, create a token.*HF_TOKEN"
+        ):
             _pull(store)
 
     def test_a_mirror_that_does_not_say_gated_is_understood_where_the_catalogue_knows(
@@ -376,7 +539,7 @@ class TestWhatIsRefused:
     ) -> None:
         repository.gated, repository.token = True, "hf_other"
         monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        with pytest.raises(SourceUnavailable, match="the account of the token in use has no access: ask for it at"):
+        with pytest.raises(SourceUnavailable, match="the account of HF_TOKEN has no access: request it at"):
             _pull(store)
 
     def test_a_gated_one_is_read_with_a_token(
@@ -391,20 +554,47 @@ class TestWhatIsRefused:
         self, store: ModelStore, repository: Repository, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-        with pytest.raises(SourceUnavailable, match="does not accept the token in use: set HF_TOKEN to a valid one"):
+        with pytest.raises(SourceUnavailable, match="rejected the token: set HF_TOKEN to a valid token"):
             _pull(store)
 
     def test_pickle(self, store: ModelStore, repository: Repository, files: dict[str, bytes]) -> None:
         repository.files = {path: content for path, content in files.items() if path != "model.safetensors"}
-        with pytest.raises(SourceUnavailable, match=r"pickle only \(pytorch_model\.bin\), which can run any code"):
+        with pytest.raises(
+            SourceUnavailable, match=r"pickle format only \(pytorch_model\.bin\), which can execute any code"
+        ):
             _pull(store)
+
+    @pytest.fixture
+    def ordered(self, repository: Repository, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Repository:
+        """Make the weights GPTQ with activation ordering, and vLLM one that does not load that."""
+        installed = Loading(version="0.40.1", quantizations=frozenset({"gptq"}), orders_gptq=False)
+        monkeypatch.setattr(loadable, "installed_loading", lambda: installed)
+        quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True}
+        config = json.loads(files["config.json"]) | {"quantization_config": quantization}
+        repository.files = files | {"config.json": json.dumps(config).encode()}
+        repository.tags = ("base_model:acme/Tiny-7B", "base_model:quantized:acme/Tiny-7B")
+        return repository
+
+    def test_what_the_installed_vllm_cannot_load_before_any_other_file_is_fetched(
+        self, store: ModelStore, ordered: Repository, hub: HubStandIn
+    ) -> None:
+        told = rf"^vLLM 0\.40\.1 cannot load '{REPOSITORY}': .*\(desc_act\).*; use acme/Tiny-7B instead"
+        with pytest.raises(SourceUnavailable, match=told):
+            _pull(store)
+        fetched = {request.path.rpartition("/")[2] for request in hub.requests if "/resolve/" in request.path}
+        assert fetched == {"config.json"}
+        assert store.list() == []
+
+    def test_it_is_pulled_all_the_same_where_that_is_forced(self, store: ModelStore, ordered: Repository) -> None:
+        _pull(store, force=True)
+        assert store.get(NAME).damaged_files() == []
 
     def test_a_disk_that_has_no_room_is_found_out_before_the_first_byte(
         self, store: ModelStore, repository: Repository, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         usage = shutil.disk_usage(store.root.parent)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2_000_000))
-        with pytest.raises(StoreError, match=r"no room .* 3\.0 MB are still .*, 2\.0 MB are free in .*models"):
+        with pytest.raises(StoreError, match=r"not enough disk space: 3\.0 MB to download, 2\.0 MB free in .*models"):
             _pull(store)
         assert hub.bytes_requests() == 0
 
@@ -470,7 +660,7 @@ class TestKills:
         first = _command(store)
         _records_until(first, sha256(files["model.safetensors"]), 1_500_000)
         second = HubSource(REPOSITORY, patience=QUICK).pull(ModelStore(store.root), NAME, force=False)
-        assert next(second).status == "waiting for another pull of the same model"
+        assert next(second).status == "waiting for another import of the same files"
         held.set()
         steps = list(second)
         assert first.wait(60) == 0
@@ -484,42 +674,67 @@ class TestKills:
 class TestGguf:
     @pytest.fixture
     def ggufs(self, hub: HubStandIn, build_snapshot: BuildSnapshot, monkeypatch: pytest.MonkeyPatch) -> Repository:
-        """Offer two quantisations; only their conversion is made up."""
+        """Offer two quantizations; only their conversion is made up."""
         converted = build_snapshot("converted")
 
-        def convert(source: Path, destination: Path) -> None:
+        def convert(source: Path, destination: Path, precision: str) -> Iterator[tuple[int, int]]:
             assert source.read_bytes().startswith(b"GGUF of")
-            shutil.copytree(converted, destination)
+            yield from converts_to(converted)(source, destination, precision)
 
-        monkeypatch.setattr(gguf, "convert", convert)
+        monkeypatch.setattr(conversion, "convert", convert)
         labels = ("Q4_K_M", "Q8_0")
         files = {f"tiny-7b-{label.lower()}.gguf": b"GGUF of " + label.encode() for label in labels}
         hub.repositories[REPOSITORY] = Repository(files | {"mmproj-f16.gguf": b"GGUF", "README.md": b""})
         return hub.repositories[REPOSITORY]
 
     @pytest.mark.parametrize(("tag", "file"), [("q8_0", "q8_0"), ("Q4_K_M", "q4_k_m"), ("latest", "q4_k_m")])
-    def test_the_tag_names_the_quantisation(self, store: ModelStore, ggufs: Repository, tag: str, file: str) -> None:
+    def test_the_tag_names_the_quantization(self, store: ModelStore, ggufs: Repository, tag: str, file: str) -> None:
         name = ModelName.parse(f"hf.co/{REPOSITORY}:{tag}")
         steps = list(pull(store, name))
-        assert store.get(name).source == Source("hub", f"{REPOSITORY}/tiny-7b-{file}.gguf", COMMIT)
+        assert store.get(name).source == Source("hub", f"{REPOSITORY}/tiny-7b-{file}.gguf+mmproj-f16.gguf", COMMIT)
         assert store.get(name).damaged_files() == []
         assert steps[-1].status == "success"
+        assert "the model will take no images: cannot read the GGUF file" in " ".join(step.status for step in steps)
         assert [step.status for step in pull(store, name) if not step.digest] == ["pulling manifest", "success"]
+
+    def test_it_is_converted_with_the_projector_beside_it(
+        self, store: ModelStore, hub: HubStandIn, build_snapshot: BuildSnapshot, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[bytes] = []
+
+        def convert(source: Path, destination: Path, precision: str, *projector: Path) -> Iterator[tuple[int, int]]:
+            given.extend(path.read_bytes() for path in (source, *projector))
+            yield from converts_to(build_snapshot("converted"))(source, destination, precision)
+
+        monkeypatch.setattr(conversion, "convert", convert)
+        text, tower = gguf_bytes("gemma3"), gguf_bytes("clip", keys={"clip.projector_type": "gemma3"})
+        hub.repositories[REPOSITORY] = Repository({"a.gguf": text, "mmproj-F32.gguf": b"", "mmproj-F16.gguf": tower})
+        name = ModelName.parse(f"hf.co/{REPOSITORY}")
+        list(pull(store, name))
+        assert given == [text, tower]
+        assert store.get(name).source == Source("hub", f"{REPOSITORY}/a.gguf+mmproj-F16.gguf", COMMIT)
 
     def test_it_is_converted_once_for_all_its_names(
         self, store: ModelStore, ggufs: Repository, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         names = [ModelName.parse(f"hf.co/{REPOSITORY}{tag}") for tag in (":Q4_K_M", "")]
         list(pull(store, names[0]))
-        monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("it was converted again"))
+        monkeypatch.setattr(conversion, "convert", lambda *_: pytest.fail("it was converted again"))
         list(pull(store, names[1]))
         assert store.get(names[0]).digest == store.get(names[1]).digest
 
-    def test_a_quantisation_that_is_not_there_names_those_that_are(self, store: ModelStore, ggufs: Repository) -> None:
-        with pytest.raises(SourceUnavailable, match=r"no GGUF file of Q6_K; take one of .*: Q4_K_M, Q8_0"):
+    def test_another_precision_is_converted_if_it_was_asked_for(self, store: ModelStore, ggufs: Repository) -> None:
+        names = [ModelName.parse(f"hf.co/{REPOSITORY}{tag}") for tag in (":Q4_K_M", "")]
+        list(pull(store, names[0]))
+        for name in names:
+            list(pull(store.converting("bf16"), name))
+            assert gguf_precision(store.get(name).snapshot) == "bf16"
+
+    def test_a_quantization_that_is_not_there_names_those_that_are(self, store: ModelStore, ggufs: Repository) -> None:
+        with pytest.raises(SourceUnavailable, match=r"no GGUF file with Q6_K; use one of .*: Q4_K_M, Q8_0"):
             list(pull(store, ModelName.parse(f"hf.co/{REPOSITORY}:Q6_K")))
 
-    def test_a_quantisation_of_a_repository_without_gguf_is_explained(
+    def test_a_quantization_of_a_repository_without_gguf_is_explained(
         self, store: ModelStore, repository: Repository
     ) -> None:
         with pytest.raises(SourceUnavailable, match=r"has no GGUF file.* Q4_K_M"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vllama.errors import SourceUnavailable
-from vllama.store.sources.hub_listing import Listing, RemoteFile, gguf_file, label_of, snapshot_files
+from vllama.store.sources.hub_listing import Listing, RemoteFile, gguf_file, label_of, projector_file, snapshot_files
 
 BASICS = ("config.json", "tokenizer.json", "model.safetensors")
 
@@ -49,13 +49,16 @@ class TestASnapshot:
         assert _chosen("consolidated.safetensors", "consolidated.safetensors.index.json") == []
 
     def test_without_settings_it_is_none(self) -> None:
-        with pytest.raises(SourceUnavailable, match=r"has no config\.json"):
+        with pytest.raises(SourceUnavailable, match=r"config\.json is missing"):
             snapshot_files(_listing("params.json", "consolidated.safetensors"))
 
     @pytest.mark.parametrize(
         ("paths", "reason"),
         [
-            (("config.json", "a.bin", "b.bin", "c.bin", "d.bin"), r"pickle only \(a\.bin, b\.bin, c\.bin and 1 more\)"),
+            (
+                ("config.json", "a.bin", "b.bin", "c.bin", "d.bin"),
+                r"pickle format only \(a\.bin, b\.bin, c\.bin and 1 more\)",
+            ),
             (("config.json", "README.md"), r"has no weights \(\*\.safetensors, \*\.gguf\)"),
             (("config.json", "model.safetensors.index.json"), "but not the weights"),
         ],
@@ -71,7 +74,7 @@ class TestGguf:
         [("Q4_K_M", "Q4_K_M"), ("q8_0", "Q8_0"), ("IQ2_XXS", "IQ2_XXS"), ("bf16", "BF16"), ("main", ""), ("v1.0", ""),
          ("gptq-4bit-32g", ""), ("q4_K_M-fixed", ""), ("0123456789abcdef0123456789abcdef01234567", "")],
     )  # fmt: skip
-    def test_a_tag_is_a_quantisation_or_a_revision(self, tag: str, label: str) -> None:
+    def test_a_tag_is_a_quantization_or_a_revision(self, tag: str, label: str) -> None:
         assert label_of(tag) == label
 
     @pytest.mark.parametrize(
@@ -84,8 +87,22 @@ class TestGguf:
     def test_the_only_file_needs_no_name(self) -> None:
         assert gguf_file(_listing("model.gguf", "mmproj-model-f16.gguf"), "").path == "model.gguf"
 
+    @pytest.mark.parametrize(
+        ("paths", "path"),
+        [
+            (("model.gguf",), None),
+            (("model.gguf", "mmproj-model-f16.gguf"), "mmproj-model-f16.gguf"),
+            (("mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"), "mmproj-F16.gguf"),
+            (("llava-7b-mmproj-Q8_0.gguf", "llava-7b-mmproj-F32.gguf"), "llava-7b-mmproj-F32.gguf"),
+            (("mmproj.gguf",), "mmproj.gguf"),
+        ],
+    )
+    def test_the_projector_is_the_least_rounded_one(self, paths: tuple[str, ...], path: str | None) -> None:
+        found = projector_file(_listing(*paths))
+        assert (found and found.path) == path
+
     def test_one_of_several_does(self) -> None:
-        with pytest.raises(SourceUnavailable, match=r"several GGUF files, none of Q4_K_M; .* Q2_K, Q8_0"):
+        with pytest.raises(SourceUnavailable, match=r"several GGUF files, none with Q4_K_M; .* Q2_K, Q8_0"):
             gguf_file(_listing("x-Q8_0.gguf", "x-Q2_K.gguf"), "")
 
     def test_a_split_one_is_refused(self) -> None:

@@ -21,6 +21,7 @@ from .conftest import BuildSnapshot, make_manifest
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 part = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,20}", fullmatch=True)
 scalars = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | text
+_FIRST, _LAST = datetime(1990, 1, 1), datetime(2200, 1, 1)  # noqa: DTZ001 - hypothesis adds the time zones
 files = st.builds(
     ManifestFile,
     path=st.lists(part, min_size=1, max_size=3).map("/".join),
@@ -39,8 +40,12 @@ manifests = st.builds(
     license=text,
     messages=st.lists(st.builds(ChatMessage, text, text), max_size=3).map(tuple),
     engine_flags=st.lists(text, max_size=3).map(tuple),
-    parent=text,
-    modified_at=st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])),
+    parent=st.just("") | st.builds(ModelName, part, part, part, part).map(lambda name: name.display),
+    modified_at=st.datetimes(
+        _FIRST,
+        _LAST,
+        timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]),
+    ),
 )
 
 
@@ -134,13 +139,13 @@ def _set(key: str, value: object) -> Callable[[dict[str, Any]], None]:
         (_drop("files"), "'files' is None"),
         (_drop("format_version"), "format version None"),
         (_set("format_version", 99), "format version 99.*update vllama"),
-        (_set("name", "a b"), "no model name"),
+        (_set("name", "a b"), "not a model name"),
         (_set("parameters", []), "'parameters' is .*not an object"),
         (_set("system", 1), "'system' is 1, which is not a string"),
         (_set("source", {"kind": "local", "locator": "x"}), "'revision'"),
         (_set("messages", ["hi"]), "'messages' holds 'hi'"),
         (_set("engine_flags", [1]), "'engine_flags'"),
-        (_set("modified_at", "yesterday"), "no time"),
+        (_set("modified_at", "yesterday"), "not a time"),
         (_set("modified_at", "2026-09-01T12:00:00"), "no time zone"),
         (_set("files", [{"path": "x", "size": True, "sha256": "0" * 64}]), "'size'"),
         (_set("files", [{"path": "x", "size": -1, "sha256": "0" * 64}]), "no valid size"),
@@ -164,5 +169,5 @@ def test_what_is_no_json_object_is_no_manifest(data: bytes) -> None:
 def test_no_file_of_a_manifest_lies_outside_its_snapshot(path: str) -> None:
     record = json.loads(make_manifest(files=FILES).to_json())
     record["files"][0]["path"] = path
-    with pytest.raises(ManifestCorrupt, match="inside the snapshot"):
+    with pytest.raises(ManifestCorrupt, match="outside the snapshot"):
         Manifest.from_json(json.dumps(record).encode())

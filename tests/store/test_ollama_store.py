@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from ollama_layout import OllamaLayout, gguf_bytes
+from ollama_layout import OllamaLayout, converts_to, gguf_bytes
 
 from vllama.errors import StoreError
 from vllama.names import ModelName
-from vllama.store import gguf
 from vllama.store.blobs import Blobs
 from vllama.store.garbage import collect
-from vllama.store.gguf_header import ARCHITECTURES
+from vllama.store.gguf import conversion
 from vllama.store.manifest import ChatMessage, Source
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
@@ -28,6 +24,7 @@ from vllama.store.sources.ollama_store import OllamaStore, find_store, import_mo
 from .conftest import BuildSnapshot
 
 MARIO = "registry.ollama.ai/library/mario/latest"
+LUIGI = "registry.ollama.ai/library/luigi/latest"
 TEMPLATE = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}{{ .Prompt }}"
 WEIGHTS = gguf_bytes(rest=b"weights")
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -44,11 +41,11 @@ def conversions(monkeypatch: pytest.MonkeyPatch, build_snapshot: BuildSnapshot) 
     done: list[bytes] = []
     converted = build_snapshot("converted")
 
-    def convert(source: Path, destination: Path) -> None:
-        done.append(source.read_bytes())
-        shutil.copytree(converted, destination)
+    def convert(source: Path, destination: Path, precision: str, *projector: Path) -> Iterator[tuple[int, int]]:
+        done.extend(path.read_bytes() for path in (source, *projector))
+        yield from converts_to(converted)(source, destination, precision, *projector)
 
-    monkeypatch.setattr(gguf, "convert", convert)
+    monkeypatch.setattr(conversion, "convert", convert)
     return done
 
 
@@ -132,7 +129,7 @@ def test_a_second_import_changes_nothing(store: ModelStore, ollama: OllamaLayout
     run(store, ollama)
     before = store.list()
     steps, error = run(store, ollama)
-    assert ([step.status for step in steps], error) == (["mario:latest is here already", "success"], "")
+    assert ([step.status for step in steps], error) == (["mario:latest is already stored", "success"], "")
     assert store.list() == before
 
 
@@ -187,15 +184,16 @@ def test_one_that_cannot_be_converted_is_told_before_the_others_are(
 ) -> None:
     write_mario(ollama)
     ollama.write(
-        "registry.ollama.ai/library/nomic-embed-text/latest", ollama.manifest(ollama.layer("model", gguf_bytes("bert")))
+        "registry.ollama.ai/library/nomic-embed-text/latest",
+        ollama.manifest(ollama.layer("model", gguf_bytes("rwkv6"))),
     )
     steps, error = run(store, ollama)
     told = [step.status for step in steps]
-    assert told.index(next(status for status in told if "left out nomic" in status)) < told.index(
+    assert told.index(next(status for status in told if "skipped nomic" in status)) < told.index(
         "importing mario:latest"
     )
     assert error.startswith(
-        "1 of 2 models were not imported:\n  nomic-embed-text:latest: GGUF files of architecture 'bert'"
+        "1 of 2 models were not imported:\n  nomic-embed-text:latest: cannot convert GGUF files of architecture 'rwkv6'"
     )
     assert "qwen3moe" in error
     assert [manifest.name.display for manifest in store.list()] == ["mario:latest"]
@@ -204,7 +202,11 @@ def test_one_that_cannot_be_converted_is_told_before_the_others_are(
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("adapter", "LoRA adapter"), ("projector", "projector for images"), ("tensor; name=x", "not GGUF")],
+    [
+        ("adapter", "LoRA adapter (ADAPTER) cannot be used: cannot read the GGUF file"),
+        ("projector", "cannot read the GGUF file"),
+        ("tensor; name=x", "not GGUF"),
+    ],
 )
 def test_parts_that_cannot_be_served_are_refused(
     store: ModelStore, ollama: OllamaLayout, kind: str, reason: str
@@ -213,10 +215,68 @@ def test_parts_that_cannot_be_served_are_refused(
     assert reason in refusal(store, ollama)
 
 
-def test_a_vision_tower_within_the_weights_is_refused(store: ModelStore, ollama: OllamaLayout) -> None:
+def test_two_adapters_are_refused(store: ModelStore, ollama: OllamaLayout) -> None:
+    adapters = (ollama.layer("adapter", gguf_bytes(rest=rest)) for rest in (b"a", b"b"))
+    ollama.write(MARIO, ollama.manifest(ollama.layer("model", WEIGHTS), *adapters))
+    assert "2 LoRA adapters" in refusal(store, ollama)
+
+
+def test_an_adapter_for_other_weights_is_refused_before_anything_is_converted(
+    store: ModelStore, ollama: OllamaLayout, conversions: list[bytes]
+) -> None:
+    ollama.write(
+        MARIO,
+        ollama.manifest(ollama.layer("model", WEIGHTS), ollama.layer("adapter", gguf_bytes(architecture="qwen2"))),
+    )
+    assert "is for the architecture 'qwen2', its weights are 'llama'" in refusal(store, ollama)
+    assert conversions == []
+
+
+def test_a_projector_is_converted_with_its_weights(
+    store: ModelStore, ollama: OllamaLayout, conversions: list[bytes]
+) -> None:
+    tower = gguf_bytes("clip")
+    ollama.write(MARIO, ollama.manifest(ollama.layer("model", WEIGHTS), ollama.layer("projector", tower)))
+    ollama.write(LUIGI, ollama.manifest(ollama.layer("model", WEIGHTS)))
+    assert run(store, ollama)[1] == ""
+    assert sorted(conversions) == sorted([WEIGHTS, WEIGHTS, tower])  # one model sees, the other does not
+    made = store.get(ModelName.parse("mario"))
+    assert made.source == Source("gguf", f"sha256:{SHA256}+sha256:{hashlib.sha256(tower).hexdigest()}", "")
+
+
+@pytest.mark.parametrize(
+    ("towers", "reason"),
+    [
+        ([gguf_bytes("clip", keys={"clip.projector_type": "resampler"})], "kind 'resampler' for architecture 'llama'"),
+        ([gguf_bytes("clip", keys={"clip.projector_type": "gemma3"})], "kind 'gemma3' for architecture 'llama'"),
+        ([gguf_bytes("llama")], "is a file of architecture 'llama'"),
+        ([gguf_bytes("clip"), gguf_bytes("clip", b"more")], "2 projectors"),
+    ],
+)
+def test_a_projector_that_cannot_be_converted_is_refused(
+    store: ModelStore, ollama: OllamaLayout, towers: list[bytes], reason: str
+) -> None:
+    layers = (ollama.layer("projector", tower) for tower in towers)
+    ollama.write(MARIO, ollama.manifest(ollama.layer("model", WEIGHTS), *layers))
+    assert reason in refusal(store, ollama)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("gemma4", "the vision tower in GGUF files of architecture 'gemma4'"), ("mllama", "vLLM has removed")],
+)
+def test_a_vision_tower_within_the_weights_is_refused_unless_it_is_known(
+    store: ModelStore, ollama: OllamaLayout, architecture: str, reason: str
+) -> None:
+    weights = gguf_bytes(architecture, keys={f"{architecture}.vision.block_count": 27})
+    ollama.write(MARIO, ollama.manifest(ollama.layer("model", weights)))
+    assert reason in refusal(store, ollama)
+
+
+def test_a_vision_tower_within_the_weights_is_converted_with_them(store: ModelStore, ollama: OllamaLayout) -> None:
     weights = gguf_bytes("gemma3", keys={"gemma3.vision.block_count": 27})
     ollama.write(MARIO, ollama.manifest(ollama.layer("model", weights)))
-    assert "vision tower" in refusal(store, ollama)
+    assert run(store, ollama)[1] == ""
 
 
 def test_a_model_of_the_cloud_has_no_files(store: ModelStore, ollama: OllamaLayout) -> None:
@@ -255,9 +315,9 @@ def test_a_blob_that_is_cut_or_missing_is_refused(store: ModelStore, ollama: Oll
     ollama.write(MARIO, ollama.manifest(layer))
     place = ollama.directory / "blobs" / layer["digest"].replace(":", "-")
     place.write_bytes(WEIGHTS[:-1])
-    assert f"{len(WEIGHTS) - 1} bytes, not {len(WEIGHTS)}" in refusal(store, ollama)
+    assert f"has {len(WEIGHTS) - 1} bytes, not {len(WEIGHTS)}" in refusal(store, ollama)
     place.unlink()
-    assert "its pull was not finished" in refusal(store, ollama)
+    assert "the pull was not finished" in refusal(store, ollama)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +325,7 @@ def test_a_blob_that_is_cut_or_missing_is_refused(store: ModelStore, ollama: Oll
 )
 def test_what_is_no_gguf_is_refused(store: ModelStore, ollama: OllamaLayout, weights: bytes) -> None:
     ollama.write(MARIO, ollama.manifest(ollama.layer("model", weights)))
-    assert "not a GGUF file that can be read" in refusal(store, ollama)
+    assert "cannot read the GGUF file" in refusal(store, ollama)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +346,7 @@ def test_a_digest_is_never_a_path(store: ModelStore, ollama: OllamaLayout) -> No
 
 
 def test_the_first_directory_with_models_is_taken(ollama: OllamaLayout, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"no models of Ollama's in {ollama.directory}, .*--from"):
+    with pytest.raises(StoreError, match=f"no Ollama models found in {ollama.directory}, .*--from"):
         find_store([ollama.directory, tmp_path])
     write_mario(ollama)
     assert [name.display for name in find_store([tmp_path, ollama.directory]).names()] == ["mario:latest"]
@@ -304,16 +364,3 @@ def test_a_directory_that_is_shared_with_ollama_keeps_its_blobs(ollama: OllamaLa
     assert run(store, ollama)[1] == ""
     Blobs(store.root).remove(SHA256)
     assert sorted((ollama.directory / "blobs").iterdir()) == before
-
-
-def test_transformers_knows_the_architectures() -> None:
-    code = (
-        "from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as known;"
-        "import transformers; print(transformers.__version__, *known)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("transformers, or its table of GGUF architectures, is not there")
-    version, *known = done.stdout.split()
-    spelled = {name.replace("-", "_").replace("moe", "_moe") for name in ARCHITECTURES}
-    assert spelled <= set(known), f"transformers {version}"

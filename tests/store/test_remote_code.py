@@ -74,7 +74,7 @@ def code_of(store: ModelStore, name: ModelName = NAME) -> set[str]:
 class TestFromTheHub:
     def test_it_is_left_out_and_the_pull_says_how_to_trust_it(self, store: ModelStore, hub: HubStandIn) -> None:
         said = pulled(store)
-        assert "left out its own code (configuration_own.py, modeling_own.py), which is never run" in said
+        assert "skipped the model's own code (configuration_own.py, modeling_own.py)" in said
         assert "vllama pull --trust-remote-code hf.co/acme/tiny" in said
         assert code_of(store) == set()
         assert store.get(NAME).engine_flags == ()
@@ -126,15 +126,18 @@ class TestFromTheHub:
         self, store: ModelStore, hub: HubStandIn, build_snapshot: BuildSnapshot
     ) -> None:
         hub.repositories["acme/tiny"] = offer(build_snapshot("plain"))
-        with pytest.raises(SourceUnavailable, match=r"acme/tiny names no code .*leave out --trust-remote-code"):
+        with pytest.raises(SourceUnavailable, match=r"acme/tiny has no code .*omit --trust-remote-code"):
             pulled(store, trust=True)
         assert store.list() == []
 
     @pytest.mark.parametrize(
         ("auto_map", "lacking"),
         [
-            ({"AutoConfig": "gone.OwnConfig"}, r"gone\.py is not in it$"),
-            ({"AutoConfig": "else/where--gone.OwnConfig"}, r"else/where--gone\.py is not in it .*another repository"),
+            ({"AutoConfig": "gone.OwnConfig"}, r"gone\.py is missing in it$"),
+            (
+                {"AutoConfig": "else/where--gone.OwnConfig"},
+                r"else/where--gone\.py is missing in it .*another repository",
+            ),
         ],
     )
     def test_code_that_is_not_in_the_repository_is_named(
@@ -149,7 +152,7 @@ class TestFromTheHub:
 class TestFromADirectory:
     def test_it_is_no_part_of_the_model(self, store: ModelStore, with_code: BuildCode) -> None:
         said = pulled(store, from_path=with_code())
-        assert "left out its own code" in said
+        assert "skipped the model's own code" in said
         assert code_of(store) == set()
 
     def test_trusted_it_is(self, store: ModelStore, with_code: BuildCode) -> None:
@@ -169,12 +172,12 @@ class TestFromADirectory:
 
     def test_a_gguf_file_has_none(self, store: ModelStore, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"GGUF")
-        with pytest.raises(SourceUnavailable, match="a GGUF file brings no code"):
+        with pytest.raises(SourceUnavailable, match="a GGUF file has no code of its own"):
             pulled(store, from_path=tmp_path / "model.gguf", trust=True)
 
 
 def test_a_model_in_a_wheel_has_none(store: ModelStore) -> None:
-    with pytest.raises(SourceUnavailable, match=r"'smollm2:135m' brings no code"):
+    with pytest.raises(SourceUnavailable, match=r"'smollm2:135m' has no code of its own"):
         list(pull(store, ModelName.parse("smollm2:135m"), trust_remote_code=True))
 
 
@@ -187,7 +190,7 @@ class TestInABundle:
 
     def test_it_is_refused_unless_it_is_trusted_on_the_other_side_too(self, bundle: Path, tmp_path: Path) -> None:
         other = ModelStore(tmp_path / "other")
-        with pytest.raises(StoreError, match=r"brings code of its own.*helper\.py.*load it with --trust-remote-code"):
+        with pytest.raises(StoreError, match=r"has its own code.*helper\.py.*load it with --trust-remote-code"):
             list(load(other, bundle))
         assert other.list() == []
         list(load(other, bundle, trust_remote_code=True))
@@ -200,7 +203,9 @@ class TestWhatToDoWhereAModelDoesNotLoad:
         pulled(store)
         store.copy(NAME, ModelName.parse("mine"))
         told = advice(store.get(ModelName.parse("mine")))
-        assert told.startswith("it brings configuration_own.py, modeling_own.py: if you trust where that comes from, ")
+        assert told.startswith(
+            "the model has its own code (configuration_own.py, modeling_own.py); if you trust its source, run "
+        )
         assert told.endswith("vllama pull --trust-remote-code hf.co/acme/tiny:latest")
 
     def test_of_a_directory_with_its_path(self, store: ModelStore, with_code: BuildCode) -> None:
@@ -234,5 +239,5 @@ def test_code_is_what_the_settings_name(tmp_path: Path, settings: dict[str, Any]
 
 def test_damaged_settings_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ManifestCorrupt, match=r"^config\.json is no JSON object"):
+    with pytest.raises(ManifestCorrupt, match=r"^config\.json is not a JSON object"):
         own_modules(tmp_path)

@@ -49,7 +49,7 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_config_is_refused(build_snapshot: BuildSnapshot) -> None:
-    with pytest.raises(StoreError, match=r"has no config\.json"):
+    with pytest.raises(StoreError, match=r"config\.json is missing"):
         find_files(build_snapshot(files={"config.json": None}))
 
 
@@ -79,7 +79,7 @@ def test_a_directory_without_safetensors_says_what_it_holds_instead(
 def test_a_shard_that_the_index_names_must_be_there(build_snapshot: BuildSnapshot) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     directory = build_snapshot(files={INDEX: index})
-    with pytest.raises(StoreError, match=r"not whole: .* names model-00002-of-00002\.safetensors"):
+    with pytest.raises(StoreError, match=r"incomplete: .* lists model-00002-of-00002\.safetensors"):
         find_files(directory)
     (directory / "model-00002-of-00002.safetensors").touch()
     assert "model-00002-of-00002.safetensors" in find_files(directory)

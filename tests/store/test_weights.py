@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from vllama.errors import ManifestCorrupt
-from vllama.store.weights import Tensor, human_count, parameter_count, quantization_level, read_tensors
+from vllama.store.weights import (
+    Tensor,
+    human_count,
+    joined_tensors,
+    packed_bytes,
+    parameter_count,
+    quantization_level,
+    read_tensors,
+)
 
 from .conftest import write_safetensors
 
@@ -22,10 +30,10 @@ def test_the_tensors_are_read_from_the_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no safetensors file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "no safetensors file"),
-        ((2).to_bytes(8, "little") + b"[]", "no safetensors file"),
-        ((9).to_bytes(8, "little") + b'{"x": {}}', "no safetensors file"),
+        (b"", "not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not a safetensors file"),
+        ((2).to_bytes(8, "little") + b"[]", "not a safetensors file"),
+        ((9).to_bytes(8, "little") + b'{"x": {}}', "not a safetensors file"),
     ],
 )
 def test_a_file_in_another_format_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
@@ -39,7 +47,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {"x": ("F32", [100])})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ManifestCorrupt, match="is not whole"):
+    with pytest.raises(ManifestCorrupt, match="is incomplete"):
         read_tensors([path])
 
 
@@ -120,14 +128,14 @@ def test_packed_weights_are_unpacked_and_scales_not_counted(
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "BNB-INT8"),
     ],
 )
-def test_the_level_names_the_method_of_quantisation(quantization: dict[str, Any], level: str) -> None:
+def test_the_level_names_the_method_of_quantization(quantization: dict[str, Any], level: str) -> None:
     assert quantization_level([Tensor("w", "I32", (1,))], quantization) == level
 
 
 @pytest.mark.parametrize(
     ("dtype", "level"), [("BF16", "BF16"), ("F16", "F16"), ("F32", "F32"), ("F8_E4M3", "FP8"), ("I8", "I8")]
 )
-def test_without_quantisation_the_level_is_the_type_of_most_weights(dtype: str, level: str) -> None:
+def test_without_quantization_the_level_is_the_type_of_most_weights(dtype: str, level: str) -> None:
     tensors = [Tensor("norm", "F64", (1,)), Tensor("w", dtype, (100,)), Tensor("norm2", "F64", (1,))]
     assert quantization_level(tensors, {}) == level
 
@@ -154,3 +162,33 @@ def test_no_tensors_have_no_level() -> None:
 )
 def test_counts_are_written_as_ollama_writes_them(count: int, text: str) -> None:
     assert human_count(count) == text
+
+
+def test_a_repacked_matrix_is_one_tensor_with_the_shape_of_its_weights() -> None:
+    def parts(name: str, words: int, groups: int, *, minimum: bool = False) -> list[Tensor]:
+        found = [Tensor(f"{name}.weight_packed", "I32", (6, words)), Tensor(f"{name}.weight_scale", "F16", (6, groups))]
+        return [*found, *([Tensor(f"{name}.weight_minimum", "F16", (6, groups))] if minimum else [])]
+
+    norm = Tensor("norm.weight", "F32", (256,))
+    tensors = [norm, *parts("q", 32, 8, minimum=True), *parts("k", 64, 8), *parts("v", 64, 4)]
+
+    assert joined_tensors(tensors) == (
+        norm,
+        Tensor("q.weight", "INT4", (6, 256)),
+        Tensor("k.weight", "INT8", (6, 256)),
+        Tensor("v.weight", "INT8", (6, 256)),
+    )
+
+
+def test_experts_are_unpacked_in_the_memory_of_a_cpu() -> None:
+    def packed(name: str) -> list[Tensor]:
+        return [
+            Tensor(f"{name}.weight_packed", "I32", (64, 8)),
+            Tensor(f"{name}.weight_scale", "F16", (64, 2)),
+            Tensor(f"{name}.weight_minimum", "F16", (64, 2)),
+        ]
+
+    norm = Tensor("model.norm.weight", "F32", (64,))
+    layer, expert = packed("model.layers.0.self_attn.o_proj"), packed("model.layers.0.mlp.experts.7.up_proj")
+    assert packed_bytes([*layer, *expert, norm], 4) == 64 * (8 * 4 + 2 * 2 * 2) + 64 * 64 * 4 + 64 * 4
+    assert packed_bytes([*expert, norm], 4) is None

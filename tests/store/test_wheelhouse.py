@@ -43,11 +43,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
 
-    def add(name: str, *requires: str, version: str = "1", direct_url: object = None) -> None:
+    def add(
+        name: str, *requires: str, version: str = "1", extras: Iterable[str] = (), direct_url: object = None
+    ) -> None:
         info = site / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         lines = [
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+            *(f"Provides-Extra: {it}" for it in extras),
             *(f"Requires-Dist: {it}" for it in requires),
         ]
         (info / "METADATA").write_text("\n".join(lines) + "\n")
@@ -80,9 +83,21 @@ class TestWhatIsInstalled:
         assert (found["own-c"].requirement, found["own-c"].local) == ("own-c==2.1+cpu", "cpu")
 
     def test_which_engine_there_is_decides_which_comes_along(self, install: Install) -> None:
-        install("own-root", "own-cpu; extra == 'cpu'", "own-cuda; extra == 'cuda'")
+        install("own-root", "own-cpu; extra == 'cpu'", "own-cuda; extra == 'cuda'", extras=("cpu", "cuda"))
         install("own-cuda")
         assert [pin.name for pin in installed("own-root")] == ["own-cuda", "own-root"]
+
+    def test_what_is_needed_elsewhere_only_stays_out(self, install: Install) -> None:
+        elsewhere = "(sys_platform == 'win32' or python_version < '3') and extra == 'all'"
+        install("own-root", f"own-a; {elsewhere}", "own-b; 'all' == extra", extras=("all",))
+        install("own-a")
+        install("own-b")
+        assert [pin.name for pin in installed("own-root")] == ["own-b", "own-root"]
+
+    def test_a_requirement_that_cannot_be_read_names_its_distribution(self, install: Install) -> None:
+        install("own-root", "own-a ==== 1")
+        with pytest.raises(StoreError, match=r"own-root has a requirement that cannot be read, 'own-a ==== 1'"):
+            installed("own-root")
 
     @pytest.mark.parametrize(
         ("direct_url", "requirement"),
@@ -189,7 +204,7 @@ class TestCollect:
             wheel.writestr("own-2.dist-info/METADATA", needs)
             wheel.writestr("own-2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr("own-2.dist-info/RECORD", "")
-        with pytest.raises(StoreError, match=r"own-2-py3-none-any\.whl needs new-one, not installed here"):
+        with pytest.raises(StoreError, match=r"own-2-py3-none-any\.whl requires new-one, which is not installed here"):
             finish(collect(house, [Pin("own", "1", f"file://{place}")]))
 
     def test_a_wheel_that_cannot_be_had_is_told_in_the_words_of_pip(self, shelf: UsePackageIndex, house: Path) -> None:

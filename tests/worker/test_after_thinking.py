@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllama.worker.after_thinking import AfterThinking, Marks, Watch, marks_of_thinking
+from vllama.worker.after_thinking import AfterThinking, ThinkingMarkers, Watch, thinking_markers
 
-TAGS = Marks("<think>", "</think>")
-OPENED = Marks("", "</think>")
-PHRASES = Marks(r"Here(?:'s| is) my thought process:", r"Here(?:'s| is) my response:")
-HARMONY = marks_of_thinking(type("GptOssReasoningParser", (), {})(), "", wanted=True)
+TAGS = ThinkingMarkers("<think>", "</think>")
+OPENED = ThinkingMarkers("", "</think>")
+PHRASES = ThinkingMarkers(r"Here(?:'s| is) my thought process:", r"Here(?:'s| is) my response:")
+HARMONY = thinking_markers(type("GptOssReasoningParser", (), {})(), "", wanted=True)
 PROMPT = [900, 901]
 END = "<|im_end|>"
 
@@ -62,6 +62,7 @@ class Engine:
                 finished = start + step >= len(ids)
                 yield SimpleNamespace(
                     finished=finished,
+                    num_cached_tokens=int(started),
                     metrics=SimpleNamespace(
                         queued_ts=started, scheduled_ts=started, first_token_ts=started, last_token_ts=started + 1
                     ),
@@ -78,7 +79,7 @@ class Engine:
         finally:
             self.closed += 1
 
-    def reply(self, marks: Marks, *, stream: bool) -> AfterThinking:
+    def reply(self, marks: ThinkingMarkers, *, stream: bool) -> AfterThinking:
         def free(prompt: dict[str, Any], most: int) -> AsyncGenerator[Any, None]:
             return self._say(self.thinking, prompt, most, whole=False, started=1.0)
 
@@ -87,7 +88,7 @@ class Engine:
 
         return AfterThinking(Watch(marks, self.tokens.text), free, bound, self.tokens.text, stream)
 
-    def all_of(self, marks: Marks, *, stream: bool = True) -> Any:
+    def all_of(self, marks: ThinkingMarkers, *, stream: bool = True) -> Any:
         """What a client of the engine sees: text, ids and log probabilities of the whole, and the last output."""
 
         async def collect() -> list[Any]:
@@ -126,7 +127,7 @@ def thinking(*texts: str) -> list[str]:
     ids=["tags", "no blanks", "no answer", "tags in parts", "opened", "phrases", "harmony"],
 )  # fmt: skip
 def test_the_answer_is_made_anew_after_the_thinking_and_the_blanks_behind_it(
-    marks: Marks, said: list[str], kept: int, at_once: int, stream: bool
+    marks: ThinkingMarkers, said: list[str], kept: int, at_once: int, stream: bool
 ) -> None:
     engine = Engine(said, ["{", '"a"', ":1}", END], at_once)
 
@@ -192,8 +193,10 @@ def test_long_thinking_is_handed_on_while_it_comes(at_once: int, words: int) -> 
 
 
 def test_the_figures_of_time_are_those_of_one_request() -> None:
-    metrics = Engine(thinking("Free", END), ["{}", END]).all_of(TAGS).last.metrics
+    last = Engine(thinking("Free", END), ["{}", END]).all_of(TAGS).last
+    metrics = last.metrics
 
+    assert last.num_cached_tokens == 1  # the second finds all of the prompt in the cache, since the first has read it
     assert (metrics.queued_ts, metrics.scheduled_ts, metrics.first_token_ts, metrics.last_token_ts) == (1, 1, 1, 6)
 
 
@@ -226,15 +229,34 @@ def parser(begins: str | None = "<think>", ends: str | None = "</think>", name: 
     ],
 )
 def test_the_end_of_the_prompt_tells_whether_thinking_is_to_come(
-    prompt_end: str, wanted: bool, marks: Marks | None
+    prompt_end: str, wanted: bool, marks: ThinkingMarkers | None
 ) -> None:
-    assert marks_of_thinking(parser(), prompt_end, wanted=wanted) == marks
+    assert thinking_markers(parser(), prompt_end, wanted=wanted) == marks
 
 
 def test_marks_are_those_of_the_family() -> None:
-    assert marks_of_thinking(parser("[THINK]", "[/THINK]"), "", wanted=True) == Marks(r"\[THINK\]", r"\[/THINK\]")
-    assert marks_of_thinking(parser(None, None), "", wanted=True) == TAGS
-    assert marks_of_thinking(parser(None, None, "GraniteReasoningParser"), "", wanted=True) == PHRASES
-    assert marks_of_thinking(parser(None, None, "GraniteReasoningParser"), "", wanted=False) is None
+    assert thinking_markers(parser("[THINK]", "[/THINK]"), "", wanted=True) == ThinkingMarkers(
+        r"\[THINK\]", r"\[/THINK\]"
+    )
+    assert thinking_markers(parser(None, None), "", wanted=True) == TAGS
+    assert thinking_markers(parser(None, None, "GraniteReasoningParser"), "", wanted=True) == PHRASES
+    assert thinking_markers(parser(None, None, "GraniteReasoningParser"), "", wanted=False) is None
     gpt_oss = parser(None, None, "GptOssReasoningParser")
-    assert marks_of_thinking(gpt_oss, "", wanted=False) == HARMONY, "gpt-oss cannot stop thinking"
+    assert thinking_markers(gpt_oss, "", wanted=False) == HARMONY, "gpt-oss cannot stop thinking"
+
+
+def test_a_reply_of_blanks_is_read_once() -> None:
+    tokens, read = Tokens(), list[int]()
+
+    def text(ids: Sequence[int]) -> str:
+        read.append(len(ids))
+        return tokens.text(ids)
+
+    watch = Watch(TAGS, text)
+    for token in tokens.ids([" "] * 1_000):
+        assert not watch.feed([token], finished=False)
+
+    assert sum(read) == 1_000
+    assert not watch.feed(tokens.ids(["<think>"]), finished=False)
+    assert watch.feed(tokens.ids(["</think>", "yes"]), finished=False)
+    assert watch.certain == 1_002

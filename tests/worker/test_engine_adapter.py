@@ -20,7 +20,7 @@ from vllama.errors import EngineError, RequestError, WorkerDied
 from vllama.ollama import options
 
 pytestmark = [
-    pytest.mark.engine,
+    pytest.mark.vllm,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore"),  # what vLLM's imports warn of is not ours
 ]
@@ -102,7 +102,16 @@ def test_request_metrics_have_the_engines_timestamps() -> None:
 
     for field in ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"):
         assert getattr(stats, field) == 0.0
-    assert "metrics" in inspect.signature(of_vllm("outputs:RequestOutput").__init__).parameters
+    assert {"metrics", "num_cached_tokens"} <= inspect.signature(
+        of_vllm("outputs:RequestOutput").__init__
+    ).parameters.keys()
+
+
+@pytest.mark.parametrize(("said", "told"), [(16, 16), (0, 0), (None, None), (-1, None)])
+def test_cached_tokens_are_told_unless_the_engine_does_not_know_them(
+    adapter: ModuleType, said: int | None, told: int | None
+) -> None:
+    assert adapter.cached_tokens(MagicMock(num_cached_tokens=said)) == told
 
 
 def test_completion_outputs_have_what_the_replies_are_made_of() -> None:
@@ -119,6 +128,7 @@ def test_the_parallel_config_says_which_api_process_this_is() -> None:
     config = of_vllm("config:ParallelConfig")()
 
     assert (config._api_process_rank, config._api_process_count) == (0, 1)
+    assert config.data_parallel_size == 1
 
 
 class Tokenizer:
@@ -153,7 +163,7 @@ def test_sampling_parameters_take_everything_that_options_become(engine: Any) ->
     assert (params.temperature, params.seed, params.max_tokens, params.logprobs) == (2.0, 3, 5, 2)
     assert params.output_kind == kinds.DELTA
     assert params.stop == ["blue"]
-    assert params.structured_outputs.json == {"type": "object"}
+    assert params.structured_outputs.json == '{"type": "object"}'
 
 
 def test_a_stop_string_that_is_a_special_token_stops_by_its_id(engine: Any) -> None:

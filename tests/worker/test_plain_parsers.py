@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model_output import Said, Speaker
 
 # vLLM is imported (its imports warn), but no engine started.
-pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 PARIS = ("get_weather", {"city": "Paris"})
 ZURICH = ("get_weather", {"city": 'Zürich {"}"}'})
@@ -145,3 +145,121 @@ def test_vllms_own_routes_stream_thinking_and_answer(size: int) -> None:
 
     assert "".join(delta.reasoning or "" for delta in deltas) == "Hm, a < b."
     assert "".join(delta.content or "" for delta in deltas) == "Yes."
+
+
+CALLS = "extract_tool_calls_streaming"
+THINKING = "extract_reasoning_streaming"
+PARTS_OF_REPLIES = [
+    ONE,
+    OTHER,
+    "[",
+    ",",
+    "]",
+    " ",
+    "\n",
+    "{",
+    "}",
+    '"',
+    "\\",
+    "x",
+    "<",
+    "<think>",
+    "</think>",
+    "</th",
+    ">",
+]
+
+
+@pytest.mark.parametrize(("method", "is_on"), [(CALLS, True), (THINKING, True), (THINKING, False)])
+@given(parts=st.lists(st.sampled_from(PARTS_OF_REPLIES), max_size=12), size=st.integers(1, 30))
+def test_a_parser_that_reads_on_says_what_one_says_that_reads_all_anew(
+    *, method: str, is_on: bool, parts: list[str], size: int
+) -> None:
+    output = "".join(parts)
+    one = new_parser(method, is_on=is_on)
+    for end in range(size, len(output) + size, size):
+        asked = output[: end - size], output[:end], *rest_of(method)
+        expected = getattr(new_parser(method, is_on=is_on), method)(*asked)
+        assert _without_ids(getattr(one, method)(*asked)) == _without_ids(expected)
+
+
+class CountingText:
+    """A text that counts the characters that are read of it."""
+
+    def __init__(self, text: str, counts: list[int]) -> None:
+        self._text, self._counts = text, counts
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __getitem__(self, part: slice) -> str:
+        self._counts.append(len(self._text[part]))
+        return self._text[part]
+
+
+@pytest.mark.parametrize(
+    ("method", "is_on", "output"),
+    [
+        (CALLS, True, ONE[:-3] + "x" * 4000),
+        (CALLS, True, ONE * 50 + "text"),
+        (THINKING, True, "x" * 4000),
+        (THINKING, False, "x" * 4000),
+        (THINKING, True, "Hm.</think>" + "x" * 4000),
+    ],
+    ids=["one long call", "many calls", "thinking", "no thinking", "answer"],
+)
+def test_each_character_of_a_streamed_reply_is_read_once(method: str, output: str, *, is_on: bool) -> None:
+    parser, counts = new_parser(method, is_on=is_on), list[int]()
+    for end in range(4, len(output) + 4, 4):
+        texts = CountingText(output[: end - 4], counts) if end > 4 else "", CountingText(output[:end], counts)
+        getattr(parser, method)(*texts, *rest_of(method))
+    assert sum(counts) == len(output)
+
+
+def new_parser(method: str, *, is_on: bool) -> Any:
+    module = importlib.import_module("vllama.worker.plain_parsers")
+    if method == CALLS:
+        return module.BareJsonToolParser(None)
+    return module.PlainThinkReasoningParser(None, chat_template_kwargs={"enable_thinking": is_on})
+
+
+def rest_of(method: str) -> tuple[Any, ...]:
+    """The arguments of a streaming method after both texts."""
+    return ("", [], [], [], *([Request()] if method == CALLS else []))
+
+
+def _without_ids(delta: Any) -> Any:
+    """What a delta says; the ids of calls are random."""
+    if delta is None:
+        return None
+    calls = [(call.index, call.function.name, call.function.arguments) for call in delta.tool_calls]
+    return delta.content, delta.reasoning, calls
+
+
+def test_text_that_was_sent_is_not_read_again() -> None:
+    from vllama.worker.parsing import ParsedText
+
+    class CountedText(str):
+        """A text that counts the characters that `strip` reads."""
+
+        __slots__ = ()
+
+        def strip(self, chars: str | None = None, /) -> str:
+            counts.append(len(self))
+            return super().strip(chars)
+
+    parsed, counts = ParsedText(), list[int]()
+    for piece in [" "] * 500 + ["word "] * 500:
+        parsed.append(CountedText(piece))
+
+    assert sum(counts) == 500 + len("word ")
+    assert str(parsed) == " " * 500 + "word " * 500
+
+
+@pytest.mark.parametrize("end", ["", "Hello", "<think>Hm.</think>Hello"])
+def test_blanks_before_the_first_word_hide_neither_thinking_nor_answer(end: str) -> None:
+    speaker = Speaker(reasoning="deepseek_r1", plain=("<think>", "</think>"))
+    said = speaker.streamed(" " * 50 + end)
+
+    assert said.thinking == ("Hm." if "Hm." in end else "")
+    assert said.content.strip() == end.rpartition(">")[2]

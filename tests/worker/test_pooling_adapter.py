@@ -14,7 +14,7 @@ import pytest
 from vllama.errors import EngineError, RequestError, WorkerDied
 
 pytestmark = [
-    pytest.mark.engine,
+    pytest.mark.vllm,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore"),  # what vLLM's imports warn of is not ours
 ]
@@ -62,7 +62,12 @@ class Client:
         self.asked: list[Any] = []
 
     def get_tokenizer(self) -> Any:
-        return SimpleNamespace(num_special_tokens_to_add=lambda: 2)
+        return SimpleNamespace(
+            num_special_tokens_to_add=lambda: 2,
+            max_chars_per_token=10,
+            encode=lambda text, add_special_tokens: [8, 5, 9] if add_special_tokens else [5],
+            convert_ids_to_tokens=lambda ids: [f"<{number}>" for number in ids],
+        )
 
     async def render_cmpl_async(self, prompts: Sequence[Any], params: Any) -> list[Any]:
         self.asked.append(params)
@@ -103,6 +108,12 @@ def test_texts_are_cut_at_the_limit_and_otherwise_tokenised_as_vllm_would(limit:
     assert (params.max_total_tokens, params.truncate_prompt_tokens, params.do_lower_case) == (limit, limit, True)
 
 
+def test_special_tokens_that_a_text_has_already_are_not_added_again() -> None:
+    _, adapter = engine()
+    prompts = asyncio.run(adapter.tokenize(["<8>a<9>"], None))
+    assert [prompt["prompt"] for prompt in prompts] == ["a"]
+
+
 def test_what_goes_wrong_in_the_engine_comes_in_our_terms() -> None:
     dead = of_vllm("v1.engine.exceptions", "EngineDeadError")()
     failed = output(None, error=SimpleNamespace(message="no memory", retryable=False))
@@ -110,3 +121,10 @@ def test_what_goes_wrong_in_the_engine_comes_in_our_terms() -> None:
         _, adapter = engine(raised)
         with pytest.raises(kind):
             asyncio.run(adapter.encode({}, "name"))
+
+
+def test_of_a_text_that_is_much_too_long_only_the_beginning_is_tokenised() -> None:
+    _, adapter = engine()
+    short, long = asyncio.run(adapter.tokenize(["x" * 4000, "y" * 10**7], None))
+    assert len(short["prompt"]) == 4000
+    assert 257 * 10 < len(long["prompt"]) < 10**5

@@ -5,24 +5,24 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllama.errors import WorkerDied
-from vllama.worker.sleeping import Canary, Sleeper, difference
+from vllama.protocol.sleep import WORKER_EXTENSION
+from vllama.worker.sleeping import Sleeper
 
 pytestmark = [
-    pytest.mark.engine,
+    pytest.mark.vllm,
     pytest.mark.anyio,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore"),  # what vLLM's imports warn of is not ours
 ]
 
-WRITTEN_AGAINST = ("0.26", "0.32")
+WRITTEN_AGAINST = tuple(f"0.{minor}" for minor in range(26, 34))
 
 
 @pytest.fixture
@@ -41,31 +41,13 @@ def of_vllm(module: str, name: str) -> Any:
 
 
 class Client:
-    """An EngineClient whose model says the same thing always."""
+    """An EngineClient that notes what it is asked for."""
 
-    def __init__(self, *, failure: Exception | None = None, max_logprobs: int = 20) -> None:
-        self.model_config = SimpleNamespace(enable_sleep_mode=True, max_logprobs=max_logprobs)
+    def __init__(self, extension: str = WORKER_EXTENSION) -> None:
+        self.model_config = SimpleNamespace(enable_sleep_mode=True)
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(worker_extension_cls=extension))
         self.output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: 3)
-        self.renderer = self
-        self.failure = failure
-        self.params: Any = None
         self.calls: list[tuple[Any, ...]] = []
-
-    async def render_cmpl_async(self, prompts: list[dict[str, str]], params: Any) -> list[Any]:
-        return [{"prompt_token_ids": [1, 2, 3], **prompts[0]}]
-
-    async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
-        if self.failure:
-            raise self.failure
-        self.params = params
-        row = {5: SimpleNamespace(logprob=-0.25), 6: SimpleNamespace(logprob=-1.5)}
-        yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 5], logprobs=[row, row])])
-
-    async def encode(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
-        import torch
-
-        self.params = params
-        yield SimpleNamespace(outputs=SimpleNamespace(data=torch.tensor([0.5, -0.5], dtype=torch.float16)))
 
     async def sleep(self, level: int, mode: str) -> None:
         self.calls.append(("sleep", level, mode))
@@ -76,13 +58,17 @@ class Client:
     async def is_sleeping(self) -> bool:
         return True
 
+    async def collective_rpc(self, method: str) -> None:
+        self.calls.append(("collective_rpc", method))
+
 
 Make = Callable[..., Any]
 
 
 @pytest.fixture
 def engine(adapter: ModuleType) -> Make:
-    return lambda client, *tasks: adapter.SleepingEngine(client, tasks or ("generate",))
+    made: Make = adapter.SleepingEngine
+    return made
 
 
 def test_the_installed_vllm_is_one_that_the_adapter_was_written_against(adapter: ModuleType) -> None:
@@ -93,7 +79,7 @@ def test_the_installed_vllm_is_one_that_the_adapter_was_written_against(adapter:
         except PackageNotFoundError:
             continue
     assert found[0].startswith(tuple(f"{minor}." for minor in WRITTEN_AGAINST))
-    for minor in WRITTEN_AGAINST:
+    for minor in (WRITTEN_AGAINST[0], WRITTEN_AGAINST[-1]):
         assert re.search(rf"\b{re.escape(minor)}\b", adapter.__doc__ or "")
 
 
@@ -121,17 +107,37 @@ def test_the_output_processor_counts_its_requests() -> None:
 
 def test_the_model_s_config_says_whether_it_may_sleep() -> None:
     fields = of_vllm("config", "ModelConfig").__dataclass_fields__
-    assert {"enable_sleep_mode", "max_logprobs"} <= fields.keys()
+    assert "enable_sleep_mode" in fields
 
 
-async def test_the_adapter_is_what_the_routes_want(engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_of_the_workers_can_be_called() -> None:
+    assert "worker_extension_cls" in of_vllm("config", "ParallelConfig").__dataclass_fields__
+    assert inspect.iscoroutinefunction(of_vllm("v1.engine.async_llm", "AsyncLLM").collective_rpc)
+
+
+async def test_the_adapter_is_what_the_routes_want(engine: Make) -> None:
     client = Client()
     sleeper: Sleeper = engine(client)
     assert sleeper.unfinished == 3
     assert await sleeper.is_asleep()
+    await sleeper.prepare()
     await sleeper.sleep()
-    await sleeper.wake()
-    assert client.calls == [("sleep", 1, "wait"), ("wake_up",)]
+    await sleeper.wake(keeps_copy=True)
+    await sleeper.wake(keeps_copy=False)
+    assert client.calls == [
+        ("collective_rpc", "begin_host_copy"),
+        ("sleep", 1, "wait"),
+        ("wake_up",),
+        ("wake_up",),
+        ("collective_rpc", "forget_host_copy"),
+    ]
+
+
+async def test_an_extension_of_the_user_s_own_is_not_asked_for_what_it_cannot_do(engine: Make) -> None:
+    client = Client("somebody.Extension")
+    await engine(client).prepare()
+    await engine(client).forget_copy()
+    assert client.calls == []
 
 
 def test_what_cannot_sleep_says_why(adapter: ModuleType, engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,28 +148,3 @@ def test_what_cannot_sleep_says_why(adapter: ModuleType, engine: Make, monkeypat
     assert engine(client).refusal == ""
     client.model_config.enable_sleep_mode = False
     assert engine(client).refusal == "the worker was started without --enable-sleep-mode"
-
-
-@pytest.mark.parametrize(("allowed", "asked"), [(20, 20), (-1, 20), (2, 2), (0, 0)])
-async def test_a_canary_asks_for_no_more_log_probabilities_than_are_allowed(
-    engine: Make, allowed: int, asked: int
-) -> None:
-    client = Client(max_logprobs=allowed)
-    canary = await engine(client).canary()
-    assert canary == Canary(((5, {5: -0.25, 6: -1.5}),) * 2)
-    assert (client.params.logprobs, client.params.temperature, client.params.ignore_eos) == (asked, 0.0, True)
-
-
-@pytest.mark.parametrize("task", ["embed", "classify"])
-async def test_a_model_without_text_gives_a_vector(engine: Make, task: str) -> None:
-    client = Client()
-    canary = await engine(client, task).canary()
-    assert canary == Canary(vector=(0.5, -0.5))
-    assert difference(canary, canary) == ""
-    assert client.params.task == task
-
-
-async def test_a_dead_engine_is_a_dead_worker(engine: Make) -> None:
-    dead = of_vllm("v1.engine.exceptions", "EngineDeadError")()
-    with pytest.raises(WorkerDied):
-        await engine(Client(failure=dead)).canary()

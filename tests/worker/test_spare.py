@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllama.worker.spare import Order, opens_gpu
+from vllama.worker.spare import opens_gpu
 
 
 @pytest.fixture
@@ -39,8 +39,3 @@ def test_a_module_that_opens_the_gpu_is_found_out_without_being_imported(
 
 def test_where_there_is_no_gpu_nothing_is_tried(tmp_path: Path) -> None:
     assert opens_gpu("no.such.module", str(tmp_path / "nvidia-uvm")) is False
-
-
-def test_an_order_is_one_line_whatever_is_in_it() -> None:
-    order = Order(["--flag", "two\nlines"], {"A": "é\n"}, "/log")
-    assert order.encode().count(b"\n") == 1

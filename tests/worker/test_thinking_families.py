@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_output import Said, Speaker
 
 # vLLM is imported (its imports warn), but no engine started.
-pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 THOUGHT = "Paris or Zürich? The user said <b>Paris</b>."
 ANSWER = "It is sunny: 20 °C.\n\n- dry\n- warm"

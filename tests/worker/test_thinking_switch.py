@@ -10,7 +10,7 @@ import pytest
 from vllama.errors import RequestError
 
 # vLLM is imported (its imports warn), but no engine started.
-pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.anyio, pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
@@ -55,6 +55,12 @@ async def test_the_switch_and_the_level_of_think_reach_the_chat_template(
     request = await asked_of_vllm(think)
     assert request.chat_template_kwargs == {"enable_thinking": switch, "thinking": switch}
     assert request.reasoning_effort == level
+
+
+async def test_a_level_that_vllm_does_not_know_is_left_to_the_chat_template() -> None:
+    request = await asked_of_vllm("xhigh")
+    assert request.chat_template_kwargs == {"enable_thinking": True, "thinking": True, "reasoning_effort": "xhigh"}
+    assert request.reasoning_effort is None
 
 
 async def test_a_model_that_cannot_think_is_told_nothing_of_it() -> None:

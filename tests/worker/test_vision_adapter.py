@@ -18,7 +18,7 @@ from PIL import Image
 from vllama.errors import RequestError
 
 pytestmark = [
-    pytest.mark.engine,
+    pytest.mark.vllm,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore"),  # what vLLM's imports warn of is not ours
 ]
@@ -112,7 +112,7 @@ async def test_images_with_too_many_pixels_together_are_refused_with_our_limit(
 ) -> None:
     monkeypatch.setattr(adapter, "MOST_PIXELS", 15)
     await vision.decode([picture()])
-    with pytest.raises(RequestError, match=r"have 16 pixels together, the limit is 15"):
+    with pytest.raises(RequestError, match=r"have 16 pixels in total; the maximum is 15"):
         await vision.decode([picture(), picture()])
 
 
@@ -162,6 +162,13 @@ def test_what_is_put_before_a_prompt_moves_its_images(adapter: Any) -> None:
     assert [(taken.offset, taken.length) for taken in rendered["mm_placeholders"]["image"]] == [(4, 2), (7, 1)]
     assert adapter.text_ids(rendered) == [1, 2, 3, 10, 11, 12]
     assert "prompt" not in rendered
+
+
+def test_what_is_put_before_a_prompt_may_take_the_place_of_its_first_tokens(adapter: Any) -> None:
+    rendered = prompt(adapter)
+    adapter.prepend([1, 2, 3], rendered, dropped=1)
+    assert rendered["prompt_token_ids"] == [1, 2, 3, 0, 0, 11, 0, 12]
+    assert [(taken.offset, taken.length) for taken in rendered["mm_placeholders"]["image"]] == [(3, 2), (6, 1)]
 
 
 def test_openais_request_keeps_a_decoded_image_as_it_is() -> None:
@@ -214,7 +221,7 @@ def test_the_flags_and_limits_that_keep_vllm_from_fetching_exist() -> None:
 
 def test_the_installed_multimodal_architectures_are_those_that_vllm_lists() -> None:
     listed = importlib.import_module("vllm.model_executor.models.registry")._MULTIMODAL_MODELS
-    installed = importlib.import_module("vllama.worker.registry").installed_vllm().multimodal
+    installed = importlib.import_module("vllama.installed.registry").installed_vllm().multimodal
 
     assert installed == set(listed)
     assert {"LlavaForConditionalGeneration", "Idefics3ForConditionalGeneration"} <= installed

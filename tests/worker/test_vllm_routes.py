@@ -14,11 +14,11 @@ import pytest
 from starlette.datastructures import State
 
 from vllama.errors import RequestError
-from vllama.worker.profile import AdapterPart
-from vllama.worker.spoken import SpokenModel
+from vllama.protocol.model_header import ModelHeader
+from vllama.protocol.profile import AdapterPart
 
 pytestmark = [
-    pytest.mark.engine,
+    pytest.mark.vllm,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore"),  # what vLLM's imports warn of is not ours
 ]
@@ -41,6 +41,12 @@ class Messages:
 
     def _maybe_get_adapters(self, *_: Any, **__: Any) -> str:
         return "vLLM's own"
+
+    async def chat_completion_full_generator(self, *_: Any) -> Any:
+        return None
+
+    def messages_full_converter(self, reply: Any) -> Any:
+        return reply
 
 
 def adapter() -> Any:
@@ -73,7 +79,7 @@ class Adapters:
         return adapter and f"loaded {adapter.digest}"
 
 
-async def within(spoken: SpokenModel | None, look: Any) -> Any:
+async def within(spoken: ModelHeader | None, look: Any) -> Any:
     """What `look` sees in a request that says this."""
     seen = []
 
@@ -89,8 +95,8 @@ async def within(spoken: SpokenModel | None, look: Any) -> Any:
 async def test_replies_name_the_model_as_the_client_did(state: State) -> None:
     adapter().heed(state)
     named = state.openai_serving_models.model_name
-    assert await within(SpokenModel("M:x"), named) == "M:x"
-    assert await within(SpokenModel("M:x"), lambda: named("an adapter")) == "M:x"
+    assert await within(ModelHeader("M:x"), named) == "M:x"
+    assert await within(ModelHeader("M:x"), lambda: named("an adapter")) == "M:x"
     assert await within(None, named) == "first None"
 
 
@@ -101,8 +107,8 @@ async def test_texts_are_made_with_the_adapter_of_the_request_s_model(state: Sta
     def asked() -> Any:
         return state.anthropic_serving_messages._maybe_get_adapters("request", supports_default_mm_loras=True)
 
-    assert await within(SpokenModel("m", adapter=AdapterPart(1, "abc", "/a")), asked) == "loaded abc"
-    assert await within(SpokenModel("m"), asked) == "vLLM's own"
+    assert await within(ModelHeader("m", adapter=AdapterPart(1, "abc", "/a")), asked) == "loaded abc"
+    assert await within(ModelHeader("m"), asked) == "vLLM's own"
     assert await within(None, asked) == "vLLM's own"
 
 
@@ -116,7 +122,7 @@ async def test_an_adapter_that_the_engine_refuses_ends_the_request() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    header = SpokenModel("m", adapter=AdapterPart(1, "abc", "")).to_header()
+    header = ModelHeader("m", adapter=AdapterPart(1, "abc", "")).to_header()
     await adapter().HeedHeader(app, Adapters())({"type": "http", "headers": [header]}, None, send)
     assert (sent[0]["status"], sent[1]["body"]) == (400, b'{"error":"vLLM cannot serve it"}')
 
@@ -128,8 +134,8 @@ async def test_the_default_template_is_the_request_s_model_s(state: State) -> No
         (state.online_renderer, None),
         (state.anthropic_serving_messages, "started with"),
     ):
-        assert await within(SpokenModel("m", "{{ x }}"), lambda served=served: served.chat_template) == "{{ x }}"
-        assert await within(SpokenModel("m"), lambda served=served: served.chat_template) == started_with
+        assert await within(ModelHeader("m", "{{ x }}"), lambda served=served: served.chat_template) == "{{ x }}"
+        assert await within(ModelHeader("m"), lambda served=served: served.chat_template) == started_with
 
 
 @pytest.mark.anyio
@@ -138,7 +144,7 @@ async def test_anthropic_s_requests_get_the_sampling_that_their_api_lacks(state:
     request = of_vllm("entrypoints.anthropic.protocol", "AnthropicMessagesRequest")(
         model="m", max_tokens=3, messages=[{"role": "user", "content": "hi"}]
     )
-    spoken = SpokenModel("m", sampling={"min_p": 0.25, "seed": 7, "repetition_penalty": 1.5})
+    spoken = ModelHeader("m", sampling={"min_p": 0.25, "seed": 7, "repetition_penalty": 1.5})
     made = await within(spoken, lambda: state.anthropic_serving_messages.to_chat_completion_request(request))
     assert (made.min_p, made.seed, made.repetition_penalty, made.max_tokens) == (0.25, 7, 1.5, 3)
 
@@ -159,6 +165,50 @@ def test_a_limit_above_the_context_is_no_error(state: State, module: str, name: 
     assert parameters.max_total_tokens == 100
     assert parameters.max_input_tokens >= 99
     assert {getattr(request, limit) for limit in fields.keys() & {"max_tokens", "max_completion_tokens"}} <= {5000}
+
+
+@pytest.mark.anyio
+async def test_a_prompt_beyond_the_context_is_counted_to_its_end(state: State) -> None:
+    adapter().heed(state)
+    kind = of_vllm("entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest")
+    model_config = SimpleNamespace(max_model_len=100, is_encoder_decoder=False)
+
+    async def encoding(spoken: ModelHeader | None, **fields: Any) -> Any:
+        request = kind(messages=[], **fields)
+        return (await within(spoken, lambda: request.build_tok_params(model_config))).get_encode_kwargs()
+
+    counted = await encoding(ModelHeader("m"))
+    assert (counted["truncation"], counted["max_length"]) == (False, None)
+    assert (await encoding(None))["max_length"] == 101
+    assert (await encoding(ModelHeader("m"), truncate_prompt_tokens=7))["max_length"] == 7
+
+
+@pytest.mark.anyio
+async def test_the_parsers_of_chats_and_responses_remove_white_space(state: State) -> None:
+    kind = type("Parser", (), {"tool_parser_cls": None})
+    for name, attribute in (("openai_serving_chat", "parser_cls"), ("openai_serving_responses", "parser")):
+        handler = Messages()
+        setattr(handler, attribute, kind)
+        setattr(handler, "responses_stream_generator", None)  # noqa: B010 - no handler of vLLM lacks it
+        setattr(state, name, handler)
+    adapter().heed(state)
+    for trimming in (state.openai_serving_chat.parser_cls, state.openai_serving_responses.parser):
+        assert trimming is not kind
+        assert issubclass(trimming, kind)
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_the_gateway_knows() -> None:
+    from vllama.gateway.refusal import Overflow, Refused
+
+    parameters = adapter().TokenizeParams(max_total_tokens=10, max_output_tokens=0)
+    tokenizer = SimpleNamespace(max_chars_per_token=5)
+    for check, prompt, expected in (
+        (parameters._token_len_check, [1] * 12, Overflow(12, 10)),
+        (parameters._text_len_check, "x" * 100, Overflow(20, 10)),
+    ):
+        with pytest.raises(Exception, match="maximum context length") as refused:
+            check(tokenizer, prompt)
+        assert Refused(400, b'{"error":{"message":"%b"}}' % str(refused.value).encode()).overflow == expected
 
 
 def test_vllm_has_what_the_adapter_changes() -> None:

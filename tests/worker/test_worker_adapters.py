@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from vllama.errors import EngineError, RequestError, WorkerDied
-from vllama.worker.profile import AdapterPart
+from vllama.protocol.profile import AdapterPart
 
 pytestmark = [
-    pytest.mark.engine,  # vLLM is imported, but no engine started
+    pytest.mark.vllm,
     pytest.mark.anyio,
     pytest.mark.filterwarnings("ignore"),
 ]

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from vllama.ollama.requests import ChatRequest, GenerateRequest
+from vllama.protocol.profile import Profile
 from vllama.worker.conversation import (
     TemplateMessage,
     images_of,
@@ -18,7 +19,6 @@ from vllama.worker.conversation import (
     shortened,
     with_images,
 )
-from vllama.worker.profile import Profile
 
 PLAIN = Profile("m", ("completion",))
 MARIO = Profile("m", ("completion",), system="You are Mario.", messages=(("user", "who?"), ("assistant", "me")))

@@ -13,8 +13,10 @@ import pytest
 from vllama.errors import EngineError, VllamaError
 from vllama.ollama.embedding import EmbeddingsRequest, EmbedRequest
 from vllama.ollama.status import JSON, error_body, status_of
+from vllama.protocol.frames import Form
+from vllama.protocol.profile import Profile
+from vllama.protocol.token_counts import TokenCounts
 from vllama.worker.embedding import EmbeddingRoute
-from vllama.worker.profile import Profile
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +69,13 @@ class Kept:
 
     status = 0
     body: Any = None
+    counts: TokenCounts | None = None
+
+    def add_headers(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        raise AssertionError
+
+    def count(self, counts: TokenCounts) -> None:
+        self.counts = counts
 
     async def reply(self, status: int, content_type: str, body: bytes) -> None:
         assert content_type == JSON
@@ -88,6 +97,7 @@ class Asker:
     def __init__(self) -> None:
         self.engine = LetterEngine()
         self.parameters: dict[str, Any] = {}
+        self.counts: TokenCounts | None = None
 
     async def ask(self, request: type[EmbedRequest] = EmbedRequest, **fields: Any) -> tuple[int, Any]:
         route = EmbeddingRoute(request)
@@ -96,6 +106,7 @@ class Asker:
         route.serve(engine, profile)
         sink = Kept()
         await route.answer(json.dumps({"model": "m", **fields}).encode(), 1, sink, profile)
+        self.counts = sink.counts
         return sink.status, sink.body
 
     async def vectors(self, **fields: Any) -> list[list[float]]:
@@ -156,10 +167,29 @@ async def test_what_is_too_long_is_cut_at_the_model_s_context(asker: Asker) -> N
     assert body["embeddings"] == await asker.vectors(input="abcdef")
 
 
-@pytest.mark.parametrize(("num_ctx", "tokens"), [(5, 5), (100, CONTEXT), (0, CONTEXT), (-1, CONTEXT)])
-async def test_num_ctx_makes_the_context_smaller_and_never_larger(asker: Asker, num_ctx: int, tokens: int) -> None:
+@pytest.mark.parametrize(("num_ctx", "tokens"), [(5, 5), (100, CONTEXT), (None, CONTEXT)])
+async def test_num_ctx_makes_the_context_smaller_and_never_larger(
+    asker: Asker, num_ctx: int | None, tokens: int
+) -> None:
     _, body = await asker.ask(input="abcdefghij", options={"num_ctx": num_ctx})
     assert body["prompt_eval_count"] == tokens
+
+
+@pytest.mark.parametrize("num_ctx", [0, -1])
+@pytest.mark.parametrize(
+    ("truncate", "error"),
+    [
+        (True, "input exceeds maximum context length and cannot be truncated further"),
+        (False, "the input length exceeds the context length"),
+    ],
+)
+async def test_a_num_ctx_of_zero_is_ollama_s_smallest_context_to_which_nothing_is_truncated(
+    asker: Asker, num_ctx: int, error: str, *, truncate: bool
+) -> None:
+    fields: dict[str, Any] = {"options": {"num_ctx": num_ctx}, "truncate": truncate}
+    _, body = await asker.ask(input="ab", **fields)
+    assert body["prompt_eval_count"] == 4
+    assert await asker.refusal(input="abc", **fields) == error
 
 
 async def test_num_ctx_may_come_with_the_model(asker: Asker) -> None:
@@ -191,6 +221,7 @@ async def test_the_count_is_that_of_all_inputs(asker: Asker) -> None:
     _, body = await asker.ask(input=["a", "bcd"])
     assert list(body) == ["model", "embeddings", "total_duration", "load_duration", "prompt_eval_count"]
     assert body["prompt_eval_count"] == 3 + 5
+    assert asker.counts == TokenCounts(3 + 5)
     assert body["total_duration"] >= body["load_duration"] > 0
 
 
@@ -225,6 +256,14 @@ async def test_a_model_that_makes_no_embeddings_says_so_without_an_engine() -> N
     route.serve(None, profile)
     await route.answer(b'{"model":"m","input":"a"}', 1, sink, profile)
     assert (sink.status, sink.body) == (400, {"error": '"m" does not support embeddings'})
+
+
+async def test_what_the_gateway_has_checked_is_not_checked_again(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    route, sink = EmbeddingRoute(EmbedRequest), Kept()
+    profile = Profile("m", ("completion",))
+    route.serve(None, profile)
+    await route.answer(b'{"model":"m","input":"a"}', 1, sink, profile, Form.CHECKED)
+    assert (sink.status, sink.body) == (500, {"error": "the engine is not ready; try again"})
 
 
 async def test_a_bug_is_an_error_of_the_engine_and_tells_nothing(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vllama.worker.lifeline import PARENT_VARIABLE
+from vllama.protocol.environment import PARENT_PROCESS
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
 
@@ -138,7 +138,7 @@ def test_a_tied_child_dies_when_its_parent_is_killed(family: MakeFamily) -> None
 def test_a_child_that_finds_its_parent_gone_already_dies_at_once(family: MakeFamily) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    child = family(TIED_CHILD, **{PARENT_VARIABLE: str(gone.pid)})
+    child = family(TIED_CHILD, **{PARENT_PROCESS: str(gone.pid)})
     assert child.all_gone()
     assert child.last_born == 0  # it did not come to print anything
     assert child.first.returncode == -signal.SIGKILL
@@ -153,14 +153,14 @@ def test_a_child_that_ties_after_its_parents_death_dies_though_nobody_has_reaped
 
 @pytest.mark.parametrize("expected", [str(os.getpid()), "", "no number"], ids=["the parent", "nothing", "nonsense"])
 def test_a_child_whose_parent_lives_lives(family: MakeFamily, expected: str) -> None:
-    child = family(TIED_CHILD, **{PARENT_VARIABLE: expected})
+    child = family(TIED_CHILD, **{PARENT_PROCESS: expected})
     assert child.last_born == child.first.pid
     assert child.first.poll() is None
 
 
 def test_a_parent_further_up_is_a_parent_too(family: MakeFamily) -> None:
     between = 'import subprocess, sys\nsys.exit(subprocess.call([sys.executable, "child.py"]))\n'
-    parent = family(between, **{PARENT_VARIABLE: str(os.getpid())})
+    parent = family(between, **{PARENT_PROCESS: str(os.getpid())})
     assert parent.last_born not in {0, parent.first.pid}
     os.kill(parent.last_born, signal.SIGTERM)
     assert parent.all_gone()

@@ -8,7 +8,9 @@ import orjson
 import pytest
 
 from vllama.errors import RequestError, VllamaError
-from vllama.worker.profile import Profile
+from vllama.protocol.frames import Form
+from vllama.protocol.profile import Profile
+from vllama.protocol.token_counts import TokenCounts
 from vllama.worker.prompt import PromptRoute
 
 pytestmark = pytest.mark.anyio
@@ -21,6 +23,12 @@ class Sink:
 
     def __init__(self) -> None:
         self.said: list[Any] = []
+
+    def add_headers(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        raise AssertionError
+
+    def count(self, counts: TokenCounts) -> None:
+        raise AssertionError
 
     async def reply(self, status: int, content_type: str, body: bytes) -> None:
         self.said.append((status, orjson.loads(body)))
@@ -51,7 +59,7 @@ class Generate:
 
 async def said(generate: Any) -> Any:
     sink = Sink()
-    await PromptRoute(generate).answer(b'{"prompt":"hi"}', 0, sink, PROFILE)
+    await PromptRoute(generate).answer(b'{"prompt":"hi"}', 0, sink, PROFILE, Form.UNCHECKED)
     (answer,) = sink.said
     return answer
 

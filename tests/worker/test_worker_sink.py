@@ -48,3 +48,12 @@ async def test_a_stream_tells_no_length_and_ends_with_its_last_piece() -> None:
         {"type": "http.response.body", "body": b"a\n", "more_body": True},
         {"type": "http.response.body", "body": b"b\n", "more_body": False},
     ]
+
+
+async def test_added_headers_go_with_the_reply() -> None:
+    server = Server()
+    sink = HttpSink(server.send)
+    sink.add_headers(((b"x-vllama-format-relaxed", b"/format"),))
+    await sink.start("application/x-ndjson")
+    headers = [(b"content-type", b"application/x-ndjson"), (b"x-vllama-format-relaxed", b"/format")]
+    assert server.sent == [{"type": "http.response.start", "status": 200, "headers": headers}]

@@ -52,6 +52,13 @@ def test_the_figures_are_the_engines_own(clock: StillClock) -> None:
     assert (figures.prompt_eval_count, figures.eval_count) == (15, 8)
 
 
+def test_what_the_engine_read_from_its_cache_is_told_and_unknown_stays_unknown(clock: StillClock) -> None:
+    del clock
+    watch = Stopwatch(received=0)
+    told = [watch.timings(None, 20, 8, cached).prompt_eval_cached_count for cached in (16, 0, None)]
+    assert told == [16, 0, None]
+
+
 @pytest.mark.parametrize("metrics", [None, EngineMetrics(0.0, 0.0, 0.0, 0.0)], ids=["no metrics", "all zero"])
 def test_an_engine_without_timestamps_leaves_the_front_ends(clock: StillClock, metrics: EngineMetrics | None) -> None:
     watch = Stopwatch(received=1_000 * MS)

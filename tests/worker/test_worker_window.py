@@ -39,6 +39,11 @@ def test_a_prompt_that_is_too_long_keeps_its_first_tokens_and_its_last() -> None
     assert window(num_ctx=8, num_keep=-1).clipped(range(100)) == [*range(7), 99]
 
 
+def test_special_tokens_before_a_text_are_kept_beside_num_keep() -> None:
+    assert window(num_ctx=8, num_keep=0).clipped(range(100), opening=1) == [0, *range(93, 100)]
+    assert window(num_ctx=8).clipped(range(100), opening=2) == [*range(6), 98, 99]
+
+
 def test_a_prompt_that_fills_all_that_is_served_leaves_room_for_the_reply_asked_for() -> None:
     assert len(window(100, num_predict=10).clipped(range(500))) == 90
     assert len(window(100).clipped(range(500))) == 50

@@ -26,13 +26,13 @@ client = anthropic.Anthropic(max_retries=0)
 
 @use
 def message():
-    return client.messages.create(**ASK, system="You answer briefly.")
+    return client.messages.create(**ASK, system="You give short answers.")
 
 
 @use
 def text_blocks():
     content = [{"type": "text", "text": QUESTION}]
-    system = [{"type": "text", "text": "You answer briefly.", "cache_control": {"type": "ephemeral"}}]
+    system = [{"type": "text", "text": "You give short answers.", "cache_control": {"type": "ephemeral"}}]
     return client.messages.create(**{**ASK, "messages": [{"role": "user", "content": content}]}, system=system)
 
 
@@ -53,7 +53,7 @@ def raw_stream():
 
 @use
 def stream_helper():
-    with client.messages.stream(**ASK, system="You answer briefly.") as stream:
+    with client.messages.stream(**ASK, system="You give short answers.") as stream:
         return {"pieces": list(stream.text_stream), "final": stream.get_final_message()}
 
 
@@ -97,7 +97,7 @@ def images():
 @use
 async def asynchronous():
     async with anthropic.AsyncAnthropic(max_retries=0) as other:
-        return await other.messages.create(**ASK, system="You answer briefly.")
+        return await other.messages.create(**ASK, system="You give short answers.")
 
 
 @use

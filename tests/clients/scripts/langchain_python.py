@@ -36,12 +36,12 @@ def get_weather(city: str) -> str:
 
 @use
 def invoke():
-    return model.invoke([SystemMessage("You answer briefly."), HumanMessage(QUESTION)])
+    return model.invoke([SystemMessage("You give short answers."), HumanMessage(QUESTION)])
 
 
 @use
 def stream():
-    return list(model.stream([SystemMessage("You answer briefly."), HumanMessage(QUESTION)]))
+    return list(model.stream([SystemMessage("You give short answers."), HumanMessage(QUESTION)]))
 
 
 @use
@@ -115,12 +115,16 @@ def completion():
 @use
 def embeddings():
     embedder = OllamaEmbeddings(model=EMBED, validate_model_on_init=True)
-    return {"documents": embedder.embed_documents(TEXTS), "query": embedder.embed_query(TEXTS[0])}
+    return {
+        "documents": embedder.embed_documents(TEXTS),
+        "query": embedder.embed_query(TEXTS[0]),
+        "chat model": OllamaEmbeddings(model=CHAT).embed_query(TEXTS[0]),
+    }
 
 
 @use
 async def asynchronous():
-    messages = [SystemMessage("You answer briefly."), HumanMessage(QUESTION)]
+    messages = [SystemMessage("You give short answers."), HumanMessage(QUESTION)]
     return {
         "invoke": await model.ainvoke(messages),
         "stream": [chunk async for chunk in model.astream(messages)],
@@ -134,7 +138,6 @@ def errors():
         "unknown model": raised(lambda: ChatOllama(model="nosuchmodel").invoke("Hi")),
         "unknown model, validated": raised(lambda: ChatOllama(model="nosuchmodel", validate_model_on_init=True)),
         "tools without support": raised(lambda: model.bind_tools([get_weather]).invoke("Hi")),
-        "embeddings without support": raised(lambda: OllamaEmbeddings(model=CHAT).embed_query("text")),
     }
 
 

@@ -8,6 +8,7 @@ from uses import (
     BLACK,
     CHAT,
     EMBED,
+    GET_WEATHER,
     LOOK,
     QUESTION,
     SEES,
@@ -24,14 +25,6 @@ from uses import (
 
 GREEDY = {"temperature": 0, "max_tokens": 32}
 MESSAGES = [{"role": "user", "content": QUESTION}]
-GET_WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather in a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 WITH_TOOLS = {
     "model": f"ollama_chat/{TOOLS}",
     "messages": [{"role": "user", "content": WEATHER}],

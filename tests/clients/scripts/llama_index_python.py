@@ -28,7 +28,7 @@ from uses import (
 )
 
 SERVER = os.environ["OLLAMA_HOST"]
-MESSAGES = [ChatMessage(role="system", content="You answer briefly."), ChatMessage(role="user", content=QUESTION)]
+MESSAGES = [ChatMessage(role="system", content="You give short answers."), ChatMessage(role="user", content=QUESTION)]
 llm = Ollama(model=CHAT, base_url=SERVER, temperature=0.0, request_timeout=120, additional_kwargs={"num_predict": 32})
 caller = Ollama(model=TOOLS, base_url=SERVER, temperature=0.0, request_timeout=120)
 

@@ -66,12 +66,12 @@ def conversation():
 
 @use
 def generate():
-    return ollama.generate(CHAT, QUESTION, system="You answer briefly.", options=GREEDY)
+    return ollama.generate(CHAT, QUESTION, system="You give short answers.", options=GREEDY)
 
 
 @use
 def generate_stream():
-    return list(ollama.generate(CHAT, QUESTION, system="You answer briefly.", options=GREEDY, stream=True))
+    return list(ollama.generate(CHAT, QUESTION, system="You give short answers.", options=GREEDY, stream=True))
 
 
 @use
@@ -159,6 +159,11 @@ def embed():
 
 
 @use
+def embed_with_a_chat_model():
+    return ollama.embed(CHAT, TEXTS[0])
+
+
+@use
 def embeddings():
     return ollama.embeddings(EMBED, TEXTS[0])
 
@@ -202,7 +207,6 @@ def errors():
         "pull of an unknown model": raised(lambda: ollama.pull("nosuchmodel")),
         "tools without support": raised(lambda: ollama.chat(CHAT, MESSAGES, tools=[get_weather])),
         "thinking without support": raised(lambda: ollama.chat(CHAT, MESSAGES, think=True)),
-        "embed without support": raised(lambda: ollama.embed(CHAT, "text")),
         "chat without support": raised(lambda: ollama.chat(EMBED, MESSAGES)),
         "image without support": raised(lambda: ollama.generate(CHAT, LOOK, images=[BLACK])),
         "wrong option": raised(lambda: ollama.chat(CHAT, MESSAGES, options={"temperature": "hot"})),

@@ -8,6 +8,7 @@ from uses import (
     BLACK,
     CHAT,
     EMBED,
+    GET_WEATHER,
     LOOK,
     QUESTION,
     SEES,
@@ -24,15 +25,10 @@ from uses import (
 
 MESSAGES = [{"role": "user", "content": QUESTION}]
 GREEDY = {"temperature": 0, "max_tokens": 32}
-GET_WEATHER = {
-    "name": "get_weather",
-    "description": "Get the weather in a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
 WITH_TOOLS = {
     "model": TOOLS,
     "messages": [{"role": "user", "content": WEATHER}],
-    "tools": [{"type": "function", "function": GET_WEATHER}],
+    "tools": [GET_WEATHER],
     "temperature": 0,
 }
 client = openai.OpenAI(max_retries=0)
@@ -128,13 +124,14 @@ def embeddings():
     return {
         "default": client.embeddings.create(model=EMBED, input=TEXTS),
         "float": client.embeddings.create(model=EMBED, input=TEXTS[0], encoding_format="float"),
+        "chat model": client.embeddings.create(model=CHAT, input=TEXTS[0]),
     }
 
 
 @use
 def responses():
     return client.responses.create(
-        model=CHAT, instructions="You answer briefly.", input=QUESTION, temperature=0, max_output_tokens=32
+        model=CHAT, instructions="You give short answers.", input=QUESTION, temperature=0, max_output_tokens=32
     )
 
 
@@ -151,7 +148,10 @@ def responses_stream():
 @use
 def responses_tools():
     return client.responses.create(
-        model=TOOLS, input=WEATHER, tools=[{"type": "function", "strict": False, **GET_WEATHER}], temperature=0
+        model=TOOLS,
+        input=WEATHER,
+        tools=[{"type": "function", "strict": False, **GET_WEATHER["function"]}],
+        temperature=0,
     )
 
 
@@ -180,7 +180,6 @@ def errors():
         "unknown model, embeddings": raised(lambda: client.embeddings.create(model="nosuchmodel", input="text")),
         "unknown model, responses": raised(lambda: client.responses.create(model="nosuchmodel", input="Hi")),
         "tools without support": raised(lambda: chat(**{**WITH_TOOLS, "model": CHAT})),
-        "embeddings without support": raised(lambda: client.embeddings.create(model=CHAT, input="text")),
         "no messages": raised(lambda: chat(model=CHAT, messages=[])),
     }
 

@@ -7,7 +7,7 @@ from pydantic_ai.models.ollama import OllamaModel
 from uses import ANN, BLACK, CHAT, LOOK, QUESTION, SEES, TOOLS, WEATHER, WHITE, Person, raised, report, use
 
 GREEDY = {"temperature": 0, "max_tokens": 100}
-agent = Agent(OllamaModel(CHAT), instructions="You answer briefly.", model_settings=GREEDY)
+agent = Agent(OllamaModel(CHAT), instructions="You give short answers.", model_settings=GREEDY)
 caller = Agent(OllamaModel(TOOLS), model_settings=GREEDY)
 
 

@@ -1,6 +1,7 @@
 // What the JavaScript scripts here share; see uses.py.
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { execFile } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 
 export const CHAT = process.env.CHAT_MODEL;
 export const EMBED = process.env.EMBEDDING_MODEL;
@@ -19,6 +20,20 @@ export const PERSON = {
   properties: { name: { type: "string" }, age: { type: "integer" } },
   required: ["name", "age"],
 };
+
+const [LIBRARIES, AGENTS] = ["..", "../agents"].map((folder) => new URL(`${folder}/node_modules/`, import.meta.url));
+
+/** What a program of `agents` printed: it gets no input, two minutes, and `env` beside the environment of this. */
+export function run(program, args, { cwd, env }) {
+  const options = { cwd, env: { ...process.env, ...env }, timeout: 120_000, maxBuffer: 64 * 1024 * 1024 };
+  return new Promise((resolve, reject) => {
+    const command = [fileURLToPath(new URL(program, AGENTS)), ...args];
+    const child = execFile(process.execPath, command, options, (error, stdout, stderr) =>
+      error ? reject(new Error(`${error.message}\n${stdout}\n${stderr}`)) : resolve(stdout),
+    );
+    child.stdin.end();
+  });
+}
 
 /** All that an asynchronous iterator yields. */
 export async function all(iterable) {
@@ -50,7 +65,6 @@ export async function report(packageName, uses) {
 }
 
 function version(packageName) {
-  const entry = createRequire(import.meta.url).resolve(packageName);
-  const root = entry.slice(0, entry.lastIndexOf(`node_modules/${packageName}/`));
-  return JSON.parse(readFileSync(`${root}node_modules/${packageName}/package.json`)).version;
+  const [path] = [LIBRARIES, AGENTS].map((url) => new URL(`${packageName}/package.json`, url)).filter(existsSync);
+  return JSON.parse(readFileSync(path)).version;
 }

@@ -29,6 +29,16 @@ SEES = os.environ["VISION_MODEL"]
 
 QUESTION = "What is the capital of France?"
 WEATHER = "What is the weather in Oslo?"
+"""Asks for the tool below."""
+GET_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+"""As OpenAI's and Ollama's APIs take it."""
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."]
 
 LOOK = "What is this?"
