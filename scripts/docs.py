@@ -1,8 +1,8 @@
-"""Write the generated parts of pages: flags of `vllama serve`, the replay of recordings, causes of failures.
+"""Update the generated parts of docs: flags of `vllama serve`, replay results, fields of `/v1`, causes of failures.
 
 usage: .venv/bin/python scripts/docs.py [--check]
 
-With --check nothing is written: exit status 1 says that a page is stale.
+With --check, nothing is written; the exit status is 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
 from replay import results  # noqa: E402
+from v1_fields import table  # noqa: E402
 
 
 def _flags() -> list[str]:
@@ -46,7 +47,7 @@ def _causes() -> list[str]:
 
 
 def _row(text: str, fix: str) -> str:
-    """A row; in italics what the log fills in."""
+    """Return a table row; placeholders that the log fills in are in italics."""
     return re.sub(r" ?\(?\{(\w+)\}\)?", r" *\1*", f"| {text} | {fix} |\n").replace("|  ", "| ")
 
 
@@ -64,27 +65,33 @@ PARTS: tuple[tuple[str, str, str, Callable[[], list[str]]], ...] = (
         _replay,
     ),
     (
+        "compatibility.md",
+        "<!-- v1 fields: written by scripts/docs.py from tests/v1_fields/verdicts.json -->\n",
+        "<!-- end of v1 fields -->\n",
+        table.lines,
+    ),
+    (
         "troubleshooting.md",
         "<!-- causes: written by scripts/docs.py from vllama/scheduler/causes.toml -->\n",
         "<!-- end of causes -->\n",
         _causes,
     ),
 )
-"""The page, the lines between which the part stands, and what makes the part."""
+"""Page, first line and last line of the generated part, and the function that generates it."""
 
 
 def render(page: str, begin: str, end: str, lines: list[str]) -> str:
-    """Return the page with the part as it should be now."""
+    """Return the page with its generated part replaced by `lines`."""
     before, found, rest = page.partition(begin)
     _, ended, after = rest.partition(end)
     if not (found and ended):
-        message = f"a page lacks {begin.strip()} and {end.strip()}"
+        message = f"a page lacks the lines {begin.strip()} and {end.strip()}"
         raise SystemExit(message)
     return "".join([before, begin, "\n", *lines, "\n", end, after])
 
 
 def main() -> int:
-    """Write the pages, or say which are stale."""
+    """Write the pages, or with --check report those that are out of date; return the exit status."""
     stale = 0
     for name, begin, end, lines in PARTS:
         path = ROOT / "docs" / name
@@ -93,7 +100,7 @@ def main() -> int:
         if fresh == page:
             continue
         if "--check" in sys.argv[1:]:
-            sys.stderr.write(f"docs/{name} is stale; renew it: .venv/bin/python scripts/docs.py\n")
+            sys.stderr.write(f"docs/{name} is out of date; run .venv/bin/python scripts/docs.py\n")
             stale = 1
         else:
             path.write_text(fresh, encoding="utf-8")
