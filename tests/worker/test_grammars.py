@@ -30,7 +30,7 @@ from vllama.store.gguf.tokenizer import build_tokenizer
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 SMALL = ("deepseek-coder", "phi-3")
-"""Vocabularies of llama.cpp's tests that are tried in each push: byte level, and pieces with bytes for what is missing."""
+"""Vocabularies of llama.cpp's tests that are tried in each push: byte level, and pieces with bytes for the rest."""
 
 GENERATORS = sorted((Path(__file__).parents[1] / "schemas" / "generators").glob("*.json"))
 ENTRY: dict[str, Any] = {
