@@ -160,7 +160,7 @@ def test_the_tokens_of_strings_of_a_limited_length_are_found_as_quickly_as_those
     "name", [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in NAMES]
 )
 def test_the_tokens_of_real_vocabularies_end_strings_at_their_limit(name: str) -> None:
-    import numpy
+    import numpy as np
     import xgrammar
     from transformers import PreTrainedTokenizerFast
 
@@ -174,11 +174,11 @@ def test_the_tokens_of_real_vocabularies_end_strings_at_their_limit(name: str) -
     assert grammar
     matcher = xgrammar.GrammarMatcher(xgrammar.GrammarCompiler(info).compile_grammar(grammar))
     mask = xgrammar.allocate_token_bitmask(1, size)
-    lengths = numpy.array([len(text) if text.isascii() and text.isalpha() else 0 for text in info.decoded_vocab])
+    lengths = np.array([len(text) if text.isascii() and text.isalpha() else 0 for text in info.decoded_vocab])
     assert matcher.accept_string('"')
     for left in range(most, 0, -1):
         matcher.fill_next_token_bitmask(mask)
-        allowed = numpy.unpackbits(mask[0].numpy().view(numpy.uint8), bitorder="little")[:size]
+        allowed = np.unpackbits(mask[0].numpy().view(np.uint8), bitorder="little")[:size]
         assert (allowed[lengths > 0] == (lengths <= left)[lengths > 0]).all(), left
         assert matcher.accept_string("x")
     assert matcher.accept_string('"')
