@@ -545,7 +545,8 @@ SETTINGS: tuple[Setting, ...] = (
         "VLLAMA_GRAMMAR_TIMEOUT",
         from_seconds(10),
         parse_time_limit,
-        "processor time that the compilation of a grammar may take before a request gets 400; 0: no limit",
+        "processor time that the compilation of a grammar may take before a request gets 400, in proportion longer for"
+        " vocabularies of more than 131,072 tokens; 0: no limit",
         takes_effect=FOR_LATER_LOADS,
     ),
     Setting(

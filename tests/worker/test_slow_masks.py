@@ -11,13 +11,14 @@ import time
 
 import pytest
 
-from vllama.worker.slow_masks import watch
+from vllama.worker.slow_masks import for_vocabulary, watch
 
 
 def test_a_grammar_whose_tokens_take_too_long_accepts_none_and_others_go_on() -> None:
     class Grammar:
-        def __init__(self, seconds: float) -> None:
+        def __init__(self, seconds: float, vocab_size: int = 1000) -> None:
             self.seconds = seconds
+            self.vocab_size = vocab_size
 
         def fill_bitmask(self, mask: object, index: int) -> None:
             assert (mask, index) == ("mask", 1)
@@ -29,12 +30,17 @@ def test_a_grammar_whose_tokens_take_too_long_accepts_none_and_others_go_on() ->
             return (request_id, tokens) == ("a", [1])
 
     watch(Grammar, 0.02)
-    slow, quick = Grammar(0.03), Grammar(0)
-    for grammar in (slow, quick):
+    slow, quick, of_large_vocabulary = Grammar(0.03), Grammar(0), Grammar(0.03, 1_000_000)
+    for grammar in (slow, quick, of_large_vocabulary):
         grammar.fill_bitmask("mask", 1)
     assert not slow.accept_tokens("a", [1])
     assert quick.accept_tokens("a", [1])
+    assert of_large_vocabulary.accept_tokens("a", [1])
     assert not quick.accept_tokens("a", [2])
+
+
+def test_limits_of_time_grow_with_large_vocabularies_only() -> None:
+    assert [for_vocabulary(10, tokens) for tokens in (0, 50_000, 131_072, 262_144)] == [10, 10, 10, 20]
 
 
 @pytest.mark.vllm

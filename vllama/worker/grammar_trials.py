@@ -32,6 +32,7 @@ from typing import Any
 
 from vllama.errors import SchemaError
 from vllama.worker.grammars import check_constraint_cost, is_compiled
+from vllama.worker.slow_masks import for_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _MOST_MEMORY = 2 << 30
 """Maximum bytes that a trial may allocate, beyond what the API server has."""
 
 _MOST_MASK_SECONDS = 0.25
-"""Maximum CPU seconds in which the tokens of a place have to be found."""
+"""Maximum CPU seconds in which the tokens of a place have to be found; more with large vocabularies."""
 
 _NICE = 10
 """Trials leave the processor to those who have their grammar, or need none."""
@@ -67,7 +68,7 @@ class GrammarTrials:
     """The trials of an API server's grammars."""
 
     def __init__(self, vllm_config: Any, tokenizer: Any, seconds: float | None) -> None:
-        """Give each grammar at most so many seconds of CPU time; None for any."""
+        """Give each grammar at most so many seconds of CPU time, more with large vocabularies; None for any."""
         self._config = vllm_config
         self._tokenizer = tokenizer
         self._seconds = seconds
@@ -153,7 +154,8 @@ class GrammarTrials:
         try:
             async with self._turn:
                 if self._child is None:
-                    self._child = await _Child.start(self._backend, self._seconds)
+                    seconds = self._seconds and for_vocabulary(self._seconds, self._backend.vocab_size)
+                    self._child = await _Child.start(self._backend, seconds)
                 verdict: Verdict | None = None
                 try:
                     verdict = await self._child.compile(kind, text)
@@ -273,7 +275,7 @@ def _tried(backend: Any, kind: str, text: str) -> tuple[bytes, bytes]:
             break
         began = time.process_time()
         grammar.fill_bitmask(mask, 0)
-        if time.process_time() - began > _MOST_MASK_SECONDS:
+        if time.process_time() - began > for_vocabulary(_MOST_MASK_SECONDS, backend.vocab_size):
             return _SLOW, b"it takes too much time to find the tokens that it allows"
         token = _longest_allowed(mask, backend)
         if token is None or not grammar.accept_tokens("", [token]):
