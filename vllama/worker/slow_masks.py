@@ -25,7 +25,7 @@ _VOCABULARY = 131_072
 
 
 def for_vocabulary(seconds: float, tokens: int) -> float:
-    """Return a limit of time in seconds for a vocabulary with this number of tokens: xgrammar's work is in proportion to it.
+    """Return a limit of time in seconds for a vocabulary, to whose number of tokens xgrammar's work is in proportion.
 
     Gemma's vocabulary of 262,144 tokens gets twice as long: with it a string with a `maxLength` of 64 takes 10 s to
     compile.
