@@ -182,11 +182,10 @@ class Server:
 
     def workers(self) -> list[Worker]:
         """All workers, loaded or loading."""
-        members = self.tree.living()
+        children = [process for process in self.tree.living() if process.parent == self.process.pid]
+        commands = [(process, process.command) for process in children]  # read once: it may end, or change its title
         return [
-            Worker(process, process.command[process.command.index("--uds") + 1])
-            for process in members
-            if process.parent == self.process.pid and "--uds" in process.command
+            Worker(process, command[command.index("--uds") + 1]) for process, command in commands if "--uds" in command
         ]
 
     def loaded(self) -> list[str]:

@@ -60,7 +60,7 @@ def listening_ports(pid: int) -> set[int]:
 # The start
 
 
-def test_the_server_answers_after_a_second_of_computing_and_long_before_any_engine(
+def test_the_server_answers_after_little_computing_and_long_before_any_engine(
     start_server: StartServer, tiny: str
 ) -> None:
     server = start_server("--model", tiny, cold=True)
@@ -68,7 +68,9 @@ def test_the_server_answers_after_a_second_of_computing_and_long_before_any_engi
     assert server.client.get("/api/version").json().keys() == {"version"}
     assert "is ready" not in server.log
     used = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[11]
-    assert int(used) / os.sysconf("SC_CLK_TCK") < 1  # other programs run here, so no clock tells
+    # Other programs run here, so no clock tells; two of them double the processor time of a third. Imports of vLLM
+    # take more than ten seconds.
+    assert int(used) / os.sysconf("SC_CLK_TCK") < 3
 
 
 def test_a_model_is_ready_only_when_it_has_produced_a_token(breakable: Server, tiny: str) -> None:
