@@ -21,6 +21,7 @@ import httpx
 from engine.prepared.request import ONE_THREAD, unconfigured
 from engine.prepared.starting import start_alone, start_prepared
 from engine.processes import MARK, Process, ProcessTree, wait_for
+from vllama.scheduler.engine_flags import has_gpu
 
 Record = dict[str, Any]
 
@@ -98,7 +99,7 @@ class Server:
         command = ["serve", "--port", "0", *arguments]
         variables = environment(store, mark, environ)
         with self.log_path.open("wb") as log:
-            if cold or under or variables["VLLAMA_SPARE_WORKERS"] != "0":
+            if cold or under or variables["VLLAMA_SPARE_WORKERS"] != "0" or has_gpu():  # NVML does not survive a fork
                 variables = {name: value for name, value in variables.items() if name not in ONE_THREAD}
                 self.process = start_alone([*under, sys.executable, "-m", "vllama", *command], variables, log)
             else:

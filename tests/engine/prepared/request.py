@@ -30,6 +30,8 @@ OpenMP's threads wait for each other at each operation: two engines that each us
 """
 
 _CONFIGURATION = ("OLLAMA_", "VLLM", "VLLAMA")
+_OF_THE_MACHINE = "VLLM_USE_FLASHINFER_SAMPLER"
+"""Says whether FlashInfer is installed rather than what is to be tested."""
 
 MAXIMUM_MESSAGE_BYTES = 128 * 1024
 
@@ -54,7 +56,11 @@ def unconfigured() -> dict[str, str]:
 
     Where several tests run at once, engines compute with one thread.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_CONFIGURATION)}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name == _OF_THE_MACHINE or not name.startswith(_CONFIGURATION)
+    }
     return {**inherited, **NO_COMPILER, **ONE_THREAD}
 
 
