@@ -1,7 +1,8 @@
-"""What an engine compiled goes with its model to another machine, whose engine then compiles nothing."""
+"""What an engine compiled serves other models of the same configuration, and goes with a model to another machine."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from engine.server import Server, environment
+from vllama.names import ModelName
 from vllama.store.model_store import ModelStore
+from vllama.store.pull import pull
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
+KNOWN_TEXT_MODEL = Path(__file__).parents[1] / "known_text_model.py"
 KERNELS = {".so", ".cubin"}
 """How files end that were compiled for a CPU, and for a GPU."""
 
@@ -36,11 +40,34 @@ def test_a_carried_cache_spares_the_other_side_the_compilation(store: ModelStore
     assert kernels(models) == carried, "nothing was compiled, neither anew nor again"
 
 
-def answer(models: Path, name: str) -> None:
-    """Serve the model with compilation, and let it answer."""
+def test_a_second_model_of_the_same_configuration_compiles_nothing_and_writes_its_own_text(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    models = ModelStore(tmp_path / "models")
+    tokenizer = store.get(ModelName.parse("smollm2:135m")).snapshot
+    words: dict[str, list[str]] = {}
+    for seed, name in enumerate(("alpha", "beta")):
+        snapshot = tmp_path / name
+        command = [sys.executable, KNOWN_TEXT_MODEL, tokenizer, snapshot, f"--seed={seed}"]
+        subprocess.run(command, check=True, capture_output=True)
+        for _ in pull(models, ModelName.parse(name), from_path=snapshot):
+            pass
+        words[name] = json.loads((snapshot / "known_text.json").read_bytes())
+
+    texts = [answer(models.root, "alpha", f"Once {words['alpha'][0]}")]
+    compiled = kernels(models.root)
+    assert compiled
+    texts.append(answer(models.root, "beta", f"Once {words['beta'][0]}"))
+    assert kernels(models.root) == compiled
+    assert texts == [" " + " ".join(found[1:4]) for found in words.values()]
+
+
+def answer(models: Path, name: str, prompt: str = "Hi") -> str:
+    """Serve the model with compilation, and return what it answers."""
     server = Server(models, "--compile", "--model", name, environ={"CXX": os.environ.get("CXX", "c++")})
+    body = {"model": name, "prompt": prompt, "raw": True, "options": {"num_predict": 3, "temperature": 0}}
     try:
-        assert server.ask("/api/generate", {"model": name, "prompt": "Hi", "options": {"num_predict": 3}})["done"]
+        return str(server.ask("/api/generate", body)["response"])
     finally:
         server.close()
 

@@ -27,7 +27,7 @@ CODE = "torch_compile_cache/0a/graph.py"
 def models(store: ModelStore, build_snapshot: BuildSnapshot) -> None:
     """Two models, one of them with a cache."""
     upload_and_create(store, ONE, build_snapshot("one"))
-    upload_and_create(store, TWO, build_snapshot("two", files={"LICENSE": "MIT"}))
+    upload_and_create(store, TWO, build_snapshot("two", config={"rope_theta": 5.0}))
     fill(store, {CODE: "graph", "modelinfos/llama.json": "{}"})
 
 
@@ -45,7 +45,7 @@ def bundle(store: ModelStore, tmp_path: Path) -> Path:
 
 def fill(store: ModelStore, files: dict[str, str], name: ModelName = ONE) -> None:
     """Leave what an engine would."""
-    in_use = caches.use(store.root, store.get(name).weights_digest)
+    in_use = caches.use(store.root, caches.key_of(store.get(name)))
     assert in_use is not None
     for path, content in files.items():
         (in_use.path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def fill(store: ModelStore, files: dict[str, str], name: ModelName = ONE) -> Non
 
 
 def compiled(store: ModelStore, name: ModelName = ONE) -> dict[str, str]:
-    return {path: place.read_text() for path, place in caches.files(store.root, store.get(name).weights_digest)}
+    return {path: place.read_text() for path, place in caches.files(store.root, caches.key_of(store.get(name)))}
 
 
 def change_index(bundle: Path, **changes: Any) -> None:
@@ -136,7 +136,7 @@ def test_a_link_in_the_cache_leads_nowhere(bundle: Path, other: ModelStore, tmp_
     list(load(other, bundle))
     fill(other, {})
     (tmp_path / "outside").mkdir()
-    own = caches.directory(other.root, other.get(ONE).weights_digest)
+    own = caches.directory(other.root, caches.key_of(other.get(ONE)))
     (own / "torch_compile_cache").symlink_to(tmp_path / "outside")
     with pytest.raises(StoreError, match="is outside"):
         list(load(other, bundle, compile_cache=True))

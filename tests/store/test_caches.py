@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,11 +120,28 @@ def test_a_cache_of_the_users_own_stays(tmp_path: Path) -> None:
     assert caches.shared_variables(tmp_path, {"FLASHINFER_WORKSPACE_BASE": "/mine"}) == {}
 
 
+def test_models_whose_configurations_differ_in_their_origin_alone_share_a_cache(
+    store: ModelStore, build_snapshot: BuildSnapshot
+) -> None:
+    def key(name: str, **fields: object) -> str:
+        upload_and_create(store, ModelName.parse(name), build_snapshot(name, config=fields))
+        return caches.key_of(store.get(ModelName.parse(name)))
+
+    assert key("a", _name_or_path="here") == key("b", _name_or_path="there", transformers_version="5.0")
+    assert key("c", rope_theta=5.0) != key("d", rope_theta=6.0)
+
+
+@pytest.mark.parametrize("config", ["", "[]", "[" * 100_000])
+def test_a_model_without_a_configuration_has_a_cache_of_its_own(one: Manifest, config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert caches.key_of(replace(one, snapshot=tmp_path)) == one.weights_digest
+
+
 def test_gc_removes_what_was_compiled_for_files_that_are_gone(store: ModelStore, one: Manifest) -> None:
-    compile_something(store.root, one.weights_digest)
+    compile_something(store.root, caches.key_of(one))
+    own = caches.directory(store.root, caches.key_of(one))
     assert collect(store).removed == []
     delete(store, ONE)
-    own = caches.directory(store.root, one.weights_digest)
     assert collect(store, dry_run=True).removed == [Item("cache", own, 5)]
     assert own.exists()
     assert collect(store).removed == [Item("cache", own, 5)]
@@ -131,16 +149,16 @@ def test_gc_removes_what_was_compiled_for_files_that_are_gone(store: ModelStore,
 
 
 def test_gc_removes_all_caches_on_demand_and_the_next_use_begins_anew(store: ModelStore, one: Manifest) -> None:
-    compile_something(store.root, one.weights_digest)
+    compile_something(store.root, caches.key_of(one))
     assert [item.kind for item in collect(store, caches=True).removed] == ["cache"]
     assert caches.all_of(store.root) == {}
     assert store.get(ONE).damaged_files() == []
-    compile_something(store.root, one.weights_digest)
+    compile_something(store.root, caches.key_of(one))
 
 
 def test_gc_leaves_a_cache_that_an_engine_uses(store: ModelStore, one: Manifest) -> None:
-    compile_something(store.root, one.weights_digest)
-    in_use = caches.use(store.root, one.weights_digest)
+    compile_something(store.root, caches.key_of(one))
+    in_use = caches.use(store.root, caches.key_of(one))
     assert in_use is not None
     report = collect(store, caches=True)
     assert report.removed == []
@@ -152,9 +170,9 @@ def test_gc_leaves_a_cache_that_an_engine_uses(store: ModelStore, one: Manifest)
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the open files of a process are listed by Linux")
 def test_a_removal_leaves_no_directory_open_whether_or_not_it_succeeds(store: ModelStore, one: Manifest) -> None:
-    compile_something(store.root, one.weights_digest)
-    own = caches.directory(store.root, one.weights_digest)
-    in_use = caches.use(store.root, one.weights_digest)
+    compile_something(store.root, caches.key_of(one))
+    own = caches.directory(store.root, caches.key_of(one))
+    in_use = caches.use(store.root, caches.key_of(one))
     assert in_use is not None
     assert not caches.remove(own)
     in_use.close()
@@ -174,7 +192,7 @@ def open_files_in(directory: Path) -> list[str]:
 
 def test_du_counts_caches_apart(store: ModelStore, one: Manifest) -> None:
     before = measure(store)
-    compile_something(store.root, one.weights_digest)
+    compile_something(store.root, caches.key_of(one))
     after = measure(store)
     assert (before.caches, after.caches) == (0, 5)
     assert after.models == before.models

@@ -29,6 +29,9 @@ _TOO_LARGE = "http: request body too large"
 _NOT_HELD = 1 << 20
 """Bytes up to which a body does not count among those of all requests."""
 
+_PAUSE_SECONDS = 1.0
+"""Seconds from the end of the last request with a large body until its memory is given back: first it must be free."""
+
 _CONTAINER = 40
 """Number of values that an object or array counts as: each takes 72 bytes, and microseconds of the event loop."""
 
@@ -42,6 +45,7 @@ class Bodies:
     def __init__(self, settings: Settings) -> None:
         self.adopt(settings)
         self._held = 0
+        self._returns_memory = False
 
     def adopt(self, settings: Settings) -> None:
         """Use the limits of these settings from now on."""
@@ -64,6 +68,12 @@ class Bodies:
         """Forget the body of a request that has ended, and give its memory back to the system."""
         self._held -= request.held
         request.held = 0
+        if not self._held and not self._returns_memory:
+            self._returns_memory = True
+            asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._return_memory)
+
+    def _return_memory(self) -> None:
+        self._returns_memory = False
         if not self._held:
             asyncio.get_running_loop().run_in_executor(None, _return_free_memory)
 

@@ -141,9 +141,10 @@ class Launcher:
         ranks = len(placement.devices) if placement else 1
         if self._on_cpu and ranks > 1 and CORES not in os.environ:
             environment[CORES] = engine_flags.cores_of_ranks(ranks)
-        cache = caches.use(self._settings.models, manifest.weights_digest)
+        code = caches.key_of(manifest)
+        cache = caches.use(self._settings.models, code)
         if cache is not None:
-            environment |= caches.variables(self._settings.models, manifest.weights_digest, environment)
+            environment |= caches.variables(self._settings.models, code, environment)
         spec = WorkerSpec(
             arguments=arguments,
             environment=environment,

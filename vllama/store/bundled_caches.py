@@ -19,12 +19,12 @@ from vllama.store.progress import Progress
 from vllama.store.writes import disk_errors
 
 
-def stage_cache(root: Path, weights: str, directory: Path) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
-    """Copy the cache of the model with these weights to the bundle and return its files; `root` is the store's.
+def stage_cache(root: Path, key: str, directory: Path) -> Generator[Progress, None, tuple[ManifestFile, ...]]:
+    """Copy the cache with this key to the bundle and return its files; `root` is the store's.
 
     The files are copied, not linked, because engines write to them. Raises StoreError, also if an engine writes now.
     """
-    listed = sorted(caches.files(root, weights))
+    listed = sorted(caches.files(root, key))
     check_room(directory, sum(path.stat().st_size for _, path in listed), "use a larger disk")
     files: list[ManifestFile] = []
     for path, place in listed:
@@ -41,20 +41,20 @@ def stage_cache(root: Path, weights: str, directory: Path) -> Generator[Progress
 
 
 def load_cache(
-    root: Path, weights: str, files: Sequence[ManifestFile], directory: Path, part: Path
+    root: Path, key: str, files: Sequence[ManifestFile], directory: Path, part: Path
 ) -> Generator[Progress, None, None]:
-    """Copy the files of the bundle to the cache of the model; existing files are kept.
+    """Copy the files of the bundle to the cache with this key; existing files are kept.
 
     `part` is the path of the partial file. Raises StoreError if a file is damaged, or if users other than the owner can
     write to the cache.
     """
-    cache = caches.use(root, weights)
+    cache = caches.use(root, key)
     if cache is None:
         raise StoreError(
-            f"{caches.directory(root, weights)} is not a safe directory for compiled code; see the warning above"
+            f"{caches.directory(root, key)} is not a safe directory for compiled code; see the warning above"
         )
     with closing(cache):
-        top = caches.directory(root, weights)
+        top = caches.directory(root, key)
         within = top.parent.resolve()
         check_room(top, sum(file.size for file in files), "set OLLAMA_MODELS to a larger disk")
         for file in files:

@@ -1,13 +1,15 @@
 """Compiled code of models, kept in the store so that the next start need not compile again.
 
-Each model has its own directory, which vLLM gets as VLLM_CACHE_ROOT. vLLM keys its contents by its own version, torch,
-the GPU, the model's path and configuration, flags and variables (`VllmConfig.compute_hash`,
-`vllm.envs.compile_factors`). Engines execute this code, so only the owner may be able to write there.
+Models of one configuration share a directory, which vLLM gets as VLLM_CACHE_ROOT. vLLM keys its contents by its own
+version, torch, the GPU, the configuration, flags and variables (`VllmConfig.compute_hash`,
+`vllm.envs.compile_factors`), and by the model's path where weights are quantized (vllama.worker.shared_code). Engines
+execute this code, so only the owner may be able to write there.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -16,25 +18,49 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from vllama.store.manifest import Manifest, sha256_of_json
+
 log = logging.getLogger(__name__)
 
 _FOLDER = "cache"
 _SHARED = "shared"
+_CONFIG = "config.json"
+_MOST_CONFIG = 4 << 20
+"""Bytes of a config.json that are read."""
+
+_ORIGIN = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
+"""Fields of config.json that change no computation."""
+
 _MODELINFOS = "modelinfos"
 """vLLM's cached facts about architectures (JSON with the checksum of its source), shared by all models."""
 
 
-def directory(root: Path, weights_digest: str) -> Path:
-    """Return the directory for compiled code of a model, which may not exist; `root` is the store's.
+def key_of(manifest: Manifest) -> str:
+    """Return the name of a model's cache, 64 hex: that of all models with the same configuration.
+
+    Fields of config.json that tell only where a model comes from do not count.
+    """
+    try:
+        with (manifest.snapshot / _CONFIG).open("rb") as file:
+            config = json.loads(file.read(_MOST_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return manifest.weights_digest
+    if not isinstance(config, dict):
+        return manifest.weights_digest
+    return sha256_of_json({name: value for name, value in config.items() if name not in _ORIGIN})
+
+
+def directory(root: Path, key: str) -> Path:
+    """Return the directory of the cache with this key (`key_of`), which may not exist; `root` is the store's.
 
     Copied to an equal machine along with the model, it saves the compilation there. `files` lists its contents.
     """
-    return root / _FOLDER / weights_digest
+    return root / _FOLDER / key
 
 
-def files(root: Path, weights_digest: str) -> Iterator[tuple[str, Path]]:
+def files(root: Path, key: str) -> Iterator[tuple[str, Path]]:
     """Yield the files of a model's cache: their paths inside it and on disk."""
-    top = directory(root, weights_digest)
+    top = directory(root, key)
     for folder, folders, names in os.walk(top, followlinks=True):
         folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink() or name == _MODELINFOS]
         for name in names:
@@ -43,11 +69,11 @@ def files(root: Path, weights_digest: str) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(top).as_posix(), path
 
 
-def variables(root: Path, weights_digest: str, environment: Mapping[str, str]) -> dict[str, str]:
+def variables(root: Path, key: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that point an engine to its cache; none if the user has set VLLM_CACHE_ROOT."""
     if "VLLM_CACHE_ROOT" in environment:
         return {}
-    own = directory(root, weights_digest)
+    own = directory(root, key)
     places = {
         "VLLM_CACHE_ROOT": own,
         "TRITON_CACHE_DIR": own / "triton",
@@ -76,9 +102,9 @@ class CacheInUse:
             self._descriptor = -1
 
 
-def use(root: Path, weights_digest: str) -> CacheInUse | None:
+def use(root: Path, key: str) -> CacheInUse | None:
     """Prepare a model's cache for an engine; return None, with a warning, if a safe one is impossible."""
-    top, own = root / _FOLDER, directory(root, weights_digest)
+    top, own = root / _FOLDER, directory(root, key)
     shared = top / _SHARED / _MODELINFOS
     try:
         for folder in (top, top / _SHARED, shared, own):
@@ -110,7 +136,7 @@ def remove(path: Path) -> bool:
 
 
 def all_of(root: Path) -> dict[str, Path]:
-    """Return the caches of a store by their models' `weights_digest`."""
+    """Return the caches of a store by their keys."""
     return {
         path.name: path
         for path in sorted((root / _FOLDER).glob("*"))

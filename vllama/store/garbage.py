@@ -208,9 +208,9 @@ class _Collection:
 
     def caches(self, *, of_models: bool) -> None:
         """Remove compiled code for removed files; with `of_models`, all compiled code."""
-        needed = set() if of_models else {manifest.weights_digest for manifest in self._store.list()}
-        for digest, path in compiled.all_of(self._store.root).items():
-            if digest in needed:
+        needed = set() if of_models else {compiled.key_of(manifest) for manifest in self._store.list()}
+        for key, path in compiled.all_of(self._store.root).items():
+            if key in needed:
                 continue
             item = Item("cache", path, _freed(_files(path), self._gone))
             try:

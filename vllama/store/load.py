@@ -13,6 +13,7 @@ from vllama.names import ModelName
 from vllama.store import adapter
 from vllama.store.bundle import FILES, WHEELS, Bundle, open_inside, read_bundle, read_manifest, size_of, stored_as
 from vllama.store.bundled_caches import load_cache
+from vllama.store.caches import key_of
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.description import describe
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
@@ -57,7 +58,9 @@ def load(
                 yield Progress(f"writing manifest of {manifest.name}")
                 _put(session, brought)
             if compiled := bundle.caches.get(identity):
-                yield from _load_cache(session, group[0], compiled, directory, trusted=compile_cache)
+                yield from _load_cache(
+                    session, replace(group[0], snapshot=place), compiled, directory, trusted=compile_cache
+                )
     yield from _check_wheels(directory, bundle)
     yield Progress("success")
 
@@ -72,7 +75,7 @@ def _load_cache(
         return
     try:
         with store.staging(f"cache-{manifest.weights_digest}") as staging:
-            yield from load_cache(store.root, manifest.weights_digest, files, directory, staging / "part")
+            yield from load_cache(store.root, key_of(manifest), files, directory, staging / "part")
     except (OSError, StoreError) as error:
         raise StoreError(f"loaded '{manifest.name}', but not its compiled code: {error}") from error
 

@@ -27,6 +27,7 @@ from vllama.store.bundle import (
     write_bundle,
 )
 from vllama.store.bundled_caches import stage_cache
+from vllama.store.caches import key_of
 from vllama.store.copying import check_room, copy_checked, is_whole, link_checked
 from vllama.store.hashing import sha256_of
 from vllama.store.manifest import Manifest, ManifestFile, content_digest
@@ -144,7 +145,7 @@ def _stage_caches(
 ) -> Generator[Progress, None, Caches]:
     found: Caches = {}
     for manifest in manifests:
-        files = yield from stage_cache(store.root, manifest.weights_digest, directory)
+        files = yield from stage_cache(store.root, key_of(manifest), directory)
         if files:
             found[manifest.weights_digest] = files
         else:

@@ -9,6 +9,7 @@ from vllama.worker import (
     image_processors,
     rank_groups,
     repacked_weights,
+    shared_code,
     sleep_backend,
     slow_masks,
     tokenizer_class,
@@ -16,7 +17,7 @@ from vllama.worker import (
 
 
 def register() -> None:
-    """Register what changes templates, sampling, grammars, images, ranks, weights, sleep and tokenizers.
+    """Register what changes templates, sampling, grammars, images, ranks, weights, compiled code, sleep and tokenizers.
 
     The second time does nothing.
     """
@@ -26,6 +27,7 @@ def register() -> None:
     image_processors.register()
     rank_groups.register()
     repacked_weights.register()
+    shared_code.register()
     sleep_backend.register()
     slow_masks.register()
     tokenizer_class.register()

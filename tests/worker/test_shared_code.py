@@ -1,0 +1,71 @@
+"""What vLLM compiles is shared by models that differ in their place and weights alone.
+
+vLLM 0.32 is installed here. 0.26 to 0.33 hash a model and its path with `ModelConfig.compute_hash`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_snapshot import write_snapshot
+
+from vllama.worker.shared_code import without_path
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+
+
+def model_config(path: Path, **fields: Any) -> Any:
+    from vllm.config import ModelConfig
+
+    if not path.exists():
+        write_snapshot(path)
+    if fields:
+        config = json.loads((path / "config.json").read_bytes())
+        (path / "config.json").write_text(json.dumps({**config, **fields}))
+    return ModelConfig(str(path), skip_tokenizer_init=True, max_model_len=64, dtype="float32")
+
+
+def test_two_places_have_one_hash_and_two_configurations_have_two(tmp_path: Path) -> None:
+    from vllm.config import ModelConfig
+
+    shared = without_path(ModelConfig.compute_hash)
+    here, there = model_config(tmp_path / "here"), model_config(tmp_path / "there")
+    assert here.compute_hash() != there.compute_hash(), "vLLM counts the path in: otherwise this adapter can go"
+    assert shared(here) == shared(there)
+    assert shared(model_config(tmp_path / "other", num_hidden_layers=3)) != shared(here)
+    assert here.model == str(tmp_path / "here")
+    assert here.hf_config.name_or_path == str(tmp_path / "here")
+
+
+def test_quantized_models_and_models_with_code_of_their_own_keep_vllms_hash(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def compute_hash(config: Any) -> str:
+        seen.append(config)
+        return "a hash"
+
+    shared = without_path(compute_hash)
+    plain = model_config(tmp_path / "plain")
+    shared(plain)
+    plain.quantization = "awq"
+    shared(plain)
+    plain.quantization, plain.trust_remote_code = None, True
+    shared(plain)
+    assert [config is plain for config in seen] == [False, True, True]
+
+
+def test_vllms_own_hash_is_replaced_once_and_only_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config import ModelConfig
+
+    from vllama.worker import shared_code
+
+    of_vllm = getattr(ModelConfig.compute_hash, "__wrapped__", ModelConfig.compute_hash)
+    monkeypatch.setattr(ModelConfig, "compute_hash", of_vllm)
+    for plugins, is_wrapped in (("", False), ("vllama", True), ("vllama", True)):
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+        shared_code.register()
+        assert hasattr(ModelConfig.compute_hash, "__wrapped__") is is_wrapped
+    assert ModelConfig.compute_hash.__wrapped__ is of_vllm
