@@ -21,7 +21,8 @@ with warnings.catch_warnings(action="ignore"):  # what vLLM's imports warn of is
     from k_quants import q4_k, q6_k
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import (
-        cleanup_dist_env_and_memory,
+        destroy_distributed_environment,
+        destroy_model_parallel,
         init_distributed_environment,
         initialize_model_parallel,
     )
@@ -43,7 +44,9 @@ def configured_vllm(directory: Path) -> Iterator[None]:
         init_distributed_environment(1, 0, f"file://{directory / 'rendezvous'}", 0, "gloo")
         initialize_model_parallel()
         yield
-    cleanup_dist_env_and_memory()
+    # Not `cleanup_dist_env_and_memory`: it collects garbage, a second for each test.
+    destroy_model_parallel()
+    destroy_distributed_environment()
 
 
 def quantize(

@@ -64,6 +64,7 @@ def test_several_api_servers_start_from_a_spare_too(start_server: StartServer, t
         assert server.ask("/api/generate", greedy(tiny))["eval_count"] == 32
 
 
+@pytest.mark.slow
 def test_a_spare_that_is_killed_is_no_loss(start_server: StartServer, tiny: str) -> None:
     server = start_server(environ=SPARE)
     spare = spare_of(server)

@@ -62,7 +62,8 @@ _TEXTS = ("/api/generate", "/api/chat", "/v1/chat/completions", "/v1/completions
 
 
 _ANOTHER_LOAD = ("107_", "233_", "233b_", "243_", "243b_", "814_", "843_", "867_")
-"""How the names begin of exchanges that take one more load each, for what an exchange of the sample shows already."""
+_LONG_TEXT = ("117_", "210_", "802_", "862_")
+"""How the names begin of exchanges that take one more load, or a long text, for what another of the sample shows."""
 
 
 Scene = list[Exchange]
@@ -73,12 +74,12 @@ def scenes(*, one_text_of: int = 1) -> Iterator[tuple[Mapping[str, str], list[Sc
     """Yield the settings of each server, and what is played there.
 
     Of the exchanges that only make the model write text, one of so many is played. Where that is a sample, those
-    that only load the model once more are left out as well.
+    that only load the model once more, or write the longest texts, are left out as well.
     """
     texts = [name for name, exchange in exchanges().items() if _only_writes_text(exchange)]
     left_out = {name for number, name in enumerate(texts) if number % one_text_of}
     if one_text_of > 1:
-        left_out |= {name for name in exchanges() if name.startswith(_ANOTHER_LOAD)}
+        left_out |= {name for name in exchanges() if name.startswith((*_ANOTHER_LOAD, *_LONG_TEXT))}
     played_at_all = [exchange for name, exchange in exchanges().items() if name not in left_out]
     for settings, played in groupby(played_at_all, key=lambda exchange: _settings(exchange.name)):
         scenes = groupby(played, key=lambda exchange: _together(exchange.name))
