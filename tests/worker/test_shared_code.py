@@ -31,9 +31,10 @@ def model_config(path: Path, **fields: Any) -> Any:
 def test_two_places_have_one_hash_and_two_configurations_have_two(tmp_path: Path) -> None:
     from vllm.config import ModelConfig
 
-    shared = without_path(ModelConfig.compute_hash)
+    of_vllm = getattr(ModelConfig.compute_hash, "__wrapped__", ModelConfig.compute_hash)
+    shared = without_path(of_vllm)
     here, there = model_config(tmp_path / "here"), model_config(tmp_path / "there")
-    assert here.compute_hash() != there.compute_hash(), "vLLM counts the path in: otherwise this adapter can go"
+    assert of_vllm(here) != of_vllm(there), "vLLM counts the path in: otherwise this adapter can go"
     assert shared(here) == shared(there)
     assert shared(model_config(tmp_path / "other", num_hidden_layers=3)) != shared(here)
     assert here.model == str(tmp_path / "here")
