@@ -16,9 +16,7 @@ from vllama.bench.prompts import PromptSource
 SERVER = Path(__file__).parents[1] / "trivial_server.py"
 
 
-CHUNK = (
-    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":" a"},"done":false}'
-)
+CHUNK = b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":" a"},"done":false}'
 NUMBER = 64_000
 
 

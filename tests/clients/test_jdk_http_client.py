@@ -25,7 +25,7 @@ def test_chat_answers_and_streams_the_same_words(got: Got) -> None:
     *pieces, last = got["chat_stream"]
 
     assert got["chat"]["message"] == {"role": "assistant", "content": FRANCE}
-    assert len(pieces) == 7
+    assert 1 < len(pieces) <= 7  # one for each token, unless the machine is busy
     assert "".join(piece["message"]["content"] for piece in pieces) == FRANCE
     assert (last["done"], last["done_reason"], last["eval_count"]) == (True, "stop", 8)
 

@@ -48,7 +48,7 @@ def test_a_second_model_of_the_same_configuration_compiles_nothing_and_writes_it
     words: dict[str, list[str]] = {}
     for seed, name in enumerate(("alpha", "beta")):
         snapshot = tmp_path / name
-        command = [sys.executable, KNOWN_TEXT_MODEL, tokenizer, snapshot, f"--seed={seed}"]
+        command = [sys.executable, str(KNOWN_TEXT_MODEL), str(tokenizer), str(snapshot), f"--seed={seed}"]
         subprocess.run(command, check=True, capture_output=True)
         for _ in pull(models, ModelName.parse(name), from_path=snapshot):
             pass

@@ -63,7 +63,7 @@ def test_every_line_of_a_stream_is_one_compact_record_that_ends_in_a_newline(
 def test_chat_lines_have_exactly_the_recorded_keys(server: Server) -> None:
     *lines, last = server.records("/api/chat", chat())
 
-    assert len(lines) == 8
+    assert 1 < len(lines) <= 8  # one for each token, unless the machine is busy
     for line in lines:
         assert list(line) == ["model", "created_at", "message", "done"]
         assert list(line["message"]) == ["role", "content"]
@@ -78,7 +78,7 @@ def test_chat_lines_have_exactly_the_recorded_keys(server: Server) -> None:
 def test_generate_lines_have_exactly_the_recorded_keys(server: Server) -> None:
     *lines, last = server.records("/api/generate", generate())
 
-    assert len(lines) == 8
+    assert 1 < len(lines) <= 8  # one for each token, unless the machine is busy
     for line in lines:
         assert list(line) == ["model", "created_at", "response", "done"]
         assert line["response"]

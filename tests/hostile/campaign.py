@@ -65,12 +65,14 @@ class Report:
     """The results of a campaign, and what the server had before and after it.
 
     `usual_gap` is the longest wait of an innocent client between attacks, in seconds: a machine may do other work.
+    `settled` is the number of bytes that the gateway may keep.
     """
 
     usual_gap: float
     before: Usage
     results: list[Result]
     after: Usage | None = None
+    settled: int = SETTLED
 
     @property
     def wrong(self) -> list[str]:
@@ -80,7 +82,7 @@ class Report:
         if self.after is None:
             return [*found, "the server did not survive"]
         kept = self.after.gateway - self.before.gateway
-        if kept > SETTLED:
+        if kept > self.settled:
             found.append(f"the gateway keeps {kept >> 20} MiB")
         left = self.after.descriptors - self.before.descriptors
         if left > 8:
@@ -104,6 +106,7 @@ def run(
     *,
     embedder: str = "",
     environ: Mapping[str, str] | None = None,
+    settled: int = SETTLED,
 ) -> Report:
     """Attack a server of this store so many times; the server ends with this process, even if that is killed."""
     dice = random.Random(seed)
@@ -118,7 +121,7 @@ def run(
             innocents.until_each_has(2)
             innocents.renew()
             innocents.until_each_has(8)
-            report = Report(max(log.gap for log in innocents.renew()), usage(server), [])
+            report = Report(max(log.gap for log in innocents.renew()), usage(server), [], settled=settled)
             for index in range(number):
                 result = _attempted(server, innocents, kinds[index % len(kinds)], target, dice, report)
                 report.results.append(result)

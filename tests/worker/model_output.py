@@ -116,7 +116,7 @@ class Speaker:
     def _decode(self, ids: Sequence[int], request: Any) -> str:
         if self.harmony:
             return str(harmony_encoding().decode(ids))
-        return str(self._tokenizer().decode(list(ids), skip_special_tokens=request.skip_special_tokens))
+        return str(self._tokenizer().decode(list(ids), skip_special_tokens=request.skip_special_tokens is not False))
 
     def _tokenizer(self) -> Any:
         return _tokenizer(self.special, self.plain)

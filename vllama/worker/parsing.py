@@ -394,7 +394,7 @@ class Parsing:
         return ParsedPrompt(
             prompt=prompt,
             output=OutputParser(make_parser, request, own, None if has_format else UntaggedCalls.for_request(request)),
-            skip_special_tokens=request.skip_special_tokens,
+            skip_special_tokens=request.skip_special_tokens is not False,  # since vLLM 0.33 the default is None
             constraint=request.structured_outputs,
             # `granite` says None where it does not know.
             reasoning_ended=(not thinks or bool(make_parser().is_reasoning_end(own))) if self.thinks else None,
