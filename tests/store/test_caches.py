@@ -137,6 +137,14 @@ def test_a_model_without_a_configuration_has_a_cache_of_its_own(one: Manifest, c
     assert caches.key_of(replace(one, snapshot=tmp_path)) == one.weights_digest
 
 
+def test_a_number_of_any_size_hurts_neither_a_load_nor_a_collection(one: Manifest, tmp_path: Path) -> None:
+    keys = set()
+    for number in ("1" + "0" * 30, "2" + "0" * 30, "1e400"):
+        (tmp_path / "config.json").write_text(f'{{"max_position_embeddings": {number}}}')
+        keys.add(caches.key_of(replace(one, snapshot=tmp_path)))
+    assert len(keys) == 3
+
+
 def test_gc_removes_what_was_compiled_for_files_that_are_gone(store: ModelStore, one: Manifest) -> None:
     compile_something(store.root, caches.key_of(one))
     own = caches.directory(store.root, caches.key_of(one))

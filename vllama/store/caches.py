@@ -9,7 +9,6 @@ execute this code, so only the owner may be able to write there.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -18,6 +17,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import orjson
+
+from vllama.store.foreign_files import read_bounded
 from vllama.store.manifest import Manifest, sha256_of_json
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,8 @@ def key_of(manifest: Manifest) -> str:
     Fields of config.json that tell only where a model comes from do not count.
     """
     try:
-        with (manifest.snapshot / _CONFIG).open("rb") as file:
-            config = json.loads(file.read(_MOST_CONFIG))
-    except (OSError, ValueError, RecursionError):
+        config = orjson.loads(read_bounded(manifest.snapshot / _CONFIG, _MOST_CONFIG))
+    except (OSError, ValueError):
         return manifest.weights_digest
     if not isinstance(config, dict):
         return manifest.weights_digest

@@ -144,9 +144,11 @@ def _stage_caches(
     store: ModelStore, manifests: Iterable[Manifest], directory: Path
 ) -> Generator[Progress, None, Caches]:
     found: Caches = {}
+    staged: dict[str, tuple[ManifestFile, ...]] = {}
     for manifest in manifests:
-        files = yield from stage_cache(store.root, key_of(manifest), directory)
-        if files:
+        if (key := key_of(manifest)) not in staged:
+            staged[key] = yield from stage_cache(store.root, key, directory)
+        if files := staged[key]:
             found[manifest.weights_digest] = files
         else:
             yield Progress(
