@@ -63,13 +63,19 @@ class Family:
     tokenizer: str = "gpt2"
     lost: str = "(?!)"
 
+    def configure(self) -> Any:
+        """Return the configuration of the model."""
+        import transformers
+
+        settings = {**(_SMALL if self.is_small else {}), **self.settings}
+        return getattr(transformers, self.config)(architectures=[self.model], **settings)
+
     def build(self, destination: Path) -> Any:
         """Save a random model with 32-bit floats and return its configuration."""
         import torch
         import transformers
 
-        settings = {**(_SMALL if self.is_small else {}), **self.settings}
-        model = getattr(transformers, self.model)(getattr(transformers, self.config)(**settings)).float().eval()
+        model = getattr(transformers, self.model)(self.configure()).float().eval()
         values = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

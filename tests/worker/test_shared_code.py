@@ -1,6 +1,6 @@
 """What vLLM compiles is shared by models that differ in their place and weights alone.
 
-vLLM 0.32 is installed here. 0.26 to 0.33 hash a model and its path with `ModelConfig.compute_hash`.
+vLLM 0.32 is installed here; with the sources of 0.33 these tests pass as well.
 """
 
 from __future__ import annotations
@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_families import FAMILIES
 from tiny_snapshot import write_snapshot
 
 from vllama.worker.shared_code import without_path
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(autouse=True)
+def _classes_are_inspected_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in another process for each architecture, which imports vLLM."""
+    from vllm.model_executor.models import registry
+
+    monkeypatch.setattr(registry, "_run_in_subprocess", lambda inspect: inspect())
 
 
 def model_config(path: Path, **fields: Any) -> Any:
@@ -39,6 +48,18 @@ def test_two_places_have_one_hash_and_two_configurations_have_two(tmp_path: Path
     assert shared(model_config(tmp_path / "other", num_hidden_layers=3)) != shared(here)
     assert here.model == str(tmp_path / "here")
     assert here.hf_config.name_or_path == str(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gemma3", "granite", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3"]
+)
+def test_the_place_counts_for_no_architecture(name: str, tmp_path: Path) -> None:
+    from vllm.config import ModelConfig
+
+    shared = without_path(getattr(ModelConfig.compute_hash, "__wrapped__", ModelConfig.compute_hash))
+    for place in ("here", "there"):
+        FAMILIES[name].configure().save_pretrained(tmp_path / place)
+    assert shared(model_config(tmp_path / "here")) == shared(model_config(tmp_path / "there"))
 
 
 def test_quantized_models_and_models_with_code_of_their_own_keep_vllms_hash(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ token of the vocabulary, 0.03 s for 20 characters and 0.7 s for 1,000. Here each
 the characters after it, through which xgrammar looks. The rules are shared by all strings of a grammar, so they are
 compiled once. Long strings repeat blocks: only at the end of a block tokens are decided at each step.
 
-These take time in proportion to the vocabulary. With blocks of 64, English text and two busy cores (CPU time): 50,000
-tokens (GPT-2) take 1.6 s to compile, 152,000 (Qwen 2) 6 s and 262,000 (Gemma 4) 9 to 11 s; finding the tokens of a
-place takes 6, 13 and 16 ms on average, and 57, 129 and 198 ms at most. Blocks of 32 halve the first and double the
-second.
+Compiling a grammar and finding its tokens take time in proportion to the vocabulary. With blocks of 64, English text
+and two busy cores (CPU time): 50,000 tokens (GPT-2) take 1.6 s to compile, 152,000 (Qwen 2) 6 s and 262,000 (Gemma 4) 9
+to 11 s; finding the tokens of a place takes 6, 13 and 16 ms on average, and 57, 129 and 198 ms at most. Blocks of 32
+halve the time to compile and double the time to find tokens.
 """
 
 from __future__ import annotations

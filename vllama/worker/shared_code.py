@@ -1,11 +1,11 @@
 """Models of one architecture and configuration share what vLLM compiles.
 
-vLLM keeps compiled code by a hash of all that may change it, and counts the path of the model in: a second model of the
-same kind compiles everything again, 43 s for a 7B on an H200. The compiler sees shapes and configuration, never the
-weights: those are inputs of the compiled code. Quantization methods may turn scales into constants, and a model's own
-code may do anything, so such models keep their hash.
+vLLM stores compiled code under a hash of everything that may change it. The path of the model is part of the hash, so a
+second model of the same kind compiles everything again: 43 s for a 7B on an H200. But the compiler sees only shapes and
+configuration; the weights are inputs of the compiled code. Quantization methods may turn scales into constants, and a
+model's own code may do anything, so such models keep vLLM's hash.
 
-Written against vLLM 0.26 to 0.33 (`tests/worker/test_shared_code.py` names them). Only this file uses
+Written against vLLM 0.32 and 0.33 (`tests/worker/test_shared_code.py` names them). Only this file uses
 `ModelConfig.compute_hash` and the names of the configurations in it.
 """
 
