@@ -36,7 +36,6 @@ KEEPS_MULTICAST_OFF = {
 """Variables that must reach the workers: on some hosts a program that uses NVLink multicast stops all GPUs."""
 
 SEVEN_BILLION = {"hidden": 3584, "intermediate": 18944, "layers": 28, "heads": 28, "kv_heads": 4}
-ONE_BILLION = {"hidden": 2048, "intermediate": 8192, "layers": 16, "heads": 16, "kv_heads": 4}
 SMALL = {"hidden": 512, "intermediate": 1024, "layers": 2, "heads": 8, "kv_heads": 4}
 
 

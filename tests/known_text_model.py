@@ -127,67 +127,32 @@ def write_known_text_model(
 
 def write_known_text_gguf(snapshot: Path, target: Path) -> None:
     """Write the model of a snapshot as a GGUF file with 16-bit weights, as llama.cpp's converter writes it."""
-    from gguf_families import write_gguf
+    from gguf_families import FAMILIES, write_gguf
     from safetensors.torch import load_file
+    from transformers import AutoConfig
 
-    config = json.loads((snapshot / "config.json").read_bytes())
+    config = AutoConfig.from_pretrained(snapshot)
     tokenizer = json.loads((snapshot / "tokenizer.json").read_bytes())
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
     tokens = {int(token): text for text, token in tokenizer["model"]["vocab"].items()} | special
+    places = range(config.vocab_size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+    saved = {
+        name: tensor.float().numpy()
+        for file in snapshot.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    llama = FAMILIES["llama-bias"]  # that with the rotary embedding of Llama 2
     keys = {
-        "general.name": target.stem,
+        **llama.keys_of(config),
         "general.file_type": 1,
-        "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": config["hidden_size"],
-        "llama.block_count": config["num_hidden_layers"],
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.attention.head_count": config["num_attention_heads"],
-        "llama.attention.head_count_kv": config["num_key_value_heads"],
-        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        "llama.rope.freq_base": config["rope_theta"],
-        "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": [tokens[place] for place in range(config["vocab_size"])],
+        "tokenizer.ggml.tokens": [tokens[place] for place in places],
         "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.token_type": [3 if place in special else 1 for place in range(config["vocab_size"])],
-        "tokenizer.ggml.bos_token_id": config["bos_token_id"],
-        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        "tokenizer.ggml.token_type": [3 if place in special else 1 for place in places],
         "tokenizer.ggml.add_bos_token": False,
     }
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    tensors = {}
-    for file in sorted(snapshot.glob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            values = tensor.float().numpy()
-            if count := heads.get(name.split(".")[-2]):
-                values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-            tensors[_name_in_gguf(name)] = values
-    write_gguf(target, "llama", keys, tensors, "F16")
-
-
-_NAMES_IN_GGUF = {
-    "model.embed_tokens": "token_embd",
-    "lm_head": "output",
-    "model.norm": "output_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def _name_in_gguf(name: str) -> str:
-    module = name.removesuffix(".weight")
-    if not module.startswith("model.layers."):
-        return f"{_NAMES_IN_GGUF[module]}.weight"
-    layer, rest = module.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{_NAMES_IN_GGUF[rest]}.weight"
+    write_gguf(target, llama.architecture, keys, llama.tensors_of(saved, config), "F16")
 
 
 def _words(tokenizer: dict[str, Any], seed: int) -> tuple[list[str], list[int]]:

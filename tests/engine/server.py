@@ -189,6 +189,24 @@ class Server:
             Worker(process, command[command.index("--uds") + 1]) for process, command in commands if "--uds" in command
         ]
 
+    def engines(self) -> list[Process]:
+        """All processes that compute."""
+        return [process for process in self.tree.living() if "EngineCore" in process.title]
+
+    def spares(self) -> list[Process]:
+        """All spare workers, also those that still import."""
+        return [process for process in self.tree.living() if process.command[-1:] == ["--spare"]]
+
+    def waiting_spare(self) -> Process:
+        """The spare worker, once it has imported what it needs."""
+        output = self.store / "logs" / "spare.log"
+
+        def waits() -> bool:
+            return any(f"spare {spare.pid} waits" in output.read_text() for spare in self.spares())
+
+        wait_for(waits, "a spare waits", 120)
+        return self.spares()[0]
+
     def loaded(self) -> list[str]:
         """The names that /api/ps gives."""
         return [model["name"] for model in self.client.get("/api/ps").json()["models"]]

@@ -83,7 +83,7 @@ def test_from_start_to_stop_nothing_but_this_machine_is_asked(carried: Path, tmp
         body = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "options": {"temperature": 0}}
         assert ANSWER in server.ask("/api/chat", body)["message"]["content"]
         worker = server.worker(MODEL).main
-        engine = [process for process in server.tree.living() if "EngineCore" in process.title]
+        engine = server.engines()
         assert engine
         server.terminate()
         assert server.wait() == 0

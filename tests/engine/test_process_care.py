@@ -246,7 +246,7 @@ def _engine_process_starts(server: Server) -> bool:
 
 
 def _engine_loads(server: Server) -> bool:
-    return any("EngineCore" in process.title for process in server.tree.living())
+    return bool(server.engines())
 
 
 @pytest.mark.parametrize(

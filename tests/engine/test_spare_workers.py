@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.conftest import StartServer
-from engine.processes import Process, wait_for
-from engine.server import Record, Server, Worker
+from engine.processes import wait_for
+from engine.server import Record, Worker
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -16,26 +16,13 @@ GONE = 20
 SPARE = {"VLLAMA_SPARE_WORKERS": "1"}
 
 
-def spares(server: Server) -> list[Process]:
-    return [process for process in server.tree.living() if process.command[-1:] == ["--spare"]]
-
-
-def spare_of(server: Server) -> Process:
-    """The spare, once it has imported."""
-    output = server.store / "logs" / "spare.log"
-    wait_for(
-        lambda: any(f"spare {spare.pid} waits" in output.read_text() for spare in spares(server)), "a spare waits", 120
-    )
-    return spares(server)[0]
-
-
 def greedy(model: str) -> Record:
     return {"model": model, "prompt": "The capital of France", "options": {"temperature": 0, "num_predict": 32}}
 
 
 def test_a_load_that_takes_the_spare_answers_as_one_of_its_own(start_server: StartServer, tiny: str) -> None:
     server = start_server(environ=SPARE)
-    spare = spare_of(server)
+    spare = server.waiting_spare()
     taken = server.load(tiny)
     assert taken.main == spare
     of_spare, titled = server.ask("/api/generate", greedy(tiny)), lasting_words(taken)
@@ -57,7 +44,7 @@ def lasting_words(worker: Worker) -> list[str]:
 @pytest.mark.slow
 def test_several_api_servers_start_from_a_spare_too(start_server: StartServer, tiny: str) -> None:
     server = start_server("--api-server-count", "2", environ=SPARE)
-    spare = spare_of(server)
+    spare = server.waiting_spare()
 
     assert server.load(tiny).main == spare
     for _ in range(4):
@@ -67,7 +54,7 @@ def test_several_api_servers_start_from_a_spare_too(start_server: StartServer, t
 @pytest.mark.slow
 def test_a_spare_that_is_killed_is_no_loss(start_server: StartServer, tiny: str) -> None:
     server = start_server(environ=SPARE)
-    spare = spare_of(server)
+    spare = server.waiting_spare()
     spare.kill()
 
     worker = server.load(tiny)
@@ -79,9 +66,9 @@ def test_a_spare_that_is_killed_is_no_loss(start_server: StartServer, tiny: str)
 @pytest.mark.parametrize("has_to_wait", [False, True], ids=["while it imports", "while it waits"])
 def test_no_spare_outlives_a_gateway_that_is_killed(start_server: StartServer, *, has_to_wait: bool) -> None:
     server = start_server(environ=SPARE)
-    wait_for(lambda: spares(server), "a spare starts")
+    wait_for(server.spares, "a spare starts")
     if has_to_wait:
-        spare_of(server)
+        server.waiting_spare()
     server.process.kill()
 
     server.tree.wait_until_gone(GONE)
@@ -89,7 +76,7 @@ def test_no_spare_outlives_a_gateway_that_is_killed(start_server: StartServer, *
 
 def test_sigterm_ends_the_spare_too(start_server: StartServer) -> None:
     server = start_server(environ=SPARE)
-    spare_of(server)
+    server.waiting_spare()
     server.terminate()
 
     assert server.wait() == 0
