@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,20 +15,16 @@ from vllama.ollama.formats import Unprepared, enforced, is_prepared
 
 T = TypeVar("T")
 
-_MOST_KNOWN = 128
-"""Number of schemas that are taken for prepared; the rewriter keeps twice as many."""
-
 _MOST_WAITING = 32
 """Maximum number of schemas that wait for their preparation."""
 
 
 class SchemaPreparation:
-    """Schemas that were prepared, and the thread that prepares others."""
+    """The thread that prepares schemas of which no result is kept."""
 
     def __init__(self, limit: Nanoseconds | None) -> None:
         """Give each schema at most `limit` of time."""
         self.limit = limit
-        self._known: OrderedDict[bytes, None] = OrderedDict()
         self._thread = Threads("schemas", 1)
         self._waiting = 0
 
@@ -39,8 +34,10 @@ class SchemaPreparation:
         Work that meets a new schema is done again after that. Raises the errors of the work and of `enforced`, and
         Overloaded. Cancelling gives a preparation up.
         """
+        from vllama.schemas import is_kept  # libraries for JSON Schema: imported when a request may have one
+
         while True:
-            token = is_prepared.set(self._is_known)
+            token = is_prepared.set(is_kept)
             try:
                 return work()
             except Unprepared as new:
@@ -49,13 +46,8 @@ class SchemaPreparation:
                 is_prepared.reset(token)
             await self._prepare(schema)
 
-    def _is_known(self, schema: Any) -> bool:
-        from vllama.schemas import as_text
-
-        return as_text(schema) in self._known
-
     async def _prepare(self, schema: Any) -> None:
-        from vllama.schemas import as_text, until
+        from vllama.schemas import until
 
         if self._waiting >= _MOST_WAITING:
             raise Overloaded
@@ -74,11 +66,6 @@ class SchemaPreparation:
             raise
         finally:
             self._waiting -= 1
-        text = as_text(schema)
-        self._known[text] = None
-        self._known.move_to_end(text)
-        if len(self._known) > _MOST_KNOWN:
-            self._known.popitem(last=False)
 
 
 class _GivenUp:

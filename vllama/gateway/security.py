@@ -30,6 +30,9 @@ _PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.
 _NO_NAME = dict.fromkeys(map(ord, "/?#@!$&'()*+,;=%~\\ "))
 """Characters that no name of a host and no address has; Go lets some of them pass in a Host header."""
 
+_LONGEST_HOST = 255
+"""Maximum characters of a host that is looked at: names have 253."""
+
 _VARIES = (
     (b"vary", b"Origin"),
     (b"vary", b"Access-Control-Request-Method"),
@@ -94,7 +97,7 @@ class Guard:
 
     def _host_allowed(self, header: str) -> bool:
         host = _without_port(header).lower()
-        if not host or host in self._names or _is_local(host):
+        if not host or host in self._names or (len(host) <= _LONGEST_HOST and _is_local(host)):
             return True
         return _address(host) is not None and host in _own_addresses()  # only for addresses: it may ask a name server
 

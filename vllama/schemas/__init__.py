@@ -8,6 +8,6 @@ is left out, and its JSON pointer is listed. Only a schema that no value satisfi
 from __future__ import annotations
 
 from vllama.schemas.patterns import check_pattern_cost
-from vllama.schemas.rewriting import Rewritten, as_text, check_cost, rewrite, until
+from vllama.schemas.rewriting import Rewritten, check_cost, is_kept, rewrite, until
 
-__all__ = ["Rewritten", "as_text", "check_cost", "check_pattern_cost", "rewrite", "until"]
+__all__ = ["Rewritten", "check_cost", "check_pattern_cost", "is_kept", "rewrite", "until"]

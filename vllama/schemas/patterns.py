@@ -8,12 +8,16 @@ which JSON text has to escape.
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache, lru_cache
+from threading import Lock
+
+from cachetools import LRUCache, cached
 
 from vllama.errors import SchemaError
 
@@ -21,6 +25,9 @@ Ranges = tuple[tuple[int, int], ...]
 """Sorted, disjoint ranges of code points, both ends included."""
 
 _LAST = sys.maxunicode
+_MOST_CHARACTERS = 20_000
+_MOST_WRITTEN = 100_000
+"""Maximum characters of a rewritten pattern, and of one that goes to the engine as it is."""
 _MOST_REPEATS = 10_000
 _MOST_COPIES = 500
 """Maximum number of copies of its innermost part that nested repetitions make; grammars are compiled from all."""
@@ -28,6 +35,12 @@ _MOST_GROUPS = 50
 _MOST_STEPS = 3_000
 _MOST_RANGES = 60_000
 """Maximum number of ranges of code points that a pattern's categories, such as `\\p{L}` with 650, may sum up to."""
+_MOST_KEPT = 32 * 2**20
+"""Maximum memory of the patterns whose parts are kept, in bytes, as estimated by the next two."""
+_MEMORY_PER_CHARACTER = 320
+_MEMORY_PER_RANGE = 120
+
+_LIMITS = re.compile(r"\{([0-9]*)(,?)([0-9]*)\}")
 
 
 class InvalidPattern(ValueError):
@@ -102,7 +115,9 @@ def language(pattern: str, shortest: int = 0, longest: int | None = None) -> Lan
 
     Raises InvalidPattern or UnenforceablePattern.
     """
-    options = _parsed(pattern)
+    if len(pattern) > _MOST_CHARACTERS:
+        raise UnenforceablePattern(f"more than {_MOST_CHARACTERS} characters")
+    options = _parsed(pattern).options
     if _copies(options) > _MOST_COPIES:
         raise UnenforceablePattern(f"repetitions in repetitions that make more than {_MOST_COPIES} copies")
     if len(options) == 1 and (shortest or longest is not None):
@@ -112,8 +127,10 @@ def language(pattern: str, shortest: int = 0, longest: int | None = None) -> Lan
 
 def check_pattern_cost(pattern: str) -> None:
     """Raise SchemaError for a pattern whose automaton would keep the engine busy for seconds."""
+    if len(pattern) > _MOST_WRITTEN:
+        raise SchemaError("", f"it is too large: a pattern, written out, has more than {_MOST_WRITTEN} characters")
     try:
-        copies = _copies(_parsed(pattern))
+        copies = _copies(_parsed(pattern).options)
     except (InvalidPattern, UnenforceablePattern):
         return  # the engine refuses it, or reads it in another way
     if copies > _MOST_COPIES:
@@ -130,7 +147,7 @@ def matches(pattern: str, text: str) -> bool:
 
     Raises InvalidPattern or UnenforceablePattern, the latter also beyond the limit.
     """
-    return bool(_Matching(text).ends(_parsed(pattern), frozenset(range(len(text) + 1))))
+    return bool(_Matching(text).ends(_parsed(pattern).options, frozenset(range(len(text) + 1))))
 
 
 class _Matching:
@@ -290,9 +307,18 @@ def _has_anchor(items: Sequence[_Item]) -> bool:
     return False
 
 
-@lru_cache(maxsize=256)
-def _parsed(pattern: str) -> tuple[tuple[_Item, ...], ...]:
-    return _Parser(pattern).parse()
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    options: tuple[tuple[_Item, ...], ...]
+    memory: int
+
+
+@cached(LRUCache(_MOST_KEPT, getsizeof=lambda parsed: parsed.memory), lock=Lock())
+def _parsed(pattern: str) -> _Parsed:
+    if len(pattern) > _MOST_WRITTEN:
+        raise UnenforceablePattern(f"more than {_MOST_WRITTEN} characters")
+    parser = _Parser(pattern)
+    return _Parsed(parser.parse(), _MEMORY_PER_CHARACTER * len(pattern) + _MEMORY_PER_RANGE * parser.ranges)
 
 
 class _Parser:
@@ -301,7 +327,7 @@ class _Parser:
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
         self._at = 0
-        self._groups = self._ranges = 0
+        self._groups = self.ranges = 0
 
     def parse(self) -> tuple[tuple[_Item, ...], ...]:
         """Read the whole pattern. Raises InvalidPattern or UnenforceablePattern."""
@@ -352,17 +378,15 @@ class _Parser:
         if sign in ("*", "+", "?") and sign:
             self._at += 1
             return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-        end = self._pattern.find("}", self._at)
-        if sign != "{" or end < 0:
-            return None
-        least, comma, most = self._pattern[self._at + 1 : end].partition(",")
-        if not all(part.isascii() and (part.isdigit() or not part) for part in (least, most)) or not (least or most):
+        stated = _LIMITS.match(self._pattern, self._at)
+        least, comma, most = stated.groups() if stated else ("", "", "")
+        if stated is None or not (least or most):
             return None  # braces that repeat nothing are characters, as in ECMAScript
         if len(least) > 9 or len(most) > 9:
             raise UnenforceablePattern(f"more than {_MOST_REPEATS} repetitions")
         if not least:
             raise UnenforceablePattern("a repetition without a lower limit")
-        self._at = end + 1
+        self._at = stated.end()
         limits = int(least), int(most) if most else None if comma else int(least)
         if limits[1] is not None and limits[1] < limits[0]:
             raise InvalidPattern(f"the limits of {{{least},{most}}} are in the wrong order")
@@ -460,8 +484,8 @@ class _Parser:
             return _SETS[letter]
         if letter in "pP":
             ranges = self._property(is_negated=letter == "P")
-            self._ranges += len(ranges)
-            if self._ranges > _MOST_RANGES:
+            self.ranges += len(ranges)
+            if self.ranges > _MOST_RANGES:
                 raise UnenforceablePattern(f"categories of more than {_MOST_RANGES} ranges of characters")
             return ranges
         if letter in _CONTROLS:
@@ -504,7 +528,7 @@ class _Parser:
         end = self._pattern.find("}", self._at)
         name = self._pattern[self._at + 1 : end] if self._peek() == "{" and end > 0 else ""
         category = _CATEGORIES.get(name.lower().removeprefix("general_category=").removeprefix("gc="), name)
-        if not (len(category) in (1, 2) and category[0] in "LMNPSZC"):
+        if category not in _CATEGORY_NAMES:
             raise UnenforceablePattern(f"\\p{{{name}}}")
         self._at = end + 1
         ranges = _of_category(category)
@@ -516,6 +540,10 @@ _CATEGORIES = {
     "letter": "L", "lowercase_letter": "Ll", "uppercase_letter": "Lu", "number": "N", "decimal_number": "Nd",
     "digit": "Nd", "punctuation": "P", "symbol": "S", "separator": "Z", "mark": "M",
 }  # fmt: skip
+_KINDS_OF_CATEGORIES = {"L": "ultmo", "M": "nce", "N": "dlo", "P": "cdseifo", "S": "mcko", "Z": "slp", "C": "cfson"}
+
+# Other names would each take a search through all of Unicode, which finds nothing.
+_CATEGORY_NAMES = frozenset(letter + kind for letter, kinds in _KINDS_OF_CATEGORIES.items() for kind in ("", *kinds))
 
 
 @cache

@@ -17,6 +17,8 @@ MOST_VALUES = 50_000
 """Maximum number of JSON values in a schema."""
 MOST_LEVELS = 60
 """Maximum nesting of objects and arrays in a schema; vLLM refuses more than 64."""
+MOST_POINTER = 4_096
+"""Maximum characters of a subschema's JSON pointer: each of thousands of subschemas has one."""
 
 
 _MODERN = frozenset({"$defs", "prefixItems", "$anchor", "$dynamicAnchor", "dependentSchemas", "dependentRequired"})
@@ -42,6 +44,8 @@ class Place:
         for key in keys:
             value = value[key]
             pointer += f"/{escaped(str(key))}"
+        if len(pointer) > MOST_POINTER:
+            raise SchemaError(f"{pointer[:100]}...", f"the names down to it have more than {MOST_POINTER} characters")
         return Place(value, self._resolver_of(value), self.specification, pointer)
 
     def children(self, keyword: str) -> list[Place]:

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from hashlib import sha256
+from sys import getsizeof
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
 import orjson
+from cachetools import LRUCache, cached
 
 from vllama.errors import SchemaError
 from vllama.schema_size import most_properties
@@ -35,7 +38,11 @@ _MOST_LEVELS = 80
 _LEVELS_IN_ONE = 8
 """After so many levels a form becomes a definition: vLLM refuses schemas with more than 64 levels of JSON."""
 _MOST_BYTES = 2**20
-"""Maximum size of the form, as JSON."""
+"""Maximum size of a schema and of its form, as JSON."""
+_MOST_KEPT = 64 * 2**20
+"""Maximum memory of the results that are kept, in bytes."""
+_OBJECTS_PER_BYTE = 16
+"""Bytes of memory for each byte of JSON, once it is read: short numbers and empty objects take the most."""
 _MOST_ALTERNATIVES = 64
 """Maximum number of alternatives for one value; choices beyond that are relaxed."""
 
@@ -56,16 +63,19 @@ class Rewritten:
 
     schema: Form
     relaxed: tuple[str, ...] = ()
+    memory: int = field(default=0, compare=False)
+    """Bytes of memory that both take, estimated."""
 
     def header(self, most: int = 1000) -> str:
         """Return the pointers as the value of an HTTP header of about `most` characters, the rest as their number."""
         shown: list[str] = []
         for pointer in self.relaxed:
-            shown.append(quote(pointer, safe="/$~!*'()"))
-            if sum(map(len, shown)) > most:
+            text = quote(pointer, safe="/$~!*'()")
+            if sum(map(len, shown)) + len(text) > most:
                 break
+            shown.append(text)
         left = len(self.relaxed) - len(shown)
-        return ", ".join([*shown, *([f"and {left} more"] if left else [])])
+        return ", ".join([*shown, *([f"and {left} more" if shown else f"{left} keywords"] if left else [])])
 
 
 _is_given_up: ContextVar[Callable[[], bool]] = ContextVar("is_given_up", default=lambda: False)
@@ -97,20 +107,42 @@ def as_text(schema: Any) -> bytes:
         raise SchemaError("", f"cannot be written as JSON: {error}") from error
 
 
-@lru_cache(maxsize=256)
+def is_kept(schema: Any) -> bool:
+    """Return whether the result for this schema is kept, so that `rewrite` returns it at once.
+
+    Raises SchemaError if the schema is nested too deeply.
+    """
+    return _key(as_text(schema), most_properties()) in _kept
+
+
+def _key(text: bytes, most: int) -> tuple[bytes, int]:
+    return sha256(text).digest(), most
+
+
+# A result that is larger than all that may be kept is kept alone: whoever had it made comes back for it at once.
+_kept: LRUCache[tuple[bytes, int], Rewritten] = LRUCache(
+    _MOST_KEPT, getsizeof=lambda rewritten: min(rewritten.memory, _MOST_KEPT)
+)
+
+
+@cached(_kept, key=_key, lock=Lock())
 def _rewritten(text: bytes, most: int) -> Rewritten:
+    if len(text) > _MOST_BYTES:
+        raise SchemaError("", f"it is too large: it has more than {_MOST_BYTES} bytes")
     rewriter = _Rewriter()
     try:
         form = rewriter.form([root_of(orjson.loads(text))])
         whole = finite.without_endless(form, rewriter.definitions) if form is not None else None
     except RecursionError as error:
         raise SchemaError("", "its references are nested too deeply") from error
-    if whole is not None and len(orjson.dumps(whole)) > _MOST_BYTES:
-        raise SchemaError("", f"it is too large: its alternatives, written out, have more than {_MOST_BYTES} bytes")
     if whole is None:
         raise SchemaError(rewriter.conflict, "nothing satisfies it")
+    size = len(orjson.dumps(whole))
+    if size > _MOST_BYTES:
+        raise SchemaError("", f"it is too large: its alternatives, written out, have more than {_MOST_BYTES} bytes")
     check_cost(whole, most)
-    return Rewritten(whole, tuple(rewriter.relaxed))
+    pointers = tuple(rewriter.relaxed)
+    return Rewritten(whole, pointers, _OBJECTS_PER_BYTE * size + sum(map(getsizeof, pointers)))
 
 
 def check_cost(form: Any, most: int | None = None) -> None:

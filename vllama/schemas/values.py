@@ -29,6 +29,9 @@ _ANNOTATIONS = frozenset({"$defs", "definitions", "$id", "$schema", "$anchor", "
 _MOST_VERDICTS = 60_000
 """Maximum number of checks for one enumeration; each takes some 20 µs, and the server waits for them."""
 
+_MOST_CHARACTERS = 10_000
+"""Maximum size of an array or object that is checked, as JSON: `uniqueItems` compares each entry with each other."""
+
 Verdict = Callable[[Any], bool | None]
 """Returns whether a value is admitted; None if that is not known."""
 
@@ -106,6 +109,8 @@ def _validator(stated: dict[str, Any]) -> Verdict:
     validator = (Draft7Validator if is_draft_7 else Draft202012Validator)(stated)
 
     def verdict(value: Any) -> bool | None:
+        if isinstance(value, dict | list) and len(key(value)) > _MOST_CHARACTERS:
+            return None
         try:
             return bool(validator.is_valid(value))
         except Exception:  # noqa: BLE001 - a keyword that the library cannot read

@@ -12,12 +12,16 @@ grammars. outlines allows one blank and lm-format-enforcer twelve characters by 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
+
+from cachetools import LRUCache, cached
 
 from vllama.errors import SchemaError
 from vllama.schemas import check_cost, check_pattern_cost, rewrite
@@ -54,6 +58,8 @@ _GUIDANCE = {"whitespace_flexible": False, "item_separator": f"{_SPACE},{_SPACE}
 _PLAIN_JSON: dict[str, tuple[Any, ...]] = {"style": (None, "json"), "any_order": (None, False), "excludes": (None, [])}
 """Fields of those parts of a structural tag that are JSON as everywhere else, with their values."""
 
+_MOST_KEPT = 64 * 2**20
+"""Maximum characters of the grammars that are kept."""
 _MOST_TEXT = 100_000
 """Maximum characters of a grammar, a regular expression or a list of choices in a request: a second to compile."""
 
@@ -165,7 +171,11 @@ def validate_compiled_xgrammar(params: Any) -> None:
             raise error("The provided JSON schema contains features not supported by xgrammar.")
 
 
-@functools.lru_cache(maxsize=256)
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@cached(LRUCache(256), key=_digest, lock=Lock())
 def _check_text_cost(text: str) -> None:
     """Raise SchemaError as `check_cost`; texts that passed lately are known."""
     check_cost(json.loads(text))
@@ -187,7 +197,10 @@ def bounding_guidance(serialize: Compile) -> Compile:
     return bounded
 
 
-@functools.lru_cache(maxsize=64)
+_kept: LRUCache[bytes, str | None] = LRUCache(_MOST_KEPT, getsizeof=lambda grammar: 1 + len(grammar or ""))
+
+
+@cached(_kept, key=_digest, lock=Lock())
 def bounded_grammar(schema: str) -> str | None:
     """Return xgrammar's grammar of a schema with bounded white space; None if this xgrammar has no text to change.
 

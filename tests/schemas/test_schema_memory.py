@@ -1,0 +1,110 @@
+"""Rewriting a schema takes memory and time in proportion to the schema, and results are kept within a limit."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vllama.errors import SchemaError
+from vllama.schemas import is_kept, patterns, rewrite, rewriting
+
+STRING = {"type": "string"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept() -> Iterator[None]:
+    rewriting._kept.clear()
+    yield
+    rewriting._kept.clear()
+
+
+def memory_of(value: Any) -> int:
+    """The bytes of an object and all that it contains, as if no two parts were the same object."""
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sys.getsizeof(value) + sum(map(memory_of, inner))
+
+
+SCHEMAS: dict[str, Any] = {
+    "numbers": {"enum": list(range(2000, 5000))},
+    "texts": {"enum": [f"{number:0200}" for number in range(1000)]},
+    "objects": {"type": "object", "properties": {f"p{number}": STRING for number in range(900)}},
+    "arrays": {"type": "array", "prefixItems": [{"type": "array", "items": {"type": "null"}}] * 400, "items": False},
+    "keywords left out": {"type": "object", "properties": {f"p{n}": {**STRING, "format": "x"} for n in range(900)}},
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS.keys())
+def test_the_memory_of_a_result_is_not_underestimated(schema: Any) -> None:
+    rewritten = rewrite(schema)
+    assert rewritten.memory >= memory_of(rewritten.schema) + memory_of(rewritten.relaxed)
+
+
+def test_results_are_kept_up_to_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_one = rewrite({"enum": [f"{0}.{index:050}" for index in range(1000)]}).memory
+    monkeypatch.setattr(rewriting._kept, "_Cache__maxsize", 10 * of_one)
+    schemas = [{"enum": [f"{number}.{index:050}" for index in range(1000)]} for number in range(1, 30)]
+    for schema in schemas:
+        rewrite(schema)
+    kept = [is_kept(schema) for schema in schemas]
+    assert 5 <= sum(kept) <= 10
+    assert kept == sorted(kept)  # the last ones
+    assert rewriting._kept.currsize <= 10 * of_one
+
+
+def test_a_result_larger_than_the_limit_is_kept_until_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {"enum": [f"{index:050}" for index in range(1000)]}
+    monkeypatch.setattr(rewriting, "_MOST_KEPT", 1000)
+    monkeypatch.setattr(rewriting._kept, "_Cache__maxsize", 1000)
+    rewrite(large)
+    assert is_kept(large)
+    rewrite(STRING)
+    assert is_kept(STRING)
+    assert not is_kept(large)
+
+
+def test_a_schema_of_more_than_a_mebibyte_is_refused() -> None:
+    assert rewrite({**STRING, "description": "a" * 2**19}) == rewrite(STRING)
+    with pytest.raises(SchemaError, match="more than 1048576 bytes"):
+        rewrite({**STRING, "description": "a" * 2**20})
+
+
+def test_names_whose_pointers_would_fill_the_memory_are_refused() -> None:
+    many = {"type": "object", "properties": {f"p{number}": {**STRING, "format": "x"} for number in range(900)}}
+    with pytest.raises(SchemaError, match="have more than 4096 characters") as refused:
+        rewrite({"type": "object", "properties": {"a" * 500_000: many}})
+    assert len(str(refused.value)) < 300
+    assert len(rewrite({"type": "object", "properties": {"a" * 4_000: many}}).relaxed) == 900
+
+
+def test_a_long_pointer_is_counted_in_the_header_and_not_written() -> None:
+    long_name: dict[str, Any] = {"type": "object", "properties": {"a" * 4_000: {**STRING, "format": "x"}}}
+    assert rewrite(long_name).header() == "1 keywords"
+    both = {"type": "object", "properties": {"b": {**STRING, "format": "x"}, **long_name["properties"]}}
+    assert rewrite(both).header() == "/properties/b/format, and 1 more"
+
+
+@pytest.mark.parametrize("part", ["a", "[ab]", "a?", "\\d"])
+def test_a_pattern_of_tens_of_thousands_of_characters_is_relaxed(part: str) -> None:
+    assert rewrite({**STRING, "pattern": f"^{part * (100_000 // len(part))}$"}).relaxed == ("/pattern",)
+
+
+@pytest.mark.parametrize("name", ["La", "Zz", "LL", "L ", "Xx"])
+def test_a_category_that_unicode_lacks_is_not_searched_for(name: str) -> None:
+    searched = patterns._of_category.cache_info().misses
+    assert rewrite({**STRING, "pattern": f"^\\p{{{name}}}$"}).relaxed == ("/pattern",)
+    assert patterns._of_category.cache_info().misses == searched
+
+
+def test_every_category_of_unicode_is_known() -> None:
+    found = {unicodedata.category(chr(code)) for code in range(sys.maxunicode + 1)}
+    assert found == {name for name in patterns._CATEGORY_NAMES if len(name) == 2}
+
+
+def test_an_enumerated_array_is_not_compared_with_itself_for_minutes() -> None:
+    mixed = [part for number in range(15_000) for part in (number, {"a": number})]
+    schema = {"enum": [mixed], "uniqueItems": True}
+    assert rewrite(schema).relaxed == ("/enum",)
