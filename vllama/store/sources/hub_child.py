@@ -29,7 +29,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpx
 import orjson
 
 from vllama import __version__
@@ -42,11 +41,15 @@ _AT_ONCE = 4
 """Maximum number of simultaneous downloads."""
 
 _REPORT_SECONDS = 0.08
-_TIMEOUT = httpx.Timeout(30.0)
+_TIMEOUT = 30.0
+"""Seconds without a byte after which a connection is given up."""
 
 
 def main() -> None:
     """Answer requests until the input ends."""
+    for package in ("httpx", "httpx2"):
+        # Each imports its own command where it can, and with it rich and pygments: 0.3 s of each pull for nothing.
+        sys.modules.setdefault(f"{package}._main", None)  # type: ignore[arg-type]
     requests: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     while True:
@@ -99,6 +102,7 @@ def _list(repository: str, revision: str, patience: Mapping[str, Any], *, gated:
 def _fetch(
     listing: Mapping[str, Any], files: list[str], directory: str, patience: Mapping[str, Any], *, gated: bool
 ) -> Iterator[dict[str, Any]]:
+    import httpx
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
