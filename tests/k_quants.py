@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,9 @@ def requantize(source: Path, target: Path, choose: Choose | None = None) -> None
 def _quantize(values: Array, kind: GGMLQuantizationType) -> Array:
     quantize: Callable[[Array], Array] = _QUANTIZERS.get(kind, lambda part: gguf.quantize(part, kind))
     rows = values.reshape(-1, values.shape[-1])
-    step = max((1 << 24) // rows.shape[1], 1)
-    parts = [quantize(rows[start : start + step]) for start in range(0, rows.shape[0], step)]
+    step = max((1 << 22) // rows.shape[1], 1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(lambda start: quantize(rows[start : start + step]), range(0, rows.shape[0], step)))
     joined: Array = np.concatenate(parts).reshape(*values.shape[:-1], -1)
     return joined
 
