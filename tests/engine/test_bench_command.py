@@ -38,7 +38,14 @@ def bench(server: Server, store: ModelStore, *arguments: str, model: str = MODEL
     return load(done.stdout)
 
 
-@pytest.mark.parametrize("api", ["ollama", "ollama-generate", "openai", "openai-completions"])
+@pytest.mark.parametrize(
+    "api",
+    [
+        "ollama",
+        "openai",
+        *(pytest.param(api, marks=pytest.mark.slow) for api in ("ollama-generate", "openai-completions")),
+    ],
+)
 def test_tokens_and_durations_agree_with_the_tokenizer_and_the_clients_clock(
     server: Server, store: ModelStore, api: str
 ) -> None:

@@ -63,7 +63,10 @@ def test_a_spare_that_is_killed_is_no_loss(start_server: StartServer, tiny: str)
     assert server.ask("/api/generate", greedy(tiny))["eval_count"] == 32
 
 
-@pytest.mark.parametrize("has_to_wait", [False, True], ids=["while it imports", "while it waits"])
+@pytest.mark.parametrize(
+    "has_to_wait",
+    [pytest.param(False, id="while it imports"), pytest.param(True, id="while it waits", marks=pytest.mark.slow)],
+)
 def test_no_spare_outlives_a_gateway_that_is_killed(start_server: StartServer, *, has_to_wait: bool) -> None:
     server = start_server(environ=SPARE)
     wait_for(server.spares, "a spare starts")
@@ -74,6 +77,7 @@ def test_no_spare_outlives_a_gateway_that_is_killed(start_server: StartServer, *
     server.tree.wait_until_gone(GONE)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_spare_too(start_server: StartServer) -> None:
     server = start_server(environ=SPARE)
     server.waiting_spare()
@@ -83,18 +87,9 @@ def test_sigterm_ends_the_spare_too(start_server: StartServer) -> None:
     server.tree.wait_until_gone(GONE)
 
 
-def test_the_engines_processes_are_forked_and_know_whose_children_they_are(
+def test_a_load_tells_what_it_is_at_until_it_is_ready_and_its_processes_are_forked(
     start_server: StartServer, tiny: str
 ) -> None:
-    server = start_server(cold=True)
-    server.load(tiny)
-    titles = [process.title for process in server.tree.living()]
-
-    assert any("EngineCore" in title for title in titles)
-    assert not any("spawn_main" in title for title in titles)
-
-
-def test_a_load_tells_what_it_is_at_until_it_is_ready(start_server: StartServer, tiny: str) -> None:
     server = start_server("--model", tiny, cold=True)
     told: list[str] = []
 
@@ -109,3 +104,6 @@ def test_a_load_tells_what_it_is_at_until_it_is_ready(start_server: StartServer,
     assert phases[0] in {"waiting", "importing"}
     assert "importing" in phases
     assert set(phases) <= {"waiting", "importing", "starting", "weights", "warming up"}
+    titles = [process.title for process in server.tree.living()]
+    assert any("EngineCore" in title for title in titles)  # each process knows whose child it is
+    assert not any("spawn_main" in title for title in titles)

@@ -225,6 +225,13 @@ def test_on_a_cpu_all_cores_work_unless_the_user_bound_them() -> None:
     assert "VLLM_CPU_OMP_THREADS_BIND" not in environment({}, Path("/run"), on_cpu=False)
 
 
+def test_engines_on_the_same_cores_do_not_wait_long_for_each_others_threads() -> None:
+    assert environment({}, Path("/run"), on_cpu=True)["GOMP_SPINCOUNT"] == "100000"
+    assert environment({"GOMP_SPINCOUNT": "1"}, Path("/run"), on_cpu=True)["GOMP_SPINCOUNT"] == "1"
+    assert "GOMP_SPINCOUNT" not in environment({"OMP_WAIT_POLICY": "active"}, Path("/run"), on_cpu=True)
+    assert "GOMP_SPINCOUNT" not in environment({}, Path("/run"), on_cpu=False)
+
+
 def test_on_a_gpu_several_threads_pin_host_memory_unless_the_user_has_set_torchs_allocator() -> None:
     setting = environment({}, Path("/run"), on_cpu=False)[TORCH_ALLOCATOR[0]]
     threads = int(setting.rpartition(":")[2])

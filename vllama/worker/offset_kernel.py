@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _LEAST_ROWS = 16
 """Rows of the smallest tile that tensor cores multiply."""
+_MANY_COLUMNS = 16_384
+"""Number of columns from which on their tiles alone fill a GPU, so that each may read fewer groups at a time."""
+_MANY_GROUPS = 256
+"""Number of groups from which on a tile of one row takes 8 warps."""
 
 
 @triton.jit(do_not_specialize=["row_count"])  # type: ignore[untyped-decorator] # Triton compiles the function
@@ -124,7 +128,7 @@ def add_to_rows(  # noqa: PLR0917
     other_columns = 0 if other is None else other.shape[1]
     result = product.new_empty(rows, columns + other_columns)
     if rows == 1:
-        tile, width, depth = 1, 32, 128
+        tile, width, depth = 1, 64, 64 if columns >= _MANY_COLUMNS else 128
     else:
         tile, width, depth = min(max(triton.next_power_of_2(rows), _LEAST_ROWS), 64), 64, 64
     starts = (0, columns) if place == 0 else (other_columns, 0)
@@ -204,4 +208,5 @@ def _launch(  # noqa: PLR0917
         tile_rows=sizes[0],
         tile_columns=sizes[1],
         tile_groups=sizes[2],
+        num_warps=8 if sizes[0] == 1 and offsets.shape[-2] >= _MANY_GROUPS else 4,
     )
