@@ -35,7 +35,7 @@ _MOST_GROUPS = 50
 _MOST_STEPS = 3_000
 _MOST_RANGES = 60_000
 """Maximum number of ranges of code points that a pattern's categories, such as `\\p{L}` with 650, may sum up to."""
-_MOST_KEPT = 32 * 2**20
+_MOST_KEPT = 2**20
 """Maximum memory of the patterns whose parts are kept, in bytes, as estimated by the next two."""
 _MEMORY_PER_CHARACTER = 320
 _MEMORY_PER_RANGE = 120

@@ -39,10 +39,8 @@ _LEVELS_IN_ONE = 8
 """After so many levels a form becomes a definition: vLLM refuses schemas with more than 64 levels of JSON."""
 _MOST_BYTES = 2**20
 """Maximum size of a schema and of its form, as JSON."""
-_MOST_KEPT = 64 * 2**20
+_MOST_KEPT = 8 * 2**20
 """Maximum memory of the results that are kept, in bytes."""
-_OBJECTS_PER_BYTE = 16
-"""Bytes of memory for each byte of JSON, once it is read: short numbers and empty objects take the most."""
 _MOST_ALTERNATIVES = 64
 """Maximum number of alternatives for one value; choices beyond that are relaxed."""
 
@@ -63,8 +61,6 @@ class Rewritten:
 
     schema: Form
     relaxed: tuple[str, ...] = ()
-    memory: int = field(default=0, compare=False)
-    """Bytes of memory that both take, estimated."""
 
     def header(self, most: int = 1000) -> str:
         """Return the pointers as the value of an HTTP header of about `most` characters, the rest as their number."""
@@ -96,7 +92,8 @@ def rewrite(schema: Any) -> Rewritten:
 
     Raises SchemaError for what is no schema, what nothing satisfies, and what is too large.
     """
-    return _rewritten(as_text(schema), most_properties())
+    kept = _rewritten(as_text(schema), most_properties())
+    return Rewritten(orjson.loads(kept.form), kept.relaxed)
 
 
 def as_text(schema: Any) -> bytes:
@@ -119,14 +116,25 @@ def _key(text: bytes, most: int) -> tuple[bytes, int]:
     return sha256(text).digest(), most
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A result whose form is JSON: objects would lie between those of other work, whose memory then stays taken."""
+
+    form: bytes
+    relaxed: tuple[str, ...]
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that it takes."""
+        return len(self.form) + sum(map(getsizeof, self.relaxed))
+
+
 # A result that is larger than all that may be kept is kept alone: whoever had it made comes back for it at once.
-_kept: LRUCache[tuple[bytes, int], Rewritten] = LRUCache(
-    _MOST_KEPT, getsizeof=lambda rewritten: min(rewritten.memory, _MOST_KEPT)
-)
+_kept: LRUCache[tuple[bytes, int], _Kept] = LRUCache(_MOST_KEPT, getsizeof=lambda kept: min(kept.memory, _MOST_KEPT))
 
 
 @cached(_kept, key=_key, lock=Lock())
-def _rewritten(text: bytes, most: int) -> Rewritten:
+def _rewritten(text: bytes, most: int) -> _Kept:
     if len(text) > _MOST_BYTES:
         raise SchemaError("", f"it is too large: it has more than {_MOST_BYTES} bytes")
     rewriter = _Rewriter()
@@ -137,12 +145,11 @@ def _rewritten(text: bytes, most: int) -> Rewritten:
         raise SchemaError("", "its references are nested too deeply") from error
     if whole is None:
         raise SchemaError(rewriter.conflict, "nothing satisfies it")
-    size = len(orjson.dumps(whole))
-    if size > _MOST_BYTES:
+    text_of_form = orjson.dumps(whole)
+    if len(text_of_form) > _MOST_BYTES:
         raise SchemaError("", f"it is too large: its alternatives, written out, have more than {_MOST_BYTES} bytes")
     check_cost(whole, most)
-    pointers = tuple(rewriter.relaxed)
-    return Rewritten(whole, pointers, _OBJECTS_PER_BYTE * size + sum(map(getsizeof, pointers)))
+    return _Kept(text_of_form, tuple(rewriter.relaxed))
 
 
 def check_cost(form: Any, most: int | None = None) -> None:
