@@ -540,7 +540,7 @@ _CATEGORIES = {
     "letter": "L", "lowercase_letter": "Ll", "uppercase_letter": "Lu", "number": "N", "decimal_number": "Nd",
     "digit": "Nd", "punctuation": "P", "symbol": "S", "separator": "Z", "mark": "M",
 }  # fmt: skip
-_KINDS_OF_CATEGORIES = {"L": "ultmo", "M": "nce", "N": "dlo", "P": "cdseifo", "S": "mcko", "Z": "slp", "C": "cfson"}
+_KINDS_OF_CATEGORIES = {"L": "ultmo", "M": "cen", "N": "dlo", "P": "cdseifo", "S": "mcko", "Z": "slp", "C": "cfson"}
 
 # Other names would each take a search through all of Unicode, which finds nothing.
 _CATEGORY_NAMES = frozenset(letter + kind for letter, kinds in _KINDS_OF_CATEGORIES.items() for kind in ("", *kinds))
