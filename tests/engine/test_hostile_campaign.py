@@ -31,7 +31,14 @@ def test_whatever_one_client_does_the_others_are_served_and_nothing_is_left(
     kinds = chosen(() if full_run() else COSTLIEST)
     number = len(kinds) * count(1, 8)
     report = run(
-        own.root, "tiny:latest", kinds, number, seed=1, embedder=minilm, settled=count(SETTLED_AFTER_FEW, SETTLED)
+        own.root,
+        "tiny:latest",
+        kinds,
+        number,
+        seed=1,
+        embedder=minilm,
+        settled=count(SETTLED_AFTER_FEW, SETTLED),
+        is_alone=full_run(),
     )
     assert report.wrong == []
     assert len(report.results) == number

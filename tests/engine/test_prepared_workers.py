@@ -10,7 +10,7 @@ IMPORTED_IN = {"PATH": "/bin", "VLLM_PLUGINS": "vllama", "TORCHDYNAMO_DISABLE": 
 
 
 @pytest.mark.parametrize(
-    "name", ["OLLAMA_MODELS", "VLLM_RPC_BASE_PATH", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CACHE_ROOT"]
+    "name", ["OLLAMA_MODELS", "VLLM_RPC_BASE_PATH", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CACHE_ROOT", "HTTPS_PROXY"]
 )
 def test_variables_that_no_import_reads_may_differ(name: str) -> None:
     assert imported_alike(IMPORTED_IN, {**IMPORTED_IN, name: "other"})

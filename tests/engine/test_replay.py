@@ -32,7 +32,7 @@ def replayed(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Map
     """The results of the exchanges that were played."""
     own = ModelStore(tmp_path_factory.mktemp("replayed"))
     found: dict[str, Verdict] = {}
-    for settings, scenes in script.scenes(one_text_of=count(12, 1)):
+    for settings, scenes in script.scenes(one_text_of=count(6, 1)):
         server = Server(own.root, environ=settings)
         try:
             for scene in scenes:

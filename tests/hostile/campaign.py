@@ -107,10 +107,14 @@ def run(
     embedder: str = "",
     environ: Mapping[str, str] | None = None,
     settled: int = SETTLED,
+    is_alone: bool = True,
 ) -> Report:
-    """Attack a server of this store so many times; the server ends with this process, even if that is killed."""
+    """Attack a server of this store so many times; the server ends with this process, even if that is killed.
+
+    Unless it `is_alone`, it is one of the tests' servers, whose workers have imported vLLM before.
+    """
     dice = random.Random(seed)
-    server = Server(store, environ={"OLLAMA_KEEP_ALIVE": "1h", **(environ or {})}, under=tied())
+    server = Server(store, environ={"OLLAMA_KEEP_ALIVE": "1h", **(environ or {})}, under=tied() if is_alone else ())
     try:
         server.load(model)
         if embedder:  # before the other clients take the processors

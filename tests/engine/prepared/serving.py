@@ -21,7 +21,7 @@ from vllama.scheduler.process import WorkerProcess, WorkerSpec
 from vllama.scheduler.spares import LATE_VARIABLES, Spares
 from vllama.scheduler.worker_log import open_log
 
-_UNREAD_PREFIXES = ("OLLAMA_", "VLLAMA_", "PIP_", "PYTEST_", "FLASHINFER_", "VLLM_RPC_BASE_PATH")
+_UNREAD_PREFIXES = ("OLLAMA_", "VLLAMA_", "PIP_", "PYTEST_", "FLASHINFER_", "VLLM_RPC_BASE_PATH", "HTTPS_PROXY")
 """Variables that nothing reads while vLLM is imported on a CPU."""
 
 _MOST_KV_CACHE = 800_000_000
