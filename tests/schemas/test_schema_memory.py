@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vllama.errors import SchemaError
-from vllama.schemas import is_kept, patterns, rewrite, rewriting
+from vllama.schemas import is_kept, patterns, rewrite, rewriting, values
 
 STRING = {"type": "string"}
 
@@ -100,3 +100,19 @@ def test_an_enumerated_array_is_not_compared_with_itself_for_minutes() -> None:
     mixed = [part for number in range(15_000) for part in (number, {"a": number})]
     schema = {"enum": [mixed], "uniqueItems": True}
     assert rewrite(schema).relaxed == ("/enum",)
+
+
+@pytest.mark.parametrize("one", [{"minItems": 1}, {"not": {"enum": [7]}}], ids=["keyword", "negation"])
+def test_an_enumerated_value_is_not_written_as_text_for_each_schema_that_checks_it(
+    one: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+
+    def counted(value: Any, key: Any = values.key) -> str:
+        nonlocal written
+        written += isinstance(value, list)
+        return str(key(value))
+
+    monkeypatch.setattr(values, "key", counted)
+    rewrite({"enum": [list(range(100))], "allOf": [{**one, "maxItems": 1000 + number} for number in range(200)]})
+    assert written == 2  # for the list of values, and for what the schema that lists them admits

@@ -8,7 +8,7 @@ import pytest
 
 from vllama import schema_size
 from vllama.errors import SchemaError
-from vllama.schemas import Rewritten, rewrite, until
+from vllama.schemas import rewrite, until
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 
@@ -313,8 +313,8 @@ def test_alternatives_that_multiply_are_relaxed() -> None:
 def test_an_enumeration_with_too_many_checks_is_kept_and_told() -> None:
     few, many = ({"enum": list(range(count)), "allOf": [{"not": {"enum": [0]}}] * 300} for count in (10, 300))
 
-    assert rewrite(few) == Rewritten({"enum": list(range(1, 10))})
-    assert rewrite(many) == Rewritten({"enum": list(range(300))}, ("/enum",))
+    assert (rewrite(few).schema, rewrite(few).relaxed) == ({"enum": list(range(1, 10))}, ())
+    assert (rewrite(many).schema, rewrite(many).relaxed) == ({"enum": list(range(300))}, ("/enum",))
 
 
 def test_a_pattern_of_too_many_categories_is_relaxed() -> None:

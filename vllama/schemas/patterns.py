@@ -26,6 +26,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 _LAST = sys.maxunicode
 _MOST_CHARACTERS = 20_000
+"""Maximum characters of a pattern in a schema; longer ones are relaxed."""
 _MOST_WRITTEN = 100_000
 """Maximum characters of a rewritten pattern, and of one that goes to the engine as it is."""
 _MOST_REPEATS = 10_000
@@ -36,7 +37,7 @@ _MOST_STEPS = 3_000
 _MOST_RANGES = 60_000
 """Maximum number of ranges of code points that a pattern's categories, such as `\\p{L}` with 650, may sum up to."""
 _MOST_KEPT = 2**20
-"""Maximum memory of the patterns whose parts are kept, in bytes, as estimated by the next two."""
+"""Maximum memory of the parsed patterns that are kept, in bytes. It is estimated by the next two numbers."""
 _MEMORY_PER_CHARACTER = 320
 _MEMORY_PER_RANGE = 120
 

@@ -57,10 +57,24 @@ _KEYWORDS = frozenset.union(*_FAMILIES.values(), {"type", "enum", "const", "not"
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A schema in the forms that grammars enforce, and the JSON pointers of the keywords that it leaves out."""
+    """A schema in the forms that grammars enforce, and the JSON pointers of the keywords that it leaves out.
 
-    schema: Form
+    `form` is JSON, for results are kept: objects would lie between those of other work, whose memory then stays taken.
+    """
+
+    form: bytes
     relaxed: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> Form:
+        """The form as objects, made anew each time."""
+        form: Form = orjson.loads(self.form)
+        return form
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that both take."""
+        return len(self.form) + sum(map(getsizeof, self.relaxed))
 
     def header(self, most: int = 1000) -> str:
         """Return the pointers as the value of an HTTP header of about `most` characters, the rest as their number."""
@@ -92,8 +106,7 @@ def rewrite(schema: Any) -> Rewritten:
 
     Raises SchemaError for what is no schema, what nothing satisfies, and what is too large.
     """
-    kept = _rewritten(as_text(schema), most_properties())
-    return Rewritten(orjson.loads(kept.form), kept.relaxed)
+    return _rewritten(as_text(schema), most_properties())
 
 
 def as_text(schema: Any) -> bytes:
@@ -116,25 +129,14 @@ def _key(text: bytes, most: int) -> tuple[bytes, int]:
     return sha256(text).digest(), most
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A result whose form is JSON: objects would lie between those of other work, whose memory then stays taken."""
-
-    form: bytes
-    relaxed: tuple[str, ...]
-
-    @property
-    def memory(self) -> int:
-        """The bytes of memory that it takes."""
-        return len(self.form) + sum(map(getsizeof, self.relaxed))
-
-
 # A result that is larger than all that may be kept is kept alone: whoever had it made comes back for it at once.
-_kept: LRUCache[tuple[bytes, int], _Kept] = LRUCache(_MOST_KEPT, getsizeof=lambda kept: min(kept.memory, _MOST_KEPT))
+_kept: LRUCache[tuple[bytes, int], Rewritten] = LRUCache(
+    _MOST_KEPT, getsizeof=lambda rewritten: min(rewritten.memory, _MOST_KEPT)
+)
 
 
 @cached(_kept, key=_key, lock=Lock())
-def _rewritten(text: bytes, most: int) -> _Kept:
+def _rewritten(text: bytes, most: int) -> Rewritten:
     if len(text) > _MOST_BYTES:
         raise SchemaError("", f"it is too large: it has more than {_MOST_BYTES} bytes")
     rewriter = _Rewriter()
@@ -149,7 +151,7 @@ def _rewritten(text: bytes, most: int) -> _Kept:
     if len(text_of_form) > _MOST_BYTES:
         raise SchemaError("", f"it is too large: its alternatives, written out, have more than {_MOST_BYTES} bytes")
     check_cost(whole, most)
-    return _Kept(text_of_form, tuple(rewriter.relaxed))
+    return Rewritten(text_of_form, tuple(rewriter.relaxed))
 
 
 def check_cost(form: Any, most: int | None = None) -> None:

@@ -32,8 +32,8 @@ _MOST_VERDICTS = 60_000
 _MOST_CHARACTERS = 10_000
 """Maximum size of an array or object that is checked, as JSON: `uniqueItems` compares each entry with each other."""
 
-Verdict = Callable[[Any], bool | None]
-"""Returns whether a value is admitted; None if that is not known."""
+Verdict = Callable[[Any, str], bool | None]
+"""Returns whether a value, given with its `key`, is admitted; None if that is not known."""
 
 
 def admitted(values: Sequence[Any], places: Sequence[Place], negated: Sequence[Place]) -> tuple[list[Any], bool]:
@@ -50,8 +50,8 @@ def admitted(values: Sequence[Any], places: Sequence[Place], negated: Sequence[P
         return list(left.values()), False
     kept: list[Any] = []
     is_sure = True
-    for value in left.values():
-        found = [verdict(value) for verdict in (*verdicts, *refusals)]
+    for text, value in left.items():
+        found = [verdict(value, text) for verdict in (*verdicts, *refusals)]
         if False not in found:
             kept.append(value)
             is_sure = is_sure and None not in found
@@ -84,7 +84,7 @@ def matches(pattern: str, text: str) -> bool | None:
 def _admission(schema: Any) -> Verdict | None:
     """Return what decides whether a schema admits a value, without what it refers to; None if all are admitted."""
     if isinstance(schema, bool):
-        return lambda _: schema
+        return lambda *_: schema
     stated = {name: entry for name, entry in schema.items() if name not in _APPLIED}
     pattern = stated.pop("pattern", None)
     for_others = {name: entry for name, entry in stated.items() if name not in _OF_CONTAINERS}
@@ -92,24 +92,24 @@ def _admission(schema: Any) -> Verdict | None:
         return None
     admits, admits_others = _validator(stated), _validator(for_others)
 
-    def verdict(value: Any) -> bool | None:
+    def verdict(value: Any, text: str) -> bool | None:
         if isinstance(value, str) and isinstance(pattern, str) and (found := matches(pattern, value)) is not True:
             return found
-        return (admits if isinstance(value, dict | list) else admits_others)(value)
+        return (admits if isinstance(value, dict | list) else admits_others)(value, text)
 
     return verdict
 
 
 def _validator(stated: dict[str, Any]) -> Verdict:
     # Python's regular expressions can take for ever, and what is referred to is elsewhere.
-    text = json.dumps(stated)
-    if any(f'"{keyword}"' in text for keyword in ("$ref", "pattern", "patternProperties")):
-        return lambda _: None
+    as_json = json.dumps(stated)
+    if any(f'"{keyword}"' in as_json for keyword in ("$ref", "pattern", "patternProperties")):
+        return lambda *_: None
     is_draft_7 = isinstance(stated.get("items"), list) or any(name in stated for name in _OF_DRAFT_7)
     validator = (Draft7Validator if is_draft_7 else Draft202012Validator)(stated)
 
-    def verdict(value: Any) -> bool | None:
-        if isinstance(value, dict | list) and len(key(value)) > _MOST_CHARACTERS:
+    def verdict(value: Any, text: str) -> bool | None:
+        if isinstance(value, dict | list) and len(text) > _MOST_CHARACTERS:
             return None
         try:
             return bool(validator.is_valid(value))
@@ -122,8 +122,8 @@ def _validator(stated: dict[str, Any]) -> Verdict:
 def _refusal(schema: Any) -> Verdict:
     """Return what decides whether a schema refuses a value."""
     if isinstance(schema, dict) and schema.keys() & (_APPLIED - _ANNOTATIONS - _LISTS):
-        return lambda _: None
-    admission = _admission(schema) or (lambda _: True)
+        return lambda *_: None
+    admission = _admission(schema) or (lambda *_: True)
     listed = (
         [
             set(map(key, values))
@@ -134,10 +134,10 @@ def _refusal(schema: Any) -> Verdict:
         else []
     )
 
-    def verdict(value: Any) -> bool | None:
-        if any(key(value) not in allowed for allowed in listed):
+    def verdict(value: Any, text: str) -> bool | None:
+        if any(text not in allowed for allowed in listed):
             return True
-        found = admission(value)
+        found = admission(value, text)
         return None if found is None else not found
 
     return verdict
