@@ -16,7 +16,7 @@ from engine.server import RUNNING, Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
-REQUESTS, AT_ONCE, LEAVE = count(150, 1000), 24, 0.3
+REQUESTS, AT_ONCE, LEAVE = count(300, 1000), 24, 0.3
 PATHS = ("/api/generate", "/api/chat", "/v1/chat/completions")
 
 
@@ -60,7 +60,7 @@ def test_requests_of_which_many_are_abandoned_leave_no_request_and_no_lease(brea
 
     assert set(outcomes) == {"whole", "before", "beginning", "middle"}
     assert sum(outcomes.values()) == REQUESTS
-    assert REQUESTS * 0.15 < REQUESTS - outcomes["whole"] < REQUESTS * 0.45
+    assert REQUESTS * 0.2 < REQUESTS - outcomes["whole"] < REQUESTS * 0.4
     wait_for(lambda: worker.metric(RUNNING) == 0, "the engine is idle", 20)
     assert breakable.workers() == [worker]
     breakable.ask("/api/generate", {"model": tiny, "keep_alive": 0})  # what nobody leases goes at once

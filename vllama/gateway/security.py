@@ -31,7 +31,7 @@ _NO_NAME = dict.fromkeys(map(ord, "/?#@!$&'()*+,;=%~\\ "))
 """Characters that no name of a host and no address has; Go lets some of them pass in a Host header."""
 
 _LONGEST_HOST = 255
-"""Maximum characters of a host that is looked at: names have 253."""
+"""Maximum characters of a local host's name: names have at most 253. Answers are kept, each with its name."""
 
 _VARIES = (
     (b"vary", b"Origin"),

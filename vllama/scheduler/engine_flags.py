@@ -72,6 +72,15 @@ SEVERAL_HOSTS = (
 """Flags for workers with parts on other machines, which need its address."""
 
 
+_LOOKS_FOR_WORK = "100000"
+"""How often a thread of GNU's OpenMP, which vLLM preloads, looks for work before it sleeps; its default is 300,000.
+
+A thread that looks takes its core from other engines. On two cores, a text was embedded beside a chat model that was
+answering: the longest wait was 20 s by default, 4 s with 100,000 and 2 s with 30,000. One model alone was as fast as by
+default with 100,000, and 5 to 10 % slower with 30,000.
+"""
+
+
 def check_for_all(flags: Sequence[str]) -> None:
     """Raise BadEngineFlags for flags that cannot be given for all models: REFUSED, or trust in code."""
     refuse_ours(flags)
@@ -229,21 +238,12 @@ def environment(
     return {**kept, **offline, **ours, **here, **limits, **device}
 
 
-WAITING = "GOMP_SPINCOUNT"
-"""How many times a thread of OpenMP (GNU's, which vLLM preloads) looks for work before it sleeps; by default 300,000.
-
-Engines on the same cores wait for each other's threads while these look. On two cores, a text embedded beside a chat
-model that was answering waited for up to 20 s by default, 4 s with 100,000 and 2 s with 30,000; one model alone was as
-fast as before with 100,000, and slower by 5 to 10 % with 30,000.
-"""
-
-
 def _cpu_environment(base: Mapping[str, str]) -> dict[str, str]:
     made = preload(base)
     if CORES not in base:
         made[CORES] = cores_of_ranks(1)  # vLLM's own choice leaves a core out
-    if WAITING not in base and "OMP_WAIT_POLICY" not in base:
-        made[WAITING] = "100000"
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & base.keys():
+        made["GOMP_SPINCOUNT"] = _LOOKS_FOR_WORK
     return made
 
 

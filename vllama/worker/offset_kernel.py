@@ -20,7 +20,8 @@ _LEAST_ROWS = 16
 _MANY_COLUMNS = 16_384
 """Number of columns from which on their tiles alone fill a GPU, so that each may read fewer groups at a time."""
 _MANY_GROUPS = 256
-"""Number of groups from which on a tile of one row takes 8 warps."""
+"""Number of groups from which on a tile of one row takes twice as many warps."""
+_WARPS = 4
 
 
 @triton.jit(do_not_specialize=["row_count"])  # type: ignore[untyped-decorator] # Triton compiles the function
@@ -129,13 +130,14 @@ def add_to_rows(  # noqa: PLR0917
     result = product.new_empty(rows, columns + other_columns)
     if rows == 1:
         tile, width, depth = 1, 64, 64 if columns >= _MANY_COLUMNS else 128
+        warps = 2 * _WARPS if offsets.shape[0] >= _MANY_GROUPS else _WARPS
     else:
-        tile, width, depth = min(max(triton.next_power_of_2(rows), _LEAST_ROWS), 64), 64, 64
+        tile, width, depth, warps = min(max(triton.next_power_of_2(rows), _LEAST_ROWS), 64), 64, 64, _WARPS
     starts = (0, columns) if place == 0 else (other_columns, 0)
     grid = (triton.cdiv(columns, width) + triton.cdiv(other_columns, width), triton.cdiv(rows, tile))
     _launch(
         grid, result, product, other, inputs, offsets, bias, None, rows, starts, 1, group, tile, weighs=False,
-        sums_given=sums_given, sizes=(tile, width, depth),
+        sums_given=sums_given, sizes=(tile, width, depth), warps=warps,
     )  # fmt: skip
     return result
 
@@ -157,7 +159,7 @@ def add_to_pairs(  # noqa: PLR0917
     grid = (triton.cdiv(columns, sizes[1]), triton.cdiv(route.rows.shape[0], route.block))
     _launch(
         grid, product, product, None, inputs, offsets, None, route, pairs, (0, 0), top_k, group, route.block,
-        weighs=weighs, sums_given=sums_given, sizes=sizes,
+        weighs=weighs, sums_given=sums_given, sizes=sizes, warps=_WARPS,
     )  # fmt: skip
 
 
@@ -179,6 +181,7 @@ def _launch(  # noqa: PLR0917
     weighs: bool,
     sums_given: bool,
     sizes: tuple[int, int, int],
+    warps: int,
 ) -> None:
     unused: Any = product  # a pointer that is not read
     _add_offsets[grid](
@@ -208,5 +211,5 @@ def _launch(  # noqa: PLR0917
         tile_rows=sizes[0],
         tile_columns=sizes[1],
         tile_groups=sizes[2],
-        num_warps=8 if sizes[0] == 1 and offsets.shape[-2] >= _MANY_GROUPS else 4,
+        num_warps=warps,
     )
