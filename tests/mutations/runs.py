@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from typing import Any
 from mutations.table import ROOT, Fault, all_planted
 
 QUICK = "not engine and not vllm and not browser"
-_PARALLEL = ("-n", "2", "--dist", "worksteal")
+_PARALLEL = {QUICK: ("-n", "2", "--dist", "worksteal")}
+"""Other tests run one after another, in a process of their own as well: one that hangs is ended with its process."""
+_SECONDS = {QUICK: 60.0}
+"""How long a test may take; others as the settings of pytest say. With some faults, tests wait for ever."""
 _NO_TESTS_RAN = 5
 _FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
 _LINKED = (".venv", ".venv-clients", ".cache", "tests/browser/node_modules", "tests/clients/node_modules")
@@ -40,6 +43,8 @@ class Copy:
     """A clone of this repository, with its uncommitted changes, in which tests run."""
 
     root: Path
+    seconds: Mapping[str, float] = field(default_factory=lambda: _SECONDS)
+    """How long a test may take, by mark."""
     unreliable: set[str] = field(default_factory=set)
     """Tests that failed without a fault or did not fail again with it; they count for nothing."""
 
@@ -71,17 +76,20 @@ class Copy:
         """Return a test that fails twice with these faults and passes without them; "" if there is none."""
         for mark in marks:
             while failed := self.failures(faults, paths, mark, "-x"):
-                if caught := self._due_to(faults, failed):
+                if caught := self._due_to(faults, failed, mark):
                     return caught[0]
         return ""
 
     def failures(self, faults: Iterable[Fault], paths: Sequence[str], mark: str, *arguments: str) -> list[str]:
         """Return the tests that fail with these faults, without the unreliable ones."""
-        parallel = _PARALLEL if mark == QUICK else ()
+        workers = _PARALLEL.get(mark, ("-n", "1"))
+        # A signal does not end tests whose event loop waits for a task that no longer ends; a thread ends the process.
+        limits = ["--timeout-method=thread", *(["--timeout", f"{self.seconds[mark]}"] if mark in self.seconds else [])]
         # The tests of the table fail with every fault, because they look for the text that it replaces.
         ignored = ["--ignore=tests/mutations", *(f"--deselect={test}" for test in self.unreliable)]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", mark, *workers, *limits, *ignored, *arguments, *paths]
         with all_planted(faults, self.root):
-            ran = self._run([sys.executable, "-m", "pytest", "-q", "-m", mark, *parallel, *ignored, *arguments, *paths])
+            ran = self._run(command)
         if ran.returncode in {0, _NO_TESTS_RAN}:
             return []
         failed = [test for test in dict.fromkeys(_FAILED.findall(ran.stdout)) if test not in self.unreliable]
@@ -89,11 +97,11 @@ class Copy:
             raise RuntimeError(f"pytest ended with status {ran.returncode}:\n{ran.stdout[-4000:]}{ran.stderr[-4000:]}")
         return failed
 
-    def _due_to(self, faults: Iterable[Fault], failed: Sequence[str]) -> list[str]:
+    def _due_to(self, faults: Iterable[Fault], failed: Sequence[str], mark: str) -> list[str]:
         """Return those of the failed tests that the faults make fail, and remember the others as unreliable."""
-        fail_anyway = set(self.failures((), failed, ""))
+        fail_anyway = set(self.failures((), failed, mark))
         rest = [test for test in failed if test not in fail_anyway]
-        fail_again = set(self.failures(faults, rest, "")) if rest else set()
+        fail_again = set(self.failures(faults, rest, mark)) if rest else set()
         self.unreliable |= set(failed) - fail_again
         return [test for test in rest if test in fail_again]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mutations.runs import Copy
+from mutations.runs import QUICK, Copy
 from mutations.table import ROOT, DoesNotApply, Fault, all_planted, read_table
 
 FAULTS = read_table()
@@ -69,3 +69,22 @@ def test_only_a_test_that_passes_without_the_fault_catches_it(tmp_path: Path) ->
     assert copy.first_failure([planted], ["test_least.py"], [""]) == "test_least.py::test_least"
 
     assert copy.unreliable == {"test_least.py::test_that_always_fails"}
+
+
+HANGING_TEST = """
+import threading
+from code_under_test import ended
+
+def test_that_waits_for_its_end():
+    while not ended.wait(0.1):
+        pass
+"""
+
+
+def test_a_test_that_hangs_with_a_fault_catches_it(tmp_path: Path) -> None:
+    (tmp_path / "code_under_test.py").write_text("import threading\nended = threading.Event()\nended.set()\n")
+    (tmp_path / "test_end.py").write_text(HANGING_TEST)
+    copy = Copy(tmp_path, seconds={QUICK: 1})
+    planted = Fault("never ends", "code_under_test.py", "ended.set()", "ended.clear()", "", (), "")
+
+    assert copy.first_failure([planted], ["test_end.py"], [QUICK]) == "test_end.py::test_that_waits_for_its_end"
