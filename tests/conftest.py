@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from sampling import count
+from selected_files import has_no_selected_test
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # No deadline: other tests use the machine at the same time.
@@ -31,6 +33,13 @@ class _BySharedServers(LoadScopeScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Distribute the tests among processes (xdist's hook); None where xdist's way is right."""
     return _BySharedServers(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files that have no test with the marks that `-m` selects: some of them import torch or vLLM."""
+    if not collection_path.name.startswith("test_") or collection_path.suffix != ".py":
+        return None
+    return True if has_no_selected_test(collection_path.read_text(encoding="utf-8"), config.option.markexpr) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

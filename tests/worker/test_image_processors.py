@@ -11,6 +11,7 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 
+@pytest.mark.slow  # what is installed decides it, not a change here
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_vllm_can_import_gemma_3_and_llava_without_torchvision() -> None:
     code = (
