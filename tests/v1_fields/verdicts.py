@@ -107,11 +107,7 @@ def measured() -> dict[str, Any]:
     """Return the verdicts of the installed vLLM and of this tree, by path and field, and vLLM's own fields."""
     tried = list(samples())
     theirs = _asked([(sample.path, sample.body) for sample in tried], os.environ)
-    converted = [sample.converted() for sample in tried]
-    bodies = [
-        (sample.path, body if isinstance(body, dict) else {}) for sample, body in zip(tried, converted, strict=True)
-    ]
-    ours = _asked(bodies, environment(os.environ, FOLDER, on_cpu=True))
+    converted, refusals = _tried_here(tried)
     verdicts: dict[str, Any] = {}
     for path, route in described().items():
         types = theirs["types"][path]
@@ -121,16 +117,36 @@ def measured() -> dict[str, Any]:
             for name, kind in route["fields"].items()
         }
         verdicts[path] = {"fields": fields, "vllm_only": own}
-    outcomes = zip(tried, converted, theirs["refused"], ours["refused"], strict=True)
-    for sample, body, they_refuse, we_are_refused in outcomes:
+    outcomes = zip(tried, converted, theirs["refused"], refusals, strict=True)
+    for sample, body, they_refuse, is_refused in outcomes:
         verdict: Verdict = verdicts[sample.path]["fields"][sample.name]
-        is_refused = isinstance(body, str) or we_are_refused is not None
         if they_refuse:
             outcome = "refused" if is_refused else _outcome(sample, body)
             verdict["here"].setdefault(outcome, []).append(sample.shown)
         if is_refused:
             verdict["refused"].append(sample.shown)
     return verdicts
+
+
+def refused_here() -> dict[str, dict[str, list[str]]]:
+    """Return the values that are refused here, by path and field."""
+    tried = list(samples())
+    found: dict[str, dict[str, list[str]]] = {path: {} for path in described()}
+    for sample, is_refused in zip(tried, _tried_here(tried)[1], strict=True):
+        if is_refused:
+            found[sample.path].setdefault(sample.name, []).append(sample.shown)
+    return found
+
+
+def _tried_here(tried: list[Sample]) -> tuple[list[dict[str, Any] | str], list[bool]]:
+    """Return what becomes of each body, and whether it is refused, by us or by vLLM after us."""
+    converted = [sample.converted() for sample in tried]
+    bodies = [
+        (sample.path, body if isinstance(body, dict) else {}) for sample, body in zip(tried, converted, strict=True)
+    ]
+    reasons = _asked(bodies, environment(os.environ, FOLDER, on_cpu=True))["refused"]
+    refusals = [isinstance(body, str) or reason is not None for body, reason in zip(converted, reasons, strict=True)]
+    return converted, refusals
 
 
 def _outcome(sample: Sample, body: Any) -> str:

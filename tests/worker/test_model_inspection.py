@@ -52,6 +52,7 @@ def test_a_class_is_the_same_inspected_here_and_in_a_forked_process(
     assert inspected(architecture) == here
 
 
+@pytest.mark.slow  # another process imports vLLM, and the test above compares with a forked one
 def test_a_class_is_the_same_as_in_vllm_s_own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     of_vllm = inspected("LlamaForCausalLM")
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "other"))
