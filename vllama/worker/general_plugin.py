@@ -7,6 +7,7 @@ from vllama.worker import (
     cpu_sampling,
     grammars,
     image_processors,
+    processor_templates,
     rank_groups,
     repacked_weights,
     shared_code,
@@ -25,6 +26,7 @@ def register() -> None:
     cpu_sampling.register()
     grammars.register()
     image_processors.register()
+    processor_templates.register()
     rank_groups.register()
     repacked_weights.register()
     shared_code.register()
