@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from typing import Any
 from mutations.table import ROOT, Fault, all_planted
 
 QUICK = "not engine and not vllm and not browser"
-_PARALLEL = {QUICK: ("-n", "2", "--dist", "worksteal")}
-"""Other tests run one after another, in a process of their own as well: one that hangs is ended with its process."""
-_SECONDS = {QUICK: 60.0}
-"""How long a test may take; others as the settings of pytest say. With some faults, tests wait for ever."""
+_PARALLEL = ("-n", "2", "--dist", "worksteal")
+_FEW, _SUITE = 150.0, 3600.0
+"""Seconds for a run of the tests that a row names, and of a whole suite. With some faults, tests wait for ever."""
 _NO_TESTS_RAN = 5
 _FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
 _LINKED = (".venv", ".venv-clients", ".cache", "tests/browser/node_modules", "tests/clients/node_modules")
@@ -43,8 +43,6 @@ class Copy:
     """A clone of this repository, with its uncommitted changes, in which tests run."""
 
     root: Path
-    seconds: Mapping[str, float] = field(default_factory=lambda: _SECONDS)
-    """How long a test may take, by mark."""
     unreliable: set[str] = field(default_factory=set)
     """Tests that failed without a fault or did not fail again with it; they count for nothing."""
 
@@ -72,24 +70,34 @@ class Copy:
             raise RuntimeError(f"tests would import {where} instead of the copy in {root}")
         return copy
 
-    def first_failure(self, faults: Iterable[Fault], paths: Sequence[str], marks: Sequence[str]) -> str:
-        """Return a test that fails twice with these faults and passes without them; "" if there is none."""
+    def first_failure(
+        self, faults: Iterable[Fault], paths: Sequence[str], marks: Sequence[str], seconds: float = _FEW
+    ) -> str:
+        """Return a test that fails twice with these faults and passes without them; "" if there is none.
+
+        Where a run with the faults does not end within this time, that is the first of the paths.
+        """
         for mark in marks:
-            while failed := self.failures(faults, paths, mark, "-x"):
-                if caught := self._due_to(faults, failed, mark):
+            while failed := self.failures(faults, paths, mark, "-x", seconds=seconds):
+                if caught := self._due_to(faults, failed, seconds):
                     return caught[0]
         return ""
 
-    def failures(self, faults: Iterable[Fault], paths: Sequence[str], mark: str, *arguments: str) -> list[str]:
-        """Return the tests that fail with these faults, without the unreliable ones."""
-        workers = _PARALLEL.get(mark, ("-n", "1"))
-        # A signal does not end tests whose event loop waits for a task that no longer ends; a thread ends the process.
-        limits = ["--timeout-method=thread", *(["--timeout", f"{self.seconds[mark]}"] if mark in self.seconds else [])]
+    def failures(
+        self, faults: Iterable[Fault], paths: Sequence[str], mark: str, *arguments: str, seconds: float = _FEW
+    ) -> list[str]:
+        """Return the tests that fail with these faults, without the unreliable ones; the paths if the run hangs."""
+        parallel = _PARALLEL if mark == QUICK else ()
         # The tests of the table fail with every fault, because they look for the text that it replaces.
         ignored = ["--ignore=tests/mutations", *(f"--deselect={test}" for test in self.unreliable)]
-        command = [sys.executable, "-m", "pytest", "-q", "-m", mark, *workers, *limits, *ignored, *arguments, *paths]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", mark, *parallel, *ignored, *arguments, *paths]
         with all_planted(faults, self.root):
-            ran = self._run(command)
+            try:
+                ran = self._run(command, seconds)
+            except subprocess.TimeoutExpired:
+                if not paths:
+                    raise RuntimeError(f"a whole suite did not end within {seconds:.0f} s") from None
+                return [path for path in paths if path not in self.unreliable]
         if ran.returncode in {0, _NO_TESTS_RAN}:
             return []
         failed = [test for test in dict.fromkeys(_FAILED.findall(ran.stdout)) if test not in self.unreliable]
@@ -97,18 +105,28 @@ class Copy:
             raise RuntimeError(f"pytest ended with status {ran.returncode}:\n{ran.stdout[-4000:]}{ran.stderr[-4000:]}")
         return failed
 
-    def _due_to(self, faults: Iterable[Fault], failed: Sequence[str], mark: str) -> list[str]:
+    def _due_to(self, faults: Iterable[Fault], failed: Sequence[str], seconds: float) -> list[str]:
         """Return those of the failed tests that the faults make fail, and remember the others as unreliable."""
-        fail_anyway = set(self.failures((), failed, mark))
+        fail_anyway = set(self.failures((), failed, "", seconds=seconds))
         rest = [test for test in failed if test not in fail_anyway]
-        fail_again = set(self.failures(faults, rest, mark)) if rest else set()
+        fail_again = set(self.failures(faults, rest, "", seconds=seconds)) if rest else set()
         self.unreliable |= set(failed) - fail_again
         return [test for test in rest if test in fail_again]
 
-    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, command: Sequence[str], seconds: float = _FEW) -> subprocess.CompletedProcess[str]:
+        """Run a command and end it with its children after this time, with `subprocess.TimeoutExpired`."""
         environment = os.environ | {"PYTHONPATH": str(self.root)}
         environment.setdefault("OLLAMA_MODELS", str(ROOT / ".cache" / "models"))
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        with subprocess.Popen(
+            command, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                output, errors = process.communicate(timeout=seconds)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def run_own_tests(copy: Copy, fault: Fault) -> Result:
@@ -126,7 +144,7 @@ def run_rest(copy: Copy, missed: Sequence[Result]) -> None:
     """
     faults = [result.fault for result in missed]
     for mark in (QUICK, "vllm"):
-        failed = copy.failures(faults, (), mark)
+        failed = copy.failures(faults, (), mark, seconds=_SUITE)
         for result in missed if failed else ():
             if by := copy.first_failure([result.fault], failed, [mark]):
                 result.stage, result.by = "quick suite", by
@@ -135,7 +153,7 @@ def run_rest(copy: Copy, missed: Sequence[Result]) -> None:
 def run_engine_tests(copy: Copy, result: Result) -> None:
     """Run the engine module that the row of a missed fault names, and record what catches it."""
     started = time.monotonic()
-    result.by = copy.first_failure([result.fault], [result.fault.engine], ["engine"])
+    result.by = copy.first_failure([result.fault], [result.fault.engine], ["engine"], _SUITE)
     result.stage = "engine suite" if result.by else ""
     result.seconds += time.monotonic() - started
 
