@@ -16,8 +16,8 @@ def has_no_selected_test(source: str, expression: str) -> bool:
     """
     names = re.findall(r"\w+", expression)
     if _ANY_OF.fullmatch(expression) and "not" not in names:
-        return not any(f"pytest.mark.{name}" in source for name in names if name != "or")
+        return not any(f"mark.{name}" in source for name in names if name != "or")
     if _NONE_OF.fullmatch(expression):
         marks = "\n".join(found[1] for found in _MODULE_MARKS.finditer(source))
-        return any(re.search(rf"pytest\.mark\.{name}\b", marks) for name in names if name not in {"not", "and"})
+        return any(re.search(rf"\bmark\.{name}\b", marks) for name in names if name not in {"not", "and"})
     return False

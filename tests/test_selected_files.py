@@ -9,6 +9,7 @@ QUICK = "not engine and not vllm and not browser"
 ENGINE = "engine or browser"
 WHOLE = "pytestmark = pytest.mark.vllm\n"
 LISTED = "pytestmark = [\n    pytest.mark.vllm,\n    pytest.mark.timeout(300),\n]\n"
+ALIASED = "from pytest import mark\n\n@mark.vllm\ndef test_it() -> None: ...\n"
 ONE_TEST = "@pytest.mark.vllm\ndef test_it() -> None: ...\n"
 
 
@@ -27,6 +28,7 @@ def test_a_file_without_a_test_that_may_match_is_left_out(source: str, expressio
         ("", QUICK),
         (WHOLE, "vllm"),
         (ONE_TEST, "vllm or engine"),
+        (ALIASED, "vllm"),
         (WHOLE, ""),
         (WHOLE, "not vllm or slow"),
         ("pytestmark = pytest.mark.timeout(300)\n", QUICK),
