@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllama.worker.processor_templates import has_no_processor, register, where_there_is_one
+from vllama.worker.processor_templates import has_no_processor, only_with_processor, register
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -77,11 +77,19 @@ def test_vllm_is_asked_about_the_others(tmp_path: Path) -> None:
         asked.append((tokenizer.name_or_path, named))
         return "its template"
 
-    template = where_there_is_one(look)
+    template = only_with_processor(look)
     without = snapshot(tmp_path, {"model_type": "llama"})
     assert template(SimpleNamespace(name_or_path=str(without)), revision=None) is None
     assert template(SimpleNamespace(name_or_path="org/name"), revision=None) == "its template"
     assert asked == [("org/name", {"revision": None})]
+
+
+def test_files_are_read_once_and_not_at_each_request(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path, {"model_type": "llama"})
+    assert has_no_processor(folder)
+    for file in folder.iterdir():
+        file.unlink()
+    assert has_no_processor(folder)
 
 
 def test_it_is_vllms_own_function_that_is_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:

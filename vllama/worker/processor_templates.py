@@ -1,4 +1,4 @@
-"""Whether a model has a processor whose chat template vLLM should look for.
+"""Skip vLLM's search for a processor's chat template where a model has no processor.
 
 Before vLLM takes a tokenizer's own chat template, it loads the model's processor and looks for one there
 (`vllm/renderers/hf.py`, `_try_get_processor_chat_template`, in 0.32 and 0.33). For a model without a processor,
@@ -18,18 +18,18 @@ _LOOKUP = "_try_get_processor_chat_template"
 
 
 def register() -> None:
-    """Have vLLM look for no template in a processor that is not there; the second time does nothing."""
+    """Make vLLM skip the search for models without a processor; a second call does nothing."""
     try:
         from vllm.renderers import hf
     except ImportError:
         return
     look = getattr(hf, _LOOKUP, None)
     if look is not None and not hasattr(look, "__wrapped__"):
-        setattr(hf, _LOOKUP, where_there_is_one(look))
+        setattr(hf, _LOOKUP, only_with_processor(look))
 
 
-def where_there_is_one(look: Callable[..., str | None]) -> Callable[..., str | None]:
-    """Return vLLM's function, which looks for the template of a processor, for models that may have one."""
+def only_with_processor(look: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Wrap vLLM's search so that it runs only for models that may have a processor."""
 
     @functools.wraps(look)
     def template(tokenizer: Any, **named: Any) -> str | None:
@@ -38,11 +38,12 @@ def where_there_is_one(look: Callable[..., str | None]) -> Callable[..., str | N
     return template
 
 
+@functools.cache  # vLLM asks at each request, and the files of a served model do not change
 def has_no_processor(snapshot: Path) -> bool:
-    """Return whether transformers would find no processor in a folder; False also where the folder cannot be read.
+    """Return True if transformers would find no processor in a folder; False if the folder cannot be read.
 
-    It looks for files of processors, for a class that config.json or tokenizer_config.json names, and for one that
-    belongs to the type of model (transformers/models/auto/processing_auto.py, `AutoProcessor.from_pretrained`).
+    Transformers looks for processor files, for a class that config.json or tokenizer_config.json names, and for the
+    class of the model type (transformers/models/auto/processing_auto.py, `AutoProcessor.from_pretrained`).
     """
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
