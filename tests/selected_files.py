@@ -1,4 +1,4 @@
-"""Files of tests that need not be imported for the marks that `pytest -m` selects."""
+"""Find test files that need not be imported, because `pytest -m` selects none of their tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _MODULE_MARKS = re.compile(r"^pytestmark = (\[.*?\]$|.*?$)", re.MULTILINE | re.D
 
 
 def has_no_selected_test(source: str, expression: str) -> bool:
-    """Return whether no test of a file can match an expression of marks; False where that is not plain to see.
+    """Return True if no test in a file can match an expression of marks; False in doubt.
 
-    Plain are `a or b` where the file mentions neither, and `not a and not b` where one is a mark of the whole module.
+    Two forms of expressions are known. `a or b` matches nothing in a file that mentions neither mark. `not a and not b`
+    matches nothing in a file where one of them marks the whole module.
     """
-    names = re.findall(r"\w+", expression)
-    if _ANY_OF.fullmatch(expression) and "not" not in names:
-        return not any(f"mark.{name}" in source for name in names if name != "or")
+    if _ANY_OF.fullmatch(expression):
+        return not any(f"mark.{name}" in source for name in expression.split(" or "))
     if _NONE_OF.fullmatch(expression):
         marks = "\n".join(found[1] for found in _MODULE_MARKS.finditer(source))
-        return any(re.search(rf"\bmark\.{name}\b", marks) for name in names if name not in {"not", "and"})
+        return any(re.search(rf"\bmark\.{name}\b", marks) for name in re.findall(r"not (\w+)", expression))
     return False

@@ -75,7 +75,7 @@ class Copy:
     ) -> str:
         """Return a test that fails twice with these faults and passes without them; "" if there is none.
 
-        Where a run with the faults does not end within this time, that is the first of the paths.
+        If a run with the faults takes longer than `seconds`, the first of the paths is returned instead of a test.
         """
         for mark in marks:
             while failed := self.failures(faults, paths, mark, "-x", seconds=seconds):
@@ -114,7 +114,7 @@ class Copy:
         return [test for test in rest if test in fail_again]
 
     def _run(self, command: Sequence[str], seconds: float = _FEW) -> subprocess.CompletedProcess[str]:
-        """Run a command and end it with its children after this time, with `subprocess.TimeoutExpired`."""
+        """Run a command. After `seconds`, kill it with its children and raise `subprocess.TimeoutExpired`."""
         environment = os.environ | {"PYTHONPATH": str(self.root)}
         environment.setdefault("OLLAMA_MODELS", str(ROOT / ".cache" / "models"))
         with subprocess.Popen(

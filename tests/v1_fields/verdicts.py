@@ -139,7 +139,7 @@ def refused_here() -> dict[str, dict[str, list[str]]]:
 
 
 def _tried_here(tried: list[Sample]) -> tuple[list[dict[str, Any] | str], list[bool]]:
-    """Return what becomes of each body, and whether it is refused, by us or by vLLM after us."""
+    """Return each body as vLLM gets it, or the reason for our refusal, and whether we or vLLM refuse it."""
     converted = [sample.converted() for sample in tried]
     bodies = [
         (sample.path, body if isinstance(body, dict) else {}) for sample, body in zip(tried, converted, strict=True)
